@@ -1,0 +1,1 @@
+"""A service is one process type of the mesh, started as `python -m services.<name>`."""

@@ -1,0 +1,142 @@
+"""HTTP server of a service: uvicorn inside our event loop, under our signal handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncGenerator, Generator
+
+import prometheus_client
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from typing_extensions import override
+
+from services.common.readiness import Readiness
+from services.common.runtime import background
+
+logger = logging.getLogger(__name__)
+
+MAX_CONCURRENCY = 1_000
+"""Connections or running requests above this are answered 503 by uvicorn: callers retry, memory stays bounded."""
+
+KEEP_ALIVE_S = 30
+"""How long an idle connection is kept."""
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to `runtime.main` and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    @override
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def run_on(self, listener: socket.socket) -> None:
+        """Serve until `should_exit` is set and running requests have ended."""
+        try:
+            await self.serve(sockets=[listener])
+        finally:
+            self.ended.set()
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Split `host:port`; an IPv6 host may stand in brackets.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:  # noqa: PLR2004 - largest port
+        raise ValueError(f"must be host:port, not {listen!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+@contextlib.asynccontextmanager
+async def serving(*, listen: str, app: Starlette, drain_s: float) -> AsyncGenerator[int]:
+    """Serve `app` over HTTP while the body runs; on leaving, running requests get `drain_s` seconds.
+
+    Args:
+        listen: `host:port`; port 0: any free one.
+        app: the application.
+        drain_s: grace for requests when stopping, in seconds.
+
+    Yields:
+        The bound port.
+
+    Raises:
+        OSError: the address can't be bound.
+    """
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONCURRENCY,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+    server = _Server(config)
+    listener = _bind(listen)
+    async with background(server.run_on(listener)):
+        await server.listening.wait()
+        port: int = listener.getsockname()[1]
+        logger.info("http listening", extra={"listen": listen, "port": port})
+        try:
+            yield port
+        finally:
+            server.should_exit = True
+            await server.ended.wait()
+
+
+def _bind(listen: str) -> socket.socket:
+    host, port = parse_listen(listen)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise OSError(f"can't listen on {listen}: {error}") from error
+    listener.setblocking(False)  # noqa: FBT003 - its only form
+    return listener
+
+
+def health_routes(readiness: Readiness) -> list[Route]:
+    """Return `/healthz` (the loop turns), `/readyz` (nothing is missing) and `/metrics` (Prometheus text)."""
+
+    async def healthz(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(_request: Request) -> Response:
+        ready = readiness.is_ready
+        return JSONResponse({"ready": ready, "missing": readiness.missing}, 200 if ready else 503)
+
+    async def metrics(_request: Request) -> Response:
+        text = prometheus_client.generate_latest()
+        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]

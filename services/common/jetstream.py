@@ -1,0 +1,130 @@
+"""Connection to NATS and set-up of streams and buckets; the only door to nats-py's management calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+from nats.js.kv import KeyValue
+
+from services.common.errors import UnavailableError
+from services.common.readiness import Readiness
+from services.common.settings import Secret
+
+logger = logging.getLogger(__name__)
+
+DEPENDENCY = "nats"
+"""Name under which `Readiness` lists NATS."""
+
+PENDING_BYTES = 32 << 20
+"""What nats-py may hold while NATS is away; writers keep their own bounds below it."""
+
+
+async def connect(url: Secret, *, name: str, readiness: Readiness) -> Client:
+    """Connect to NATS, trying again until it answers; afterwards nats-py reconnects for ever.
+
+    Args:
+        url: `nats://user:password@host:port`, several joined by commas.
+        name: of the client, shown by NATS.
+        readiness: kept informed under `nats`.
+    """
+    logged = False
+
+    async def on_error(error: Exception) -> None:
+        logger.warning("nats error", extra={"error": repr(error)})
+
+    async def on_disconnect() -> None:
+        readiness.mark(DEPENDENCY, present=False)
+
+    async def on_reconnect() -> None:
+        readiness.mark(DEPENDENCY, present=True)
+
+    while True:
+        try:
+            client = await nats.connect(
+                url.reveal().split(","),
+                name=name,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,
+                connect_timeout=2,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                pending_size=PENDING_BYTES,
+                error_cb=on_error,
+                disconnected_cb=on_disconnect,
+                reconnected_cb=on_reconnect,
+            )
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            if not logged:
+                logged = True
+                logger.warning("nats does not answer, trying on", extra={"error": repr(error)})
+            await asyncio.sleep(0.25)
+            continue
+        readiness.mark(DEPENDENCY, present=True)
+        return client
+
+
+@contextlib.asynccontextmanager
+async def closing(client: Client) -> AsyncGenerator[Client]:
+    """Close `client` on leaving, after what it holds was sent, within two seconds."""
+    try:
+        yield client
+    finally:
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            async with asyncio.timeout(2):
+                if client.is_connected:
+                    await client.flush(timeout=1)
+                await client.close()
+
+
+async def ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
+    """Create a stream, or bring an existing one to `config`. Idempotent.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
+    try:
+        try:
+            await js.add_stream(config)
+        except nats.js.errors.BadRequestError as error:
+            if error.err_code != 10058:  # noqa: PLR2004 - "stream name already in use"
+                raise
+            await js.update_stream(config)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise UnavailableError(f"stream {config.name}: {error!r}", dependency=DEPENDENCY) from error
+
+
+async def delete_stream(js: JetStreamContext, name: str) -> None:
+    """Delete a stream with its messages. Idempotent.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
+    try:
+        with contextlib.suppress(nats.js.errors.NotFoundError):
+            await js.delete_stream(name)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise UnavailableError(f"stream {name}: {error!r}", dependency=DEPENDENCY) from error
+
+
+async def ensure_bucket(js: JetStreamContext, bucket: str, *, replicas: int = 1) -> KeyValue:
+    """Open a KV bucket, made when it does not exist. Idempotent.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
+    try:
+        try:
+            return await js.key_value(bucket)
+        except nats.js.errors.NotFoundError:
+            return await js.create_key_value(api.KeyValueConfig(bucket=bucket, history=1, replicas=replicas))
+    except (nats.errors.Error, TimeoutError) as error:
+        raise UnavailableError(f"bucket {bucket}: {error!r}", dependency=DEPENDENCY) from error

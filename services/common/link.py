@@ -1,0 +1,214 @@
+"""Reliable, ordered frames over successive gRPC streams between the same two processes.
+
+Both ends of a `Link` RPC (an edge, and the router or the session service) hold one `Link` object
+that outlives the stream:
+
+- Content travels in frames, numbered from 1 in each direction. A frame stays with its sender until the peer
+  confirmed it (`received_through`, cumulative), so a broken stream loses nothing: `resume` sends
+  unconfirmed frames again on the next stream, and the receiver drops those that it has had.
+- Batches form by back-pressure alone: the writer asks `build` for the next frame only when the stream took
+  the one before and fewer than `window_bytes` are unconfirmed. What is to be sent gathers meanwhile.
+- When either process is a new one, `reset` starts from nothing and the application sends its state.
+- A stream without a message for five seconds counts as broken; both ends send one at least every second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, TypeVar
+
+from grpc import aio
+
+from services.common.runtime import first_of
+
+HEARTBEAT_S = 1.0
+"""Longest time between two messages."""
+
+SILENT_HEARTBEATS = 5
+"""Heartbeat times without a message after which the stream counts as broken."""
+
+WINDOW_BYTES = 8 << 20
+"""What a sender has unconfirmed at the most, give or take one frame."""
+
+
+class LinkBrokenError(Exception):
+    """The stream ended, was silent for too long, or brought a frame out of order."""
+
+
+class Message(Protocol):
+    """What both message types of a link have."""
+
+    frame: int
+    received_through: int
+
+    def ByteSize(self) -> int:  # noqa: N802 - protobuf's name
+        """Return the size on the wire."""
+        ...
+
+
+S = TypeVar("S", bound=Message)
+R = TypeVar("R", bound=Message)
+
+
+class Link(Generic[S, R]):
+    """One end of a link. Owned by one event loop; at most one `exchange` runs at a time.
+
+    Args:
+        build: returns the content of the next frame, or None when there is nothing to send.
+        bare: returns an empty message.
+        take: called once for each frame of the peer, in order; `confirm` follows now or later.
+        confirmed: called with the number through which the peer has confirmed our frames.
+        window_bytes: bound of unconfirmed bytes, above which `build` is not called.
+    """
+
+    def __init__(
+        self,
+        *,
+        build: Callable[[], S | None],
+        bare: Callable[[], S],
+        take: Callable[[R], None],
+        confirmed: Callable[[int], None],
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        self._build = build
+        self._bare = bare
+        self._take = take
+        self._confirmed = confirmed
+        self._window_bytes = window_bytes
+        self._wake = asyncio.Event()
+        self._unconfirmed: deque[S] = deque()
+        self._sizes: deque[int] = deque()
+        self._heard = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames; numbering starts anew in both directions."""
+        self._unconfirmed.clear()
+        self._sizes.clear()
+        self._on_stream = 0  # how many of the unconfirmed frames the current stream has taken
+        self.next_frame = 1
+        """Number that the next frame gets; valid inside `build`."""
+        self.received_through = 0
+        """Number of the last frame of the peer."""
+        self.unconfirmed_bytes = 0
+        """Size of the frames that the peer has not confirmed."""
+        self.confirmed_through = 0
+        """Number through which we confirmed the peer's frames."""
+        self._told_through = 0
+        self._wake.set()
+
+    def resume(self, peer_received_through: int) -> None:
+        """Go on on a new stream with a peer that confirmed our frames through `peer_received_through`."""
+        self._drop_confirmed(peer_received_through)
+        self._on_stream = 0
+        self._told_through = 0  # the answer may have been lost with the old stream
+        self._wake.set()
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the window is full."""
+        return self.unconfirmed_bytes >= self._window_bytes
+
+    @property
+    def has_unconfirmed(self) -> bool:
+        """Whether the peer has yet to confirm a frame."""
+        return bool(self._unconfirmed)
+
+    def wake(self) -> None:
+        """Note that `build` has something to send."""
+        self._wake.set()
+
+    def confirm(self, through: int) -> None:
+        """Note that the peer's frames through this number have been taken over."""
+        if through > self.confirmed_through:
+            self.confirmed_through = through
+            self._wake.set()
+
+    async def exchange(self, read: Callable[[], Awaitable[R | None]], write: Callable[[S], Awaitable[None]]) -> None:
+        """Send and receive over one stream until it breaks.
+
+        Args:
+            read: returns the next message, None at the end of the stream.
+            write: sends a message, waiting while the stream takes no more.
+
+        Raises:
+            LinkBrokenError: the stream ended; `resume` or `reset`, then exchange over the next one.
+        """
+        self._heard = True
+        self._wake.set()
+        try:
+            await first_of(self._receive(read), self._send(write), self._watch())
+        except (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError) as error:
+            raise LinkBrokenError(str(error)) from error
+        raise LinkBrokenError("the stream ended")
+
+    async def _send(self, write: Callable[[S], Awaitable[None]]) -> None:
+        while True:
+            self._wake.clear()
+            while (message := self._next_message()) is not None:
+                await write(message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._wake.wait()
+                continue
+            await write(self._stamp(self._bare()))
+
+    def _next_message(self) -> S | None:
+        if self._on_stream < len(self._unconfirmed):
+            message = self._unconfirmed[self._on_stream]
+            self._on_stream += 1
+            return self._stamp(message)
+        if self.unconfirmed_bytes < self._window_bytes and (frame := self._build()) is not None:
+            frame.frame = self.next_frame
+            self.next_frame += 1
+            size = frame.ByteSize()
+            self._unconfirmed.append(frame)
+            self._sizes.append(size)
+            self.unconfirmed_bytes += size
+            self._on_stream += 1
+            return self._stamp(frame)
+        if self._told_through != self.confirmed_through:
+            return self._stamp(self._bare())
+        return None
+
+    def _stamp(self, message: S) -> S:
+        message.received_through = self._told_through = self.confirmed_through
+        return message
+
+    async def _receive(self, read: Callable[[], Awaitable[R | None]]) -> None:
+        while (message := await read()) is not None:
+            self._heard = True
+            if message.received_through > self.next_frame - 1 - len(self._unconfirmed):
+                self._drop_confirmed(message.received_through)
+                self._wake.set()
+            number = message.frame
+            if number == self.received_through + 1:
+                self.received_through = number
+                self._take(message)
+            elif number > self.received_through:
+                raise LinkBrokenError(f"frame {number} came after {self.received_through}")
+
+    def _drop_confirmed(self, through: int) -> None:
+        if through >= self.next_frame:
+            raise LinkBrokenError(f"frame {through} was confirmed and never sent")
+        first = self.next_frame - len(self._unconfirmed)
+        if through < first:
+            return
+        for _ in range(through - first + 1):
+            self._unconfirmed.popleft()
+            self.unconfirmed_bytes -= self._sizes.popleft()
+        self._on_stream = max(0, self._on_stream - (through - first + 1))
+        self._confirmed(through)
+
+    async def _watch(self) -> None:
+        # Counts heartbeats instead of reading the clock: a process that was stopped for a while has
+        # messages waiting, and must not take its own pause for the peer's silence.
+        silent = 0
+        while silent < SILENT_HEARTBEATS:
+            self._heard = False
+            await asyncio.sleep(HEARTBEAT_S)
+            silent = 0 if self._heard else silent + 1
+        raise LinkBrokenError(f"no message for {SILENT_HEARTBEATS * HEARTBEAT_S:.0f} s")

@@ -1,0 +1,410 @@
+"""Pipelined publishing to JetStream: what is written is stored, in order, whatever fails in between.
+
+`js.publish` waits for each acknowledgement by a task and a future of its own; here a message costs a few
+microseconds. It is published with a reply subject, `<inbox>.<number>`, and one subscription takes the
+acknowledgements of all. Messages are ordered within their stream, which the leading tokens of the subject
+name (a *lane*); each lane is a queue whose head part is in flight:
+
+- An acknowledgement reports its message once all before it in the lane have been reported.
+- An error, "no responders" (no such stream, JetStream starting) or silence sends the lane back: everything from the
+  oldest message not acknowledged on is sent again, in order, after a pause of 0.1 to 2 s, and one message goes ahead
+  alone until it is acknowledged. There is no end to this; a stream that is missing holds up its own lane only.
+- A new connection to NATS sends every lane back at once.
+- A message that can never be stored (too large for the server or the stream) is reported as failed, in its turn.
+
+Repeats are harmless within the duplicate window of the stream, since every message has its `Nats-Msg-Id`.
+
+Commands are written straight to the connection's transport. `Client.publish` would keep them over a reconnect and
+send them before those that were lost on the wire, which breaks the order; it also costs four times as much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from typing_extensions import override
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.1
+"""How often the connection and the acknowledgement time are looked at while something is in flight."""
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 2.0
+"""Bounds of the pause after a failure; it doubles from one to the other."""
+MAX_CONTROL_LINE = 4_096
+"""The server's bound of the line with subject and sizes (`max_control_line`); it hangs up on a longer one."""
+MAX_LANE_NAMES = 65_536
+"""Subjects whose lane is remembered; beyond, all are forgotten and found anew."""
+BURST = 256
+"""Messages of one lane sent before the next lane has its turn."""
+
+# Answers of JetStream that sending again cannot change: message and header too large for the stream.
+_PERMANENT = frozenset({10054, 10097})
+_STORED = re.compile(rb'\A\{"stream":\s*"[^"]*",.*"seq":\s*(\d+)')
+_DUPLICATE = re.compile(rb'"duplicate":\s*true')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CRLF = b"\r\n"
+
+_WAITING = 0
+_REFUSED = -1
+
+
+class _Message:
+    """A message that was written and not reported yet."""
+
+    __slots__ = ("failure", "head", "is_duplicate", "lane", "number", "payload", "sequence", "size", "token")
+
+    def __init__(self, lane: _Lane, number: int, head: bytes, payload: bytes, token: object) -> None:
+        self.lane = lane
+        self.number = number
+        self.head = head  # control line and header block
+        self.payload = payload
+        self.token = token
+        self.size = len(head) + len(payload)
+        self.sequence = _WAITING
+        self.is_duplicate = False
+        self.failure = ""
+
+
+class _Answers(asyncio.Future[Msg]):
+    """Takes every message of a subscription as it is read; never done.
+
+    nats-py gives the messages of a subscription with a `future` to `set_result` at once, without the
+    queue and the task of a callback, which would double the cost of an acknowledgement.
+    """
+
+    def __init__(self, take: Callable[[Msg], None]) -> None:
+        super().__init__()
+        self._take = take
+
+    @override
+    def set_result(self, result: Msg, /) -> None:
+        self._take(result)
+
+
+class _Lane:
+    """The messages of one stream, in the order of writing: those in flight, then those waiting to be sent."""
+
+    __slots__ = ("flight", "is_probing", "is_queued", "name", "pause_s", "progress", "retry_at", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.flight: deque[_Message] = deque()
+        self.waiting: deque[_Message] = deque()
+        self.is_queued = False  # has its place in the writer's queue of lanes to send
+        self.is_probing = False  # after a failure: one message at a time until one is acknowledged
+        self.pause_s = FIRST_PAUSE_S
+        self.retry_at = 0.0
+        self.progress = 0.0  # when the oldest message in flight became the oldest, monotonic seconds
+
+
+class LogWriter:
+    """Writes messages to JetStream streams. Owned by one event loop; `run` is its pump.
+
+    Bounded by its caller: `write` takes everything, `backlog_bytes` tells what has not been reported yet, and whoever
+    reads from outside stops reading above a mark of its own.
+
+    Args:
+        client: connected to NATS and reconnecting by itself.
+        stored: called with (token, sequence in the stream, whether it had been stored before) for each message that
+            has a token, once, in the order of writing within a stream.
+        failed: called instead with (token, reason) for a message that can never be stored.
+        stream_tokens: how many leading tokens of a subject name its stream, so that order is kept among subjects that
+            agree in them: 4 for the message logs, 3 for lifecycle events.
+        window_messages: bound of the messages in flight.
+        window_bytes: bound of their size.
+        ack_timeout_s: time without an acknowledgement after which a lane is sent again, in seconds.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        stored: Callable[[object, int, bool], None],
+        failed: Callable[[object, str], None] | None = None,
+        stream_tokens: int = 3,
+        window_messages: int = 4096,
+        window_bytes: int = 8 << 20,
+        ack_timeout_s: float = 5.0,
+    ) -> None:
+        self._client = client
+        self._stored = stored
+        self._failed = failed
+        self._stream_tokens = stream_tokens
+        self._window_messages = window_messages
+        self._window_bytes = window_bytes
+        self._ack_timeout_s = ack_timeout_s
+        self._inbox = f"{client.new_inbox()}."
+        self._inbox_size = len(self._inbox)
+        self._number = 0
+        self._messages: dict[int, _Message] = {}
+        self._lanes: dict[str, _Lane] = {}
+        self._lane_names: dict[str, str] = {}
+        self._queue: deque[_Lane] = deque()  # lanes with messages to send now
+        self._paused: list[_Lane] = []  # lanes that wait for `retry_at`
+        self._flight_messages = 0
+        self._flight_bytes = 0
+        self._connection = -1  # the client's count of reconnects when the messages in flight were sent
+        self._wake = asyncio.Event()
+        self._error: Exception | None = None
+        self.backlog_messages = 0
+        """Messages written and not reported yet."""
+        self.backlog_bytes = 0
+        """Size of those messages with their headers."""
+        self.failures = 0
+        """How often a lane was sent back."""
+
+    def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
+        """Queue a message; never blocks.
+
+        Args:
+            subject: made by `services.common.subjects`, so that it is a valid one.
+            payload: of the message.
+            headers: `Nats-Msg-Id` and others; control characters in values become `%XX`.
+            token: given to `stored`; None: nobody is told.
+        """
+        lines = ["NATS/1.0"]
+        for name, value in headers.items():
+            lines.append(f"{name}: {value}" if value.isprintable() else f"{name}: {_CONTROL.sub(_escape, value)}")
+        lines.append("\r\n")
+        block = "\r\n".join(lines).encode()
+        number = self._number = self._number + 1
+        size = len(block)
+        line = f"HPUB {subject} {self._inbox}{number} {size} {size + len(payload)}\r\n".encode()
+        lane = self._lane(subject)
+        message = _Message(lane, number, line + block, payload, token)
+        if len(line) > MAX_CONTROL_LINE:
+            message.sequence = _REFUSED
+            message.failure = f"the subject has {len(subject)} characters"
+        elif size + len(payload) > self._client.max_payload:
+            message.sequence = _REFUSED
+            message.failure = f"headers and payload have {size + len(payload)} bytes"
+        self._messages[number] = message
+        self.backlog_messages += 1
+        self.backlog_bytes += message.size
+        lane.waiting.append(message)
+        if not lane.is_queued and lane.retry_at == 0.0 and not lane.is_probing:
+            lane.is_queued = True
+            self._queue.append(lane)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Send what is written until cancelled; then nothing more is sent or reported.
+
+        Raises:
+            nats.errors.ConnectionClosedError: the client was closed for good.
+        """
+        subscription = await self._client.subscribe(f"{self._inbox}*", future=_Answers(self._on_answer))
+        try:
+            await self._settle()
+            while True:
+                self._wake.clear()
+                if self._error is not None:
+                    raise self._error
+                if self._client.is_closed:
+                    raise nats.errors.ConnectionClosedError
+                now = time.monotonic()
+                self._check(now)
+                self._end_pauses(now)
+                if self._client.is_connected:
+                    self._send(now)
+                if not self._messages:
+                    await self._wake.wait()
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._wake.wait()
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _settle(self) -> None:
+        """Wait until NATS knows the subscription, so that no answer is lost."""
+        while not self._client.is_closed:
+            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError, RuntimeError):
+                if self._client.is_connected:
+                    await self._client.flush(timeout=2)
+                    return
+            await asyncio.sleep(TICK_S)
+
+    def _lane(self, subject: str) -> _Lane:
+        name = self._lane_names.get(subject)
+        if name is None:
+            if len(self._lane_names) >= MAX_LANE_NAMES:
+                self._lane_names.clear()
+            name = ".".join(subject.split(".", self._stream_tokens)[: self._stream_tokens])
+            self._lane_names[subject] = name
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = _Lane(name)
+        return lane
+
+    def _check(self, now: float) -> None:
+        """Send lanes back whose messages in flight are lost."""
+        connection = self._client.stats["reconnects"]
+        if connection != self._connection:
+            self._connection = connection
+            for lane in self._lanes.values():
+                if lane.flight:
+                    self._send_back(lane)
+                    self._paused.append(lane)
+                if lane.retry_at:
+                    lane.retry_at = now
+        elif self._flight_messages and self._client.is_connected:
+            for lane in self._lanes.values():
+                if lane.flight and now - lane.progress > self._ack_timeout_s:
+                    self._fail(lane, "no acknowledgement")
+
+    def _end_pauses(self, now: float) -> None:
+        if self._paused:
+            for lane in self._paused:
+                if lane.retry_at <= now:
+                    lane.retry_at = 0.0
+                    self._enqueue(lane)
+            self._paused = [lane for lane in self._paused if lane.retry_at]
+
+    def _enqueue(self, lane: _Lane) -> None:
+        """Let a lane be sent, unless it pauses or is about to be sent."""
+        if not lane.is_queued and lane.retry_at == 0.0:
+            lane.is_queued = True
+            self._queue.append(lane)
+
+    def _send(self, now: float) -> None:
+        """Send from each lane in turn as far as the window allows."""
+        parts: list[bytes] = []
+        queue = self._queue
+        while queue and self._flight_messages < self._window_messages and self._flight_bytes < self._window_bytes:
+            lane = queue.popleft()
+            lane.is_queued = False
+            self._send_lane(lane, parts, now)
+            if lane.waiting and not lane.is_probing:
+                self._enqueue(lane)
+            elif not lane.waiting and not lane.flight:
+                del self._lanes[lane.name]
+        if parts:
+            # What the transport refuses counts as sent and lost: the client is about to reconnect.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._client._transport.write(b"".join(parts))  # type: ignore[union-attr]  # noqa: SLF001 - see above
+
+    def _send_lane(self, lane: _Lane, parts: list[bytes], now: float) -> None:
+        if not lane.flight:
+            lane.progress = now
+        budget = min(BURST, self._window_messages - self._flight_messages)
+        while lane.waiting and budget > 0 and self._flight_bytes < self._window_bytes:
+            message = lane.waiting.popleft()
+            lane.flight.append(message)
+            self._flight_messages += 1
+            self._flight_bytes += message.size
+            budget -= 1
+            if message.sequence == _WAITING:
+                parts.append(message.head)
+                parts.append(message.payload)
+                parts.append(_CRLF)
+                if lane.is_probing:
+                    return
+            elif lane.flight[0] is message:  # answered while it waited to be sent again
+                self._report(lane, now)
+
+    def _on_answer(self, answer: Msg) -> None:
+        try:
+            self._take(answer)
+        except Exception as error:  # noqa: BLE001 - nats-py would stop reading; `run` raises it
+            self._error = error
+            self._wake.set()
+
+    def _take(self, answer: Msg) -> None:
+        number = answer.subject[self._inbox_size :]
+        message = self._messages.get(int(number)) if number.isdecimal() else None
+        if message is None or message.sequence != _WAITING:
+            return  # an answer to one of several attempts
+        lane = message.lane
+        data = answer.data
+        match = _STORED.match(data)
+        if match is None:
+            code, reason = _fault(answer)
+            if code in _PERMANENT:
+                message.sequence = _REFUSED
+                message.failure = reason
+            elif lane.retry_at == 0.0 and lane.flight:
+                self._fail(lane, reason)
+                return
+            else:
+                return  # one of many that failed together
+        else:
+            message.sequence = int(match[1])
+            message.is_duplicate = _DUPLICATE.search(data) is not None
+        if lane.flight and lane.flight[0] is message:
+            self._report(lane, time.monotonic())
+            if lane.waiting:
+                self._enqueue(lane)
+            elif not lane.flight and not lane.is_queued and lane.retry_at == 0.0:
+                del self._lanes[lane.name]
+            if self._queue:
+                self._wake.set()
+
+    def _report(self, lane: _Lane, now: float) -> None:
+        """Report the messages at the head of a lane that have their answer."""
+        flight = lane.flight
+        while flight and flight[0].sequence != _WAITING:
+            message = flight.popleft()
+            del self._messages[message.number]
+            self._flight_messages -= 1
+            self._flight_bytes -= message.size
+            self.backlog_messages -= 1
+            self.backlog_bytes -= message.size
+            if message.sequence != _REFUSED:
+                if message.token is not None:
+                    self._stored(message.token, message.sequence, message.is_duplicate)
+            else:
+                logger.warning("message refused by the log", extra={"stream": lane.name, "reason": message.failure})
+                if message.token is not None and self._failed is not None:
+                    self._failed(message.token, message.failure)
+        lane.progress = now
+        lane.is_probing = False
+        lane.pause_s = FIRST_PAUSE_S
+
+    def _fail(self, lane: _Lane, reason: str) -> None:
+        if not lane.is_probing:  # once for each time that the lane fails, not for each attempt
+            logger.warning("log does not store, trying on", extra={"stream": lane.name, "reason": reason})
+        self._send_back(lane)
+        lane.retry_at = time.monotonic() + lane.pause_s
+        lane.pause_s = min(lane.pause_s * 2, LONGEST_PAUSE_S)
+        self._paused.append(lane)
+        self._wake.set()
+
+    def _send_back(self, lane: _Lane) -> None:
+        """Move what is in flight back in front of what waits."""
+        self.failures += 1
+        self._flight_messages -= len(lane.flight)
+        self._flight_bytes -= sum(message.size for message in lane.flight)
+        lane.waiting.extendleft(reversed(lane.flight))
+        lane.flight.clear()
+        lane.is_probing = True
+        if lane.is_queued:
+            lane.is_queued = False
+            self._queue.remove(lane)
+
+
+def _fault(answer: Msg) -> tuple[int, str]:
+    """Return the error code (0: unknown) and the text of an answer that is not an acknowledgement."""
+    if answer.headers and answer.headers.get("Status") == "503":
+        return 0, "no responders"
+    try:
+        error = json.loads(answer.data)["error"]
+        return int(error.get("err_code", 0)), str(error.get("description", error))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return 0, f"not an acknowledgement: {answer.data[:100]!r}"
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"%{ord(match[0]):02X}"

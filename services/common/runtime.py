@@ -1,0 +1,129 @@
+"""Life of a service process: event loop, signals, background work, exit status.
+
+The only module that creates tasks by itself; everything else uses `background` or a `TaskGroup`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import TypeVar
+
+import uvloop
+
+from services.common import logging as json_logging
+from services.common.settings import CommonSettings, SettingsError, load
+
+logger = logging.getLogger(__name__)
+
+EXIT_WRONG_SETTINGS = 78
+"""Exit status for settings that can't be used, `EX_CONFIG` of sysexits.h: a restart can't help."""
+
+S = TypeVar("S", bound=CommonSettings)
+
+
+@contextlib.asynccontextmanager
+async def background(*work: Coroutine[object, object, None]) -> AsyncGenerator[None]:
+    """Run `work` beside the body; a failure cancels the body, leaving the body cancels it."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coro) for coro in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+class StopRequestedError(Exception):
+    """The process was asked to stop while it waited for something to start."""
+
+
+T = TypeVar("T")
+
+
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[object, object, T]) -> T:
+    """Return what `work` returns, or cancel it when `stop` is set.
+
+    Raises:
+        StopRequestedError: `stop` was set first.
+    """
+    task = asyncio.ensure_future(work)
+    waiter = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise StopRequestedError
+    finally:
+        for each in (task, waiter):
+            each.cancel()
+        await asyncio.gather(task, waiter, return_exceptions=True)
+
+
+async def first_of(*work: Coroutine[object, object, object]) -> None:
+    """Run `work` side by side until one ends, cancel the others, and raise what it raised."""
+    tasks = [asyncio.ensure_future(coro) for coro in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+def main(
+    service: str,
+    settings_type: type[S],
+    serve: Callable[[S, asyncio.Event], Awaitable[None]],
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Run a service until SIGTERM or SIGINT, then exit the process.
+
+    Exits 0 after a requested stop, 78 on wrong settings, 1 when `serve` failed. A second signal
+    ends the process at once.
+
+    Args:
+        service: name for the logs.
+        settings_type: what to parse the environment into.
+        serve: called with the settings and the event that asks it to stop.
+        environ: the environment.
+    """
+    try:
+        settings = load(settings_type, environ)
+    except SettingsError as error:
+        sys.stderr.write(f"weimq {service}: {error}\n")
+        sys.exit(EXIT_WRONG_SETTINGS)
+    json_logging.configure(service, settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_signalled(lambda stop: serve(settings, stop)))
+    except Exception:
+        logger.exception("service failed")
+        sys.exit(1)
+    logger.info("service stopped")
+    sys.exit(0)
+
+
+async def _until_signalled(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        logger.info("stopping", extra={"signal": number.name})
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    logger.info("service starting", extra={"pid": os.getpid()})
+    with contextlib.suppress(StopRequestedError):
+        await serve(stop)

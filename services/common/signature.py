@@ -1,0 +1,34 @@
+"""Signatures of devices and of HTTP queries (product.md sections 2.1 and 2.3): Base64 of HMAC-SHA1.
+
+Pure. SHA-1 is what the protocol prescribes; HMAC does not rest on its collision resistance.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Iterable, Mapping
+
+
+def sign(secret: str, text: str) -> str:
+    """Return `Base64(HMAC-SHA1(secret, text))`, standard alphabet, padded."""
+    return base64.b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
+
+
+def is_signed(secret: str, text: str, signature: str | bytes) -> bool:
+    """Say whether `signature` is that of `text`, in a time that does not depend on where they differ."""
+    given = signature.encode(errors="replace") if isinstance(signature, str) else signature
+    return hmac.compare_digest(sign(secret, text).encode(), given)
+
+
+def string_to_sign(parameters: Mapping[str, str | Iterable[str]]) -> str:
+    """Return the text that is signed for a query: `key=value` sorted by key, joined by `&`.
+
+    Args:
+        parameters: raw values, not URL-encoded; several values of a key are sorted and joined by `,`.
+    """
+    return "&".join(f"{key}={_joined(value)}" for key, value in sorted(parameters.items()))
+
+
+def _joined(value: str | Iterable[str]) -> str:
+    return value if isinstance(value, str) else ",".join(sorted(value))

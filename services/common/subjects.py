@@ -1,0 +1,100 @@
+"""MQTT topics, client ids and instances as NATS subjects, stream names and keys, and back.
+
+The one place where a text from the network becomes part of a NATS name. Pure. The escape is reversible and keeps
+to characters that NATS allows in subjects, in stream names and in keys of KV buckets: letters, digits, `-` and `_`
+stand for themselves, every other byte of the UTF-8 form becomes `=XX` (hexadecimal, upper case), and an empty level
+becomes `=`.
+
+| What | Name |
+|---|---|
+| message log of a parent topic | stream `MQ_<instance>_<parent>`, subject `mq.out.<instance>.<parent>.<levels...>` |
+| lifecycle events | stream `EVENTS_<instance>`, subject `mq.event.<instance>.<GroupID>_MQTT.<tag>` |
+| inbound from backends | stream `MQ_IN`, subject `mq.in.<instance>.<parent>` |
+"""
+
+from __future__ import annotations
+
+import re
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
+_ESCAPED = re.compile(rb"[^A-Za-z0-9_-]")
+_CODES = re.compile(rb"=([0-9A-F]{2})")
+
+OUT = "mq.out"
+"""Prefix of the subjects of message logs."""
+IN = "mq.in"
+"""Prefix of the subjects that backend applications publish to."""
+EVENT = "mq.event"
+"""Prefix of the subjects of lifecycle events."""
+
+
+def encode_token(text: str) -> str:
+    """Return the NATS token that stands for one MQTT level or name."""
+    if _PLAIN.match(text):
+        return text
+    if not text:
+        return "="
+    return _ESCAPED.sub(lambda match: b"=%02X" % match[0][0], text.encode()).decode()
+
+
+def decode_token(token: str) -> str:
+    """Return the text that `encode_token` made `token` of.
+
+    Raises:
+        ValueError: it can't have made it.
+    """
+    if token == "=":  # noqa: S105 - not a password
+        return ""
+    text = _CODES.sub(lambda match: bytes((int(match[1], 16),)), token.encode()).decode()
+    if encode_token(text) != token or not token:
+        raise ValueError(f"{token!r} is not an encoded token")
+    return text
+
+
+def log_subject(instance_id: str, topic: str) -> str:
+    """Return the subject of a message published to `topic`: `mq.out.<instance>.<levels...>`."""
+    return ".".join((OUT, encode_token(instance_id), *map(encode_token, topic.split("/"))))
+
+
+def log_topic(subject: str) -> tuple[str, str]:
+    """Return the instance id and topic of a subject that `log_subject` made.
+
+    Raises:
+        ValueError: the subject is not one of a message log.
+    """
+    prefix, _, rest = subject.partition(f"{OUT}.")
+    instance_id, _, levels = rest.partition(".")
+    if prefix or not levels:
+        raise ValueError(f"{subject!r} is not the subject of a message log")
+    return decode_token(instance_id), "/".join(map(decode_token, levels.split(".")))
+
+
+def log_filter(instance_id: str, parent_topic: str) -> list[str]:
+    """Return the subjects of the log of a parent topic: the bare topic and all below it."""
+    subject = log_subject(instance_id, parent_topic)
+    return [subject, f"{subject}.>"]
+
+
+def log_stream(instance_id: str, parent_topic: str) -> str:
+    """Return the name of the stream of a parent topic."""
+    return f"MQ_{_stream_part(instance_id)}_{_stream_part(parent_topic)}"
+
+
+def event_stream(instance_id: str) -> str:
+    """Return the name of the stream of an instance's lifecycle events."""
+    return f"EVENTS_{_stream_part(instance_id)}"
+
+
+def event_filter(instance_id: str) -> str:
+    """Return the subject that matches every lifecycle event of an instance."""
+    return f"{EVENT}.{encode_token(instance_id)}.>"
+
+
+def event_subject(instance_id: str, group_id: str, tag: str) -> str:
+    """Return the subject of a lifecycle event; `tag` is `connect`, `disconnect` or `tcpclean`."""
+    return f"{EVENT}.{encode_token(instance_id)}.{encode_token(group_id)}_MQTT.{tag}"
+
+
+def _stream_part(name: str) -> str:
+    # `_` joins the parts of a stream name, so it is escaped inside them: `a_b` + `c` is not `a` + `b_c`.
+    return encode_token(name).replace("_", "=5F")

@@ -1,0 +1,22 @@
+"""Fixtures and settings of every test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import hypothesis
+import pytest
+import uvloop
+
+pytest_plugins = ["tests.support.mesh", "tests.support.nats"]
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=100)
+hypothesis.settings.load_profile("default")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run async tests on the loop that the services run on."""
+    return {"uvloop": uvloop.new_event_loop}

@@ -1,0 +1,139 @@
+"""paho-mqtt clients with waiting built in."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from tests.support.mesh import Mesh
+from tests.support.wait import until
+
+TIMEOUT_S = 10.0
+
+
+class Client:
+    """A connected client; leaving the context disconnects it.
+
+    Attributes:
+        client_id: full client id.
+        messages: (topic, payload, QoS) of what was received, in order.
+        return_code: of CONNACK, once it came.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        device: str = "",
+        *,
+        edge: int = 0,
+        client_id: str = "",
+        password: str | None = None,
+        clean_session: bool = True,
+        keepalive: int = 60,
+        reconnect: bool = False,
+    ) -> None:
+        self.client_id = client_id or mesh.client_id(device or secrets.token_hex(4))
+        user, right_password = mesh.login(self.client_id)
+        self._paho = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            self.client_id,
+            clean_session=clean_session,
+            protocol=paho.MQTTv311,
+            reconnect_on_failure=reconnect,
+        )
+        self._paho.username_pw_set(user, right_password if password is None else password)
+        self._paho.max_inflight_messages_set(20)
+        self._paho.reconnect_delay_set(1, 1)
+        self.messages: list[tuple[str, bytes, int]] = []
+        self.return_code: int | None = None
+        self._connected = threading.Event()
+        self._disconnected = threading.Event()
+        self._granted: queue.Queue[list[int]] = queue.Queue()
+        self._paho.on_connect = self._on_connect
+        self._paho.on_disconnect = self._on_disconnect
+        self._paho.on_message = self._on_message
+        self._paho.on_subscribe = self._on_subscribe
+        self._port = mesh.mqtt_port(edge)
+        self._keepalive = keepalive
+
+    def _on_connect(self, _client: object, _userdata: object, _flags: object, reason: Any, _properties: object) -> None:
+        self.return_code = reason.value
+        self._connected.set()
+
+    def _on_disconnect(self, *_args: object) -> None:
+        self._disconnected.set()
+
+    def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
+        self.messages.append((message.topic, bytes(message.payload), message.qos))
+
+    def _on_subscribe(
+        self, _client: object, _userdata: object, _mid: int, reasons: list[Any], _properties: object
+    ) -> None:
+        self._granted.put([reason.value for reason in reasons])
+
+    def connect(self) -> Self:
+        """Connect and wait for CONNACK, whatever it says."""
+        self._paho.connect("127.0.0.1", self._port, self._keepalive)
+        self._paho.loop_start()
+        assert self._connected.wait(TIMEOUT_S), "no CONNACK"
+        return self
+
+    def __enter__(self) -> Self:
+        self.connect()
+        assert self.return_code == 0, f"CONNACK {self.return_code}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Send DISCONNECT and stop."""
+        self._paho.disconnect()
+        self._paho.loop_stop()
+
+    def abort(self) -> None:
+        """Drop the TCP connection without DISCONNECT."""
+        self._paho.on_disconnect = None
+        sock = self._paho.socket()
+        self._paho.loop_stop()
+        if sock is not None:
+            sock.close()
+
+    def subscribe(self, topic_filter: str, qos: int = 0) -> list[int]:
+        """Subscribe and return the codes of SUBACK."""
+        self._paho.subscribe(topic_filter, qos)
+        return self._granted.get(timeout=TIMEOUT_S)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Unsubscribe and wait for UNSUBACK."""
+        done = threading.Event()
+        self._paho.on_unsubscribe = lambda *_: done.set()
+        self._paho.unsubscribe(topic_filter)
+        assert done.wait(TIMEOUT_S), "no UNSUBACK"
+
+    def publish(self, topic: str, payload: bytes, qos: int = 0) -> paho.MQTTMessageInfo:
+        """Publish without waiting; `wait_for_publish` of the result waits for the acknowledgement."""
+        return self._paho.publish(topic, payload, qos)
+
+    def publish_and_wait(self, topic: str, payload: bytes, qos: int = 1) -> None:
+        """Publish and wait until the broker acknowledged it."""
+        info = self.publish(topic, payload, qos)
+        info.wait_for_publish(TIMEOUT_S)
+        assert info.is_published(), "not acknowledged"
+
+    def wait_messages(self, count: int, seconds: float = TIMEOUT_S) -> list[tuple[str, bytes, int]]:
+        """Wait for at least `count` messages and return all."""
+        until(lambda: len(self.messages) >= count, seconds=seconds, what=f"{count} messages at {self.client_id}")
+        return list(self.messages)
+
+    def wait_disconnected(self, seconds: float = TIMEOUT_S) -> None:
+        """Wait until the connection is gone."""
+        assert self._disconnected.wait(seconds), "still connected"

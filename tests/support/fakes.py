@@ -1,0 +1,210 @@
+"""Fake services behind real gRPC, for tests of the edge alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from grpc import aio
+from typing_extensions import override
+
+from services.common.link import Link, LinkBrokenError
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
+from weimq.router.v1 import router_pb2, router_pb2_grpc
+from weimq.session.v1 import session_pb2, session_pb2_grpc
+
+
+class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
+    """Lets everybody in whose password is `right`; knows the instance `i` with the topics `demo` and `fast`."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    @override
+    async def Authenticate(
+        self, request: auth_pb2.AuthenticateRequest, context: aio.ServicerContext[Any, Any]
+    ) -> auth_pb2.AuthenticateResponse:
+        self.batches.append(len(request.attempts))
+        return auth_pb2.AuthenticateResponse(
+            results=[
+                auth_pb2.ConnectResult(outcome=auth_pb2.CONNECT_OUTCOME_ACCEPTED, instance_id="i", account_id="default")
+                if attempt.password == b"right"
+                else auth_pb2.ConnectResult(outcome=auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, reason="wrong")
+                for attempt in request.attempts
+            ]
+        )
+
+    @override
+    async def AuthorizeQuery(
+        self, request: auth_pb2.AuthorizeQueryRequest, context: aio.ServicerContext[Any, Any]
+    ) -> auth_pb2.AuthorizeQueryResponse:
+        raise NotImplementedError
+
+    @override
+    async def WatchResources(
+        self, request: auth_pb2.WatchResourcesRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[auth_pb2.WatchResourcesResponse]:
+        yield auth_pb2.WatchResourcesResponse(
+            instances=[
+                auth_pb2.InstancePolicy(
+                    instance_id="i",
+                    profile=auth_pb2.PROFILE_LMQ,
+                    max_topic_characters=64,
+                    max_payload_bytes=65_536,
+                    max_subscriptions=3,
+                )
+            ],
+            topics=[
+                auth_pb2.TopicPolicy(instance_id="i", topic="demo", account_id="default", logged=True),
+                auth_pb2.TopicPolicy(instance_id="i", topic="fast", account_id="default"),
+            ],
+            snapshot_complete=True,
+        )
+        while True:
+            await asyncio.sleep(1)
+            yield auth_pb2.WatchResourcesResponse()
+
+
+async def _read(context: aio.ServicerContext[Any, Any]) -> Any:
+    message = await context.read()
+    return None if message is aio.EOF else message
+
+
+class FakeSession(session_pb2_grpc.SessionServiceServicer):
+    """Lets in every client id that is not in `taken`; notes what it is told."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+        self.openings: list[session_pb2.Opening] = []
+        self.closings: list[session_pb2.Closing] = []
+        self.probe_results: list[session_pb2.ProbeResult] = []
+        self.snapshots = 0
+        self.goodbyes = 0
+        self.confirms = True
+        self.to_send = session_pb2.LinkResponse()
+        self.link: Link[session_pb2.LinkResponse, session_pb2.LinkRequest] = Link(
+            build=self._build, bare=session_pb2.LinkResponse, take=self._take, confirmed=lambda _: None
+        )
+
+    def _build(self) -> session_pb2.LinkResponse | None:
+        frame, self.to_send = self.to_send, session_pb2.LinkResponse()
+        return frame if frame.ByteSize() else None
+
+    def _take(self, frame: session_pb2.LinkRequest) -> None:
+        self.openings.extend(frame.openings)
+        self.closings.extend(frame.closings)
+        self.probe_results.extend(frame.probe_results)
+        self.snapshots += frame.snapshot_complete
+        self.goodbyes += frame.goodbye
+        for opening in frame.openings:
+            if not opening.established:
+                connection = opening.connection
+                taken = connection.client_id in self.taken
+                self.to_send.decisions.add(
+                    channel_id=connection.channel_id,
+                    admission=session_pb2.ADMISSION_DUPLICATE if taken else session_pb2.ADMISSION_ACCEPTED,
+                    connect_time_ms=1,
+                )
+        if self.confirms:
+            self.link.confirm(frame.frame)
+        self.link.wake()
+
+    @override
+    async def Link(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # reads and writes by its context
+        await context.read()
+        self.link.reset()
+        await context.write(session_pb2.LinkResponse(opened=session_pb2.LinkOpened(session_incarnation="s")))
+        try:
+            await self.link.exchange(lambda: _read(context), context.write)
+        except LinkBrokenError:
+            return
+
+    @override
+    async def GetClient(
+        self, request: session_pb2.GetClientRequest, context: aio.ServicerContext[Any, Any]
+    ) -> session_pb2.GetClientResponse:
+        raise NotImplementedError
+
+    @override
+    async def CloseConnections(
+        self, request: session_pb2.CloseConnectionsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> session_pb2.CloseConnectionsResponse:
+        raise NotImplementedError
+
+
+class FakeRouter(router_pb2_grpc.RouterServiceServicer):
+    """Notes targets and publications; acknowledges when told to; delivers what the test queues."""
+
+    def __init__(self) -> None:
+        self.targets: dict[int, router_pb2.Target] = {}
+        self.published: list[tuple[str, bytes, int, int, str]] = []
+        """(topic, payload, flags, sequence, publisher)."""
+        self.acknowledges = True
+        self.confirms = True
+        self.goodbyes = 0
+        self.to_send = router_pb2.LinkResponse()
+        self.cut = asyncio.Event()
+        self.link: Link[router_pb2.LinkResponse, router_pb2.LinkRequest] = Link(
+            build=self._build, bare=router_pb2.LinkResponse, take=self._take, confirmed=lambda _: None
+        )
+
+    def target_of(self, interest: str) -> int:
+        """Return the target id of a topic filter or client id."""
+        for target in self.targets.values():
+            if interest in (target.topic_filter, target.client_id):
+                return target.target_id
+        raise KeyError(interest)
+
+    def deliver(self, topic: str, payload: bytes, qos: int, *interests: str, sequence: int = 0) -> None:
+        """Send a message to the targets of `interests`."""
+        batch = self.to_send.deliveries
+        batch.topics.append(topic)
+        batch.target_counts.append(len(interests))
+        batch.target_ids.extend(self.target_of(interest) for interest in interests)
+        batch.topic_indexes.append(len(batch.topics) - 1)
+        batch.payloads.append(payload)
+        batch.flags += bytes((qos,))
+        if qos == 2:
+            batch.origins.append("other")
+            batch.origin_indexes.append(len(batch.origins) - 1)
+            batch.sequences.append(sequence)
+        self.link.wake()
+
+    def _build(self) -> router_pb2.LinkResponse | None:
+        frame, self.to_send = self.to_send, router_pb2.LinkResponse()
+        return frame if frame.ByteSize() else None
+
+    def _take(self, frame: router_pb2.LinkRequest) -> None:
+        for target in frame.added_targets:
+            self.targets[target.target_id] = target
+        for target_id in frame.removed_target_ids:
+            self.targets.pop(target_id, None)
+        self.goodbyes += frame.goodbye
+        batch = frame.publishes
+        for n, sequence in enumerate(batch.sequences):
+            topic = batch.topics[batch.topic_indexes[n]]
+            publisher = batch.publishers[batch.publisher_indexes[n]]
+            self.published.append((topic, batch.payloads[n], batch.flags[n], sequence, publisher))
+            if self.acknowledges and batch.flags[n] & 3:
+                self.to_send.acknowledged_sequences.append(sequence)
+        if self.confirms:
+            self.link.confirm(frame.frame)
+        self.link.wake()
+
+    async def _read(self, context: aio.ServicerContext[Any, Any]) -> Any:
+        reading = asyncio.ensure_future(_read(context))
+        cutting = asyncio.ensure_future(self.cut.wait())
+        await asyncio.wait((reading, cutting), return_when=asyncio.FIRST_COMPLETED)
+        return reading.result() if reading.done() else None
+
+    @override
+    async def Link(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # reads and writes by its context
+        await context.read()
+        self.link.reset()
+        self.cut.clear()
+        await context.write(router_pb2.LinkResponse(opened=router_pb2.LinkOpened(router_incarnation="r")))
+        try:
+            await self.link.exchange(lambda: self._read(context), context.write)
+        except LinkBrokenError:
+            return

@@ -1,0 +1,173 @@
+"""The whole mesh as a user starts it: `weimq up` with real processes and a real NATS server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.common.healthcheck import is_serving
+from services.common.signature import sign
+from tests.support.wait import until
+
+READY_S = 60.0
+EDGES = 2
+
+
+def weimq(*args: str, timeout: float = 30.0, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+    )
+    if check and done.returncode:
+        raise AssertionError(f"weimq {args} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def free_port_base() -> int:
+    """Return N such that all ports of a mesh with two edges are free from N on."""
+    for base in range(21_000 + os.getpid() % 100 * 100, 60_000, 100):
+        try:
+            with contextlib.ExitStack() as stack:
+                for port in (*range(base, base + 11), *range(base + 20, base + 24)):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        except OSError:
+            continue
+        return base
+    raise AssertionError("no free ports")
+
+
+class Mesh:
+    """A running `weimq up`."""
+
+    def __init__(self, data: Path, *arguments: str, edges: int = EDGES) -> None:
+        self.data = data
+        self.base = free_port_base()
+        self.edges = edges
+        self._arguments = arguments
+        self._process: subprocess.Popen[str] | None = None
+        self.output: list[str] = []
+        self.credentials: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Start and wait for `weimq ready`."""
+        self.output.clear()
+        self._process = subprocess.Popen(
+            [
+                sys.executable, "-m", "services.cli", "up", "--data", str(self.data),
+                "--port-base", str(self.base), "--edges", str(self.edges), *self._arguments,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        until(
+            lambda: "weimq ready" in self.output or self._process is None or self._process.poll() is not None,
+            seconds=READY_S,
+            what="weimq ready",
+        )
+        assert "weimq ready" in self.output, "\n".join(self.output)
+        self.credentials = json.loads(self.weimq("credentials", "--json").stdout)
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.output.append(line.rstrip())
+
+    def stop(self) -> int:
+        """Stop as Ctrl-C does and return the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        status = self._process.wait(timeout=40)
+        self._process = None
+        return status
+
+    def weimq(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command against this mesh."""
+        return weimq(*args, "--data", str(self.data), check=check)
+
+    def json(self, *args: str) -> Any:
+        """Run a command against this mesh and return its JSON."""
+        return json.loads(self.weimq(*args, "--json").stdout)
+
+    # --- what tests need to know ---------------------------------------------------------------
+
+    def mqtt_port(self, edge: int = 0) -> int:
+        """Return the MQTT port of an edge."""
+        return self.base + 20 * edge
+
+    @property
+    def status_url(self) -> str:
+        """Base URL of the online query."""
+        return f"http://127.0.0.1:{self.base + 4}"
+
+    @property
+    def topic(self) -> str:
+        """The bootstrap parent topic."""
+        return self.credentials["topic"]
+
+    @property
+    def instance(self) -> str:
+        """The bootstrap instance."""
+        return self.credentials["instance"]
+
+    def client_id(self, device: str) -> str:
+        """Return a client id of the bootstrap group."""
+        return f"{self.credentials['group']}@@@{device}"
+
+    def login(self, client_id: str) -> tuple[str, str]:
+        """Return user name and password of a client in signature mode."""
+        user = f"Signature|{self.credentials['access_key']}|{self.instance}"
+        return user, sign(self.credentials["secret"], client_id)
+
+    # --- faults --------------------------------------------------------------------------------
+
+    def pid(self, process: str) -> int:
+        """Return the process id of `auth`, `session`, `router`, `status`, `nats`, `edge-0`, ..."""
+        run = json.loads((self.data / "run.json").read_text())
+        return int(run["pids"][process])
+
+    def kill(self, process: str) -> None:
+        """Kill a process with -9 and wait until the supervisor has started another."""
+        old = self.pid(process)
+        os.kill(old, signal.SIGKILL)
+        until(lambda: self.pid(process) != old, seconds=15, what=f"{process} started again")
+
+    def wait_healthy(self) -> None:
+        """Wait until every process of the mesh is healthy."""
+        until(self._is_healthy, seconds=30, what="a healthy mesh")
+
+    def _is_healthy(self) -> bool:
+        run = json.loads((self.data / "run.json").read_text())
+        names = ["auth", "session", "router", "status", *(f"edge-{n}" for n in range(self.edges))]
+
+        async def check() -> bool:
+            return all([await is_serving(f"unix:{run['sockets']}/{name}.sock") for name in names])
+
+        return asyncio.run(check())
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A mesh with two edges, shared by the session; tests use client ids and topics of their own."""
+    started = Mesh(tmp_path_factory.mktemp("mesh"))
+    started.start()
+    yield started
+    assert started.stop() == 0

@@ -1,0 +1,25 @@
+"""Waiting for a condition with a deadline, instead of sleeping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], *, seconds: float = 10.0, what: str = "the condition") -> T:
+    """Return the first true value of `condition`.
+
+    Raises:
+        AssertionError: it stayed false for `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {seconds} s; last value: {value!r}")
+        time.sleep(0.01)

@@ -1,0 +1,266 @@
+"""`LogWriter` against a real NATS server, through its failures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+
+import nats
+import nats.errors
+import pytest
+from nats.aio.client import Client
+from nats.js.api import StreamConfig
+
+from services.common import jetstream
+from services.common.log_writer import MAX_CONTROL_LINE, LogWriter
+from services.common.readiness import Readiness
+from services.common.runtime import background, first_of
+from services.common.settings import Secret
+from tests.support.nats import NatsServer, unique
+
+
+async def until(condition: Callable[[], bool], deadline_s: float = 30) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str) -> AsyncGenerator[Client]:
+    client = await jetstream.connect(Secret(url), name="test", readiness=Readiness("nats"))
+    async with jetstream.closing(client):
+        yield client
+
+
+async def add_stream(client: Client, name: str, **options: object) -> None:
+    await client.jetstream().add_stream(
+        StreamConfig(name=name, subjects=[f"t.{name}", f"t.{name}.>"], duplicate_window=120, **options)  # type: ignore[arg-type]
+    )
+
+
+async def read(client: Client, name: str, count: int) -> list[str]:
+    """Return the payloads of a stream, in order."""
+    js = client.jetstream()
+    state = (await js.stream_info(name)).state
+    assert state.messages == count
+    if not count:
+        return []
+    consumer = await js.subscribe(f"t.{name}.>", stream=name, ordered_consumer=True)
+    texts = [(await consumer.next_msg(timeout=10)).data.decode() for _ in range(count)]
+    await consumer.unsubscribe()
+    return texts
+
+
+class Reports:
+    """What a writer told."""
+
+    def __init__(self) -> None:
+        self.stored: list[tuple[object, int, bool]] = []
+        self.failed: list[tuple[object, str]] = []
+        self.order: list[object] = []
+
+    def on_stored(self, token: object, sequence: int, is_duplicate: bool) -> None:
+        self.stored.append((token, sequence, is_duplicate))
+        self.order.append(token)
+
+    def on_failed(self, token: object, reason: str) -> None:
+        self.failed.append((token, reason))
+        self.order.append(token)
+
+    def writer(self, client: Client, **options: object) -> LogWriter:
+        return LogWriter(client, stored=self.on_stored, failed=self.on_failed, stream_tokens=2, **options)  # type: ignore[arg-type]
+
+
+def put(writer: LogWriter, stream: str, number: int) -> None:
+    writer.write(f"t.{stream}.{number % 7}", b"%d" % number, {"Nats-Msg-Id": f"{stream}-{number}"}, (stream, number))
+
+
+@pytest.mark.asyncio
+async def test_messages_are_stored_and_reported_in_the_order_of_writing(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = reports.writer(client, window_messages=100)
+        async with background(writer.run()):
+            for number in range(3000):
+                put(writer, name, number)
+            assert writer.backlog_messages == 3000
+            assert writer.backlog_bytes > 3000 * 50
+            await until(lambda: not writer.backlog_messages)
+        assert reports.stored == [((name, number), number + 1, False) for number in range(3000)]
+        assert await read(client, name, 3000) == [str(number) for number in range(3000)]
+        assert writer.backlog_bytes == 0
+        assert writer.failures == 0
+
+
+@pytest.mark.asyncio
+async def test_server_killed_in_the_middle_everything_is_stored_once_and_in_order(nats_server: NatsServer) -> None:
+    names = ["one", "two"]
+    total = 20_000
+    reports = Reports()
+    async with connected(nats_server.url) as client:
+        for name in names:
+            await add_stream(client, name)
+        writer = reports.writer(client)
+
+        async def produce() -> None:
+            for number in range(total):
+                put(writer, names[number % 2], number)
+                if number % 100 == 99:
+                    await asyncio.sleep(0)
+
+        async with background(writer.run(), produce()):
+            for part in (1, 2, 3):
+                await until(lambda part=part: len(reports.stored) > part * total // 5)  # type: ignore[misc]
+                await asyncio.to_thread(nats_server.restart)
+            await until(lambda: len(reports.stored) == total)
+        assert writer.failures
+        for index, name in enumerate(names):
+            expected = list(range(index, total, 2))
+            told = [entry for entry in reports.stored if entry[0][0] == name]  # type: ignore[index]
+            assert [entry[0] for entry in told] == [(name, number) for number in expected]
+            assert [entry[1] for entry in told] == list(range(1, len(expected) + 1))
+            assert await read(client, name, len(expected)) == [str(number) for number in expected]
+
+
+@pytest.mark.asyncio
+async def test_silent_server_is_written_to_again(nats_server: NatsServer) -> None:
+    reports = Reports()
+    async with connected(nats_server.url) as client:
+        await add_stream(client, "one")
+        writer = reports.writer(client, ack_timeout_s=0.2)
+        async with background(writer.run()):
+            put(writer, "one", 0)
+            await until(lambda: len(reports.stored) == 1)
+            nats_server.pause()
+            for number in range(1, 500):
+                put(writer, "one", number)
+            await until(lambda: writer.failures >= 2)
+            nats_server.resume()
+            await until(lambda: len(reports.stored) == 500)
+        assert [entry[:2] for entry in reports.stored] == [(("one", number), number + 1) for number in range(500)]
+        assert await read(client, "one", 500) == [str(number) for number in range(500)]
+
+
+@pytest.mark.asyncio
+async def test_missing_stream_holds_up_only_its_own_messages(nats_url: str) -> None:
+    present, missing = unique("s"), unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, present)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            for number in range(1000):
+                put(writer, missing, number)
+            await until(lambda: writer.failures >= 2)
+            put(writer, present, 0)
+            await until(lambda: len(reports.stored) == 1)
+            await add_stream(client, missing)
+            await until(lambda: len(reports.stored) == 1001)
+        assert reports.order == [(present, 0), *((missing, number) for number in range(1000))]
+        assert await read(client, missing, 1000) == [str(number) for number in range(1000)]
+
+
+@pytest.mark.asyncio
+async def test_message_that_cannot_be_stored_is_refused_in_its_turn(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, name, max_msg_size=1000)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            put(writer, name, 0)
+            writer.write(f"t.{name}.a", bytes(client.max_payload), {}, "larger than the server takes")
+            writer.write(f"t.{name}.a", bytes(2000), {}, "larger than the stream takes")
+            writer.write(f"t.{name}.{'a' * MAX_CONTROL_LINE}", b"", {}, "subject too long")
+            writer.write(f"t.{name}.a", b"", {"clientId": "c" * 70_000}, "header too long")
+            put(writer, name, 1)
+            await until(lambda: not writer.backlog_messages)
+        assert reports.order == [
+            (name, 0),
+            "larger than the server takes",
+            "larger than the stream takes",
+            "subject too long",
+            "header too long",
+            (name, 1),
+        ]
+        assert [entry[1] for entry in reports.stored] == [1, 2]
+        assert len(reports.failed) == 4
+
+
+@pytest.mark.asyncio
+async def test_repeated_message_id_is_reported_as_duplicate(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            put(writer, name, 7)
+            put(writer, name, 7)
+            await until(lambda: not writer.backlog_messages)
+    assert reports.stored == [((name, 7), 1, False), ((name, 7), 1, True)]
+
+
+@pytest.mark.asyncio
+async def test_header_value_cannot_end_its_line(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            headers = {"clientId": "a\r\nqoslevel: 2\r\n\r\nPUB x 0\r\n\x00é", "qoslevel": "1"}
+            writer.write(f"t.{name}.a", b"payload", headers, 1)
+            await until(lambda: not writer.backlog_messages)
+        consumer = await client.jetstream().subscribe(f"t.{name}.>", stream=name, ordered_consumer=True)
+        message = await consumer.next_msg(timeout=10)
+    assert message.data == b"payload"
+    assert message.headers == {"clientId": "a%0D%0Aqoslevel: 2%0D%0A%0D%0APUB x 0%0D%0A%00é", "qoslevel": "1"}
+
+
+@pytest.mark.asyncio
+async def test_message_without_token_is_stored_and_not_reported(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            writer.write(f"t.{name}.a", b"0", {}, None)
+            await until(lambda: not writer.backlog_messages)
+        assert await read(client, name, 1) == ["0"]
+    assert not reports.order
+
+
+@pytest.mark.asyncio
+async def test_error_of_the_callback_ends_the_pump(nats_url: str) -> None:
+    name = unique("s")
+
+    def stored(_token: object, _sequence: int, _is_duplicate: bool) -> None:
+        raise RuntimeError("a bug")
+
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = LogWriter(client, stored=stored, stream_tokens=2)
+        put(writer, name, 0)
+        async with asyncio.timeout(10):
+            with pytest.raises(RuntimeError, match="a bug"):
+                await writer.run()
+
+
+@pytest.mark.asyncio
+async def test_closed_client_ends_the_pump(nats_url: str) -> None:
+    client = await nats.connect(nats_url)
+    writer = Reports().writer(client)
+
+    async def close() -> None:
+        await client.close()
+        put(writer, unique("s"), 0)
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(nats.errors.ConnectionClosedError):
+            await first_of(writer.run(), close())

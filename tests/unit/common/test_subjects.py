@@ -1,0 +1,77 @@
+"""Names in NATS are a contract with stored data and backend applications: a table, and the round trip."""
+
+from __future__ import annotations
+
+import re
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from services.common import subjects
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TOKEN = re.compile(r"[A-Za-z0-9_=-]+")
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [
+        ("plain-Name_1", "plain-Name_1"),
+        ("", "="),
+        ("a.b", "a=2Eb"),
+        ("*", "=2A"),
+        (">", "=3E"),
+        ("a b", "a=20b"),
+        ("a=b", "a=3Db"),
+        ("GID_x@@@1", "GID_x=40=40=401"),
+        ("é", "=C3=A9"),
+        ("\r\n", "=0D=0A"),
+    ],
+)
+def test_token_table(text: str, token: str) -> None:
+    assert subjects.encode_token(text) == token
+    assert subjects.decode_token(token) == text
+
+
+@hypothesis.given(TEXT)
+def test_every_text_is_a_valid_token_and_comes_back(text: str) -> None:
+    token = subjects.encode_token(text)
+    assert TOKEN.fullmatch(token)
+    assert subjects.decode_token(token) == text
+
+
+@pytest.mark.parametrize("token", ["", "a.b", "=4", "=zz", "=41", "é", "a b", "=FF", "=2e"])
+def test_text_that_no_token_stands_for_is_refused(token: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - wrong UTF-8 has its own text
+        subjects.decode_token(token)
+
+
+@hypothesis.given(TEXT, st.lists(TEXT.map(lambda text: text.replace("/", "")), min_size=1, max_size=5))
+def test_log_subject_comes_back_as_instance_and_topic(instance_id: str, levels: list[str]) -> None:
+    topic = "/".join(levels)
+    subject = subjects.log_subject(instance_id, topic)
+    assert all(TOKEN.fullmatch(token) for token in subject.split("."))
+    assert subjects.log_topic(subject) == (instance_id, topic)
+
+
+@pytest.mark.parametrize("subject", ["mq.in.i.a", "mq.out.i", "x.mq.out.i.a", "mq.out.i.a..b"])
+def test_subject_of_no_log_is_refused(subject: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - several texts
+        subjects.log_topic(subject)
+
+
+def test_log_names() -> None:
+    assert subjects.log_subject("mqtt-demo", "demo/a//b.c") == "mq.out.mqtt-demo.demo.a.=.b=2Ec"
+    assert subjects.log_filter("i", "p") == ["mq.out.i.p", "mq.out.i.p.>"]
+    assert subjects.log_stream("mqtt-demo", "demo") == "MQ_mqtt-demo_demo"
+
+
+def test_stream_names_of_different_parts_differ() -> None:
+    assert subjects.log_stream("a_b", "c") != subjects.log_stream("a", "b_c")
+
+
+def test_event_names() -> None:
+    assert subjects.event_stream("i_1") == "EVENTS_i=5F1"
+    assert subjects.event_filter("i") == "mq.event.i.>"
+    assert subjects.event_subject("i", "GID_demo", "tcpclean") == "mq.event.i.GID_demo_MQTT.tcpclean"
