@@ -1,0 +1,394 @@
+"""One client connection: drives the MQTT machine with a transport on one side and the services on the other.
+
+Life: CONNECT -> auth (grant) -> session service (admission) -> router (P2P target) -> CONNACK 0. Each step
+calls back; there is no task per connection. `close` is final: answers that come later are ignored, and the session
+service is told exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import cast
+
+from typing_extensions import override
+
+from services.edge.hub import Hub, Receiver
+from services.edge.mqtt.events import Acknowledged, Event, Failed
+from services.edge.mqtt.machine import Limits, ServerConnection, State
+from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import (
+    SUBACK_FAILURE,
+    Connect,
+    ConnectReturnCode,
+    Disconnect,
+    Publish,
+    Subscribe,
+    Unsubscribe,
+)
+from services.edge.policy import Grant
+from weimq.session.v1 import session_pb2
+
+logger = logging.getLogger(__name__)
+
+CLIENT_DISCONNECT = session_pb2.CLOSE_REASON_CLIENT_DISCONNECT
+CONNECTION_LOST = session_pb2.CLOSE_REASON_CONNECTION_LOST
+KEEP_ALIVE_TIMEOUT = session_pb2.CLOSE_REASON_KEEP_ALIVE_TIMEOUT
+PROTOCOL_ERROR = session_pb2.CLOSE_REASON_PROTOCOL_ERROR
+NOT_AUTHORIZED = session_pb2.CLOSE_REASON_NOT_AUTHORIZED
+EVICTED = session_pb2.CLOSE_REASON_EVICTED
+SHUTDOWN = session_pb2.CLOSE_REASON_SHUTDOWN
+SLOW_CONSUMER = session_pb2.CLOSE_REASON_SLOW_CONSUMER
+
+_REASON_NAMES: dict[int, str] = {int(number): name for name, number in session_pb2.CloseReason.items()}
+
+KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
+
+MAX_EARLY = 1000
+"""P2P messages that may come between the registration of a client and its CONNACK."""
+
+
+class Connection(Receiver):
+    """A client of this edge; an asyncio protocol by its methods."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        *,
+        write_buffer_bytes: int,
+        connect_timeout_s: float,
+    ) -> None:
+        self._hub = hub
+        self._loop = loop
+        self._machine = ServerConnection(now=loop.time(), limits=limits)
+        self._write_buffer_bytes = write_buffer_bytes
+        self._admission_deadline = loop.time() + connect_timeout_s
+        self._transport: asyncio.Transport
+        self.channel_id = secrets.token_hex(16)
+        self.client_id = ""
+        self.instance_id = ""
+        self.address = ""
+        self._grant: Grant
+        self._clean_session = True
+        self._is_admitted = False
+        self._is_announced = False
+        self._is_dirty = False
+        self._is_paused = False
+        self._is_peer_slow = False
+        self._is_stopping = False
+        self._closed = False
+        self._target_id = 0
+        self._subscriptions: dict[str, int] = {}
+        self._subacks: dict[int, list[int]] = {}
+        self._early: list[tuple[OutboundMessage, int]] = []
+        self.dropped_count = 0
+        """Messages of QoS 0 that were not sent because the client read too slowly."""
+
+    # --- transport -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport of a new TCP connection."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._write_buffer_bytes)
+        peer = transport.get_extra_info("peername")
+        self.address = f"{peer[0]}:{peer[1]}" if peer else ""
+        self._hub.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client."""
+        self._handle(self._machine.feed(data, self._loop.time()))
+
+    def eof_received(self) -> bool:
+        """Close our side too."""
+        return False
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Note that the TCP connection is gone."""
+        self.close(CONNECTION_LOST)
+
+    def pause_writing(self) -> None:
+        """Note that the client reads more slowly than we send."""
+        self._is_peer_slow = True
+
+    def resume_writing(self) -> None:
+        """Note that the client has caught up."""
+        self._is_peer_slow = False
+
+    # --- packets -------------------------------------------------------------------------------
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Publish):
+                self._on_publish(event)
+            elif isinstance(event, Subscribe):
+                self._on_subscribe(event)
+            elif isinstance(event, Unsubscribe):
+                self._on_unsubscribe(event)
+            elif isinstance(event, Connect):
+                self._on_connect(event)
+            elif isinstance(event, Disconnect):
+                self.close(CLIENT_DISCONNECT)
+            elif isinstance(event, Failed):
+                self._on_failed(event)
+            elif isinstance(event, Acknowledged):
+                pass
+            if self._closed:
+                return
+        if self._hub.router.is_congested or self._machine.wants_pause:
+            self._pause()
+        if self._machine.has_output:
+            self._mark_dirty()
+
+    def _on_connect(self, packet: Connect) -> None:
+        self._clean_session = packet.clean_session
+        self.client_id = packet.client_id
+        if not packet.client_id and not packet.clean_session:
+            self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "empty client id with cleanSession 0")  # [MQTT-3.1.3-8]
+            return
+        self._pause()
+        self._hub.auth.authenticate(self, packet)
+
+    def _on_publish(self, packet: Publish) -> None:
+        rule = self._grant.publish_rule(packet.topic)
+        if rule is None:
+            self._deny("publish", packet.topic)
+        elif len(packet.payload) > self._grant.instance.max_payload_bytes:
+            # product.md 2.5: acknowledged and dropped
+            if packet.qos:
+                self._machine.acknowledge(packet.packet_identifier, packet.qos)
+            logger.warning("payload too large, dropped", extra={"client_id": self.client_id, "topic": packet.topic})
+        else:
+            self._hub.router.publish(self, rule, packet, clean_session=self._clean_session)
+
+    def _on_subscribe(self, packet: Subscribe) -> None:
+        codes = []
+        for topic_filter, qos in packet.filters:
+            if not self._grant.may_subscribe(topic_filter):
+                if not self._grant.instance.refuse_filters:
+                    self._deny("subscribe", topic_filter)
+                    return
+                codes.append(SUBACK_FAILURE)
+            elif (
+                topic_filter not in self._subscriptions
+                and len(self._subscriptions) >= self._grant.instance.max_subscriptions
+            ):
+                codes.append(SUBACK_FAILURE)
+            else:
+                self._subscriptions[topic_filter] = qos
+                self._hub.subscribe(self, topic_filter, qos)
+                codes.append(qos)
+        self._subacks[packet.packet_identifier] = codes
+        self._hub.router.notify_subscribed(self, packet.packet_identifier)
+
+    def _on_unsubscribe(self, packet: Unsubscribe) -> None:
+        for topic_filter in packet.filters:
+            if self._subscriptions.pop(topic_filter, None) is not None:
+                self._hub.unsubscribe(self, topic_filter)
+        self._machine.unsuback(packet.packet_identifier)
+
+    def _on_failed(self, event: Failed) -> None:
+        reason = KEEP_ALIVE_TIMEOUT if event.error.requirement == KEEP_ALIVE_REQUIREMENT else PROTOCOL_ERROR
+        logger.info(
+            "protocol error", extra={"address": self.address, "client_id": self.client_id, "error": str(event.error)}
+        )
+        self.close(reason)
+
+    def _deny(self, action: str, topic: str) -> None:
+        logger.info("not authorized", extra={"client_id": self.client_id, "action": action, "topic": topic})
+        self.close(NOT_AUTHORIZED)
+
+    # --- answers of the services ---------------------------------------------------------------
+
+    @override
+    def on_authenticated(self, grant: Grant | None, return_code: int, reason: str) -> None:
+        """Auth answered; see `ports.Client`."""
+        if self._closed:
+            return
+        if grant is None:
+            self._refuse(return_code, reason)
+            return
+        self._grant = grant
+        self.instance_id = grant.instance.instance_id
+        if not self.client_id:
+            self.client_id = f"auto-{secrets.token_hex(12)}"  # [MQTT-3.1.3-6]
+        self._is_announced = True
+        self._hub.by_channel[self.channel_id] = self
+        self._hub.sessions.open(self, takeover=grant.instance.takeover, clean_session=self._clean_session)
+
+    @override
+    def on_admitted(self, *, accepted: bool) -> None:
+        """The session service answered; see `ports.Client`."""
+        if self._closed:
+            return
+        if not accepted:
+            self._is_announced = False
+            self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
+            return
+        self._target_id = self._hub.add_client(self)
+
+    @override
+    def on_routed(self) -> None:
+        """The router knows the client: CONNACK; see `ports.Client`."""
+        if self._closed:
+            return
+        self._is_admitted = True
+        events = self._machine.accept(self._loop.time(), session_present=False)
+        early, self._early = self._early, []
+        for message, qos in early:
+            self.deliver(message, qos)
+        logger.info(
+            "client connected",
+            extra={"client_id": self.client_id, "address": self.address, "channel_id": self.channel_id},
+        )
+        self.resume()
+        self._handle(events)
+        self._mark_dirty()
+
+    @override
+    def on_subscribed(self, packet_identifier: int) -> None:
+        """Answer SUBACK; see `ports.Client`."""
+        codes = self._subacks.pop(packet_identifier, None)
+        if codes is not None and not self._closed:
+            self._machine.suback(packet_identifier, codes)
+            self._answered()
+
+    @override
+    def on_published(self, packet_identifier: int, qos: int) -> None:
+        """Answer PUBACK or PUBREC; see `ports.Client`."""
+        if not self._closed:
+            self._machine.acknowledge(packet_identifier, qos)
+            self._answered()
+
+    def _answered(self) -> None:
+        if self._is_paused:
+            self.resume()
+        self._mark_dirty()
+
+    @override
+    def evict(self) -> None:
+        """Close the connection; see `ports.Client`."""
+        self.close(EVICTED)
+
+    @override
+    def is_alive(self) -> bool:
+        """Return whether the TCP connection is still open; see `ports.Client`."""
+        return not self._closed and not self._transport.is_closing()
+
+    # --- deliveries and writes -----------------------------------------------------------------
+
+    @override
+    def deliver(self, message: OutboundMessage, qos: int) -> None:
+        """Send a message to the client; QoS 0 is dropped while it reads too slowly."""
+        if not self._is_admitted:
+            if len(self._early) < MAX_EARLY:
+                self._early.append((message, qos))
+            return
+        if qos == 0 and self._is_peer_slow:
+            self.dropped_count += 1
+        elif self._machine.deliver(message, qos):
+            if not self._is_dirty:
+                self._is_dirty = True
+                self._hub.mark_dirty(self)
+        elif not self._closed:
+            self.close(SLOW_CONSUMER)
+
+    def _mark_dirty(self) -> None:
+        if not self._is_dirty:
+            self._is_dirty = True
+            self._hub.mark_dirty(self)
+
+    @override
+    def flush(self) -> None:
+        """Write all that has gathered, at once."""
+        self._is_dirty = False
+        output = self._machine.take_output()
+        if output and not self._transport.is_closing():
+            self._transport.write(b"".join(output))
+
+    def _pause(self) -> None:
+        if not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+        if self._hub.router.is_congested:
+            self._hub.pause(self)
+
+    @override
+    def resume(self) -> None:
+        """Read again, unless there still is a reason not to."""
+        if self._closed or self._is_stopping or not self._is_paused:
+            return
+        if self._machine.wants_pause or self._machine.state is State.CONNECTING:
+            return
+        if self._hub.router.is_congested:
+            self._hub.pause(self)
+            return
+        self._is_paused = False
+        self._transport.resume_reading()
+
+    @override
+    def stop_reading(self) -> None:
+        """Read no more: the edge is stopping."""
+        self._is_stopping = True
+        if not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    # --- end -----------------------------------------------------------------------------------
+
+    @override
+    def check_deadline(self, now: float) -> None:
+        """Close the connection if it has been silent, or waited to be let in, for too long."""
+        if self._machine.state is State.CONNECTING:
+            if now >= self._admission_deadline:
+                self._refuse(ConnectReturnCode.SERVER_UNAVAILABLE, "not let in in time")
+            return
+        deadline = self._machine.next_deadline()
+        if deadline is not None and now >= deadline:
+            if self._is_paused:
+                self._machine.feed(b"", now)  # what we did not read is no silence of the peer
+            self._handle(self._machine.on_deadline(now))
+
+    def _refuse(self, return_code: int, reason: str) -> None:
+        logger.info(
+            "client refused",
+            extra={
+                "client_id": self.client_id,
+                "address": self.address,
+                "return_code": int(return_code),
+                "reason": reason,
+            },
+        )
+        self._machine.refuse(return_code)
+        self.close(NOT_AUTHORIZED)
+
+    @override
+    def close(self, reason: int) -> None:
+        """End the connection after what is to be sent was sent; the first reason counts."""
+        if self._closed:
+            return
+        self._closed = True
+        for topic_filter in self._subscriptions:
+            self._hub.unsubscribe(self, topic_filter)
+        if self._target_id:
+            self._hub.remove_client(self._target_id)
+        if self._is_announced:
+            self._hub.sessions.close(self, reason)
+        self._hub.forget(self)
+        self._subscriptions.clear()
+        self._subacks.clear()
+        if self._is_admitted:
+            logger.info(
+                "client disconnected",
+                extra={
+                    "client_id": self.client_id,
+                    "channel_id": self.channel_id,
+                    "reason": _REASON_NAMES[reason],
+                },
+            )
+        self._machine.close()
+        self.flush()
+        if not self._transport.is_closing():
+            self._transport.close()

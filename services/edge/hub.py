@@ -1,0 +1,182 @@
+"""All connections of an edge: who wants what, and the hand-over of deliveries to them.
+
+The router matches; it names *targets*, ids that this edge chose. A target is a topic filter with its
+subscribers here, or one client for P2P. Owned by one event loop, hot path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.ports import Authenticator, Client, Router, Sessions
+
+MAX_SEEN = 65_536
+"""Message ids of QoS 2 kept for each origin, to drop what comes again after a break."""
+
+
+class Receiver(Client):
+    """A connection that takes deliveries."""
+
+    def deliver(self, message: OutboundMessage, qos: int) -> None:
+        """Send a message to the client, at `qos`."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Write what has gathered; called once for each loop turn in which `Hub.mark_dirty` was."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Read again after a pause."""
+        raise NotImplementedError
+
+    def check_deadline(self, now: float) -> None:
+        """Close the connection if it was silent for too long."""
+        raise NotImplementedError
+
+    def stop_reading(self) -> None:
+        """Read no more: the edge is stopping."""
+        raise NotImplementedError
+
+    def close(self, reason: int) -> None:
+        """End the connection; `reason` is a `weimq.session.v1.CloseReason`."""
+        raise NotImplementedError
+
+
+class Target:
+    """An interest of this edge under its id."""
+
+    __slots__ = ("instance_id", "receivers", "target_id", "topic_filter")
+
+    def __init__(self, target_id: int, instance_id: str, topic_filter: str) -> None:
+        self.target_id = target_id
+        self.instance_id = instance_id
+        self.topic_filter = topic_filter
+        """Empty for a client's own target."""
+        self.receivers: dict[Receiver, int] = {}
+        """Each receiver with its granted QoS."""
+
+
+class Hub:
+    """The connections of an edge."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.auth: Authenticator
+        self.sessions: Sessions
+        self.router: Router
+        self.connections: set[Receiver] = set()
+        """Every TCP connection, also before CONNECT."""
+        self.by_channel: dict[str, Receiver] = {}
+        """Connections that were announced to the session service."""
+        self._targets: dict[int, Target] = {}
+        self._filters: dict[tuple[str, str], Target] = {}
+        self._next_target_id = 1
+        self._dirty: list[Receiver] = []
+        self._paused: set[Receiver] = set()
+        self._seen: dict[str, tuple[set[int], deque[int]]] = {}
+
+    # --- interests -----------------------------------------------------------------------------
+
+    def add_client(self, receiver: Receiver) -> int:
+        """Register a client for P2P messages and return its target id."""
+        target = self._new_target(receiver.instance_id, "")
+        target.receivers[receiver] = 2
+        self.router.add_client(target.target_id, receiver)
+        return target.target_id
+
+    def remove_client(self, target_id: int) -> None:
+        """Undo `add_client`."""
+        if self._targets.pop(target_id, None) is not None:
+            self.router.remove_target(target_id)
+
+    def subscribe(self, receiver: Receiver, topic_filter: str, qos: int) -> None:
+        """Add a subscription or change its QoS."""
+        key = (receiver.instance_id, topic_filter)
+        target = self._filters.get(key)
+        if target is None:
+            target = self._filters[key] = self._new_target(receiver.instance_id, topic_filter)
+            self.router.add_filter(target.target_id, receiver.instance_id, topic_filter)
+        target.receivers[receiver] = qos
+
+    def unsubscribe(self, receiver: Receiver, topic_filter: str) -> None:
+        """Remove a subscription; one that does not exist is no fault."""
+        key = (receiver.instance_id, topic_filter)
+        target = self._filters.get(key)
+        if target is None or target.receivers.pop(receiver, None) is None:
+            return
+        if not target.receivers:
+            del self._filters[key]
+            del self._targets[target.target_id]
+            self.router.remove_target(target.target_id)
+
+    def interests(self) -> list[Target]:
+        """Return every target, for a router that knows none."""
+        return list(self._targets.values())
+
+    def _new_target(self, instance_id: str, topic_filter: str) -> Target:
+        target_id = self._next_target_id
+        self._next_target_id = target_id + 1
+        target = self._targets[target_id] = Target(target_id, instance_id, topic_filter)
+        return target
+
+    # --- deliveries ----------------------------------------------------------------------------
+
+    def route(self, target_ids: list[int]) -> list[tuple[Receiver, int]]:
+        """Return the receivers of a message with their QoS; each once, at the highest that it was granted."""
+        if len(target_ids) == 1:
+            target = self._targets.get(target_ids[0])
+            return list(target.receivers.items()) if target is not None else []
+        merged: dict[Receiver, int] = {}
+        for target_id in target_ids:
+            target = self._targets.get(target_id)
+            if target is not None:
+                for receiver, qos in target.receivers.items():
+                    # [MQTT-3.3.5-1] overlapping subscriptions: the maximum QoS of those that match
+                    if merged.get(receiver, -1) < qos:
+                        merged[receiver] = qos
+        return list(merged.items())
+
+    def is_repeated(self, origin: str, sequence: int) -> bool:
+        """Note the id of a message of QoS 2 and return whether it was there before."""
+        window = self._seen.get(origin)
+        if window is None:
+            window = self._seen[origin] = (set(), deque())
+        ids, order = window
+        if sequence in ids:
+            return True
+        ids.add(sequence)
+        order.append(sequence)
+        if len(order) > MAX_SEEN:
+            ids.discard(order.popleft())
+        return False
+
+    # --- writes and pauses ---------------------------------------------------------------------
+
+    def mark_dirty(self, receiver: Receiver) -> None:
+        """Have `receiver.flush` called at the end of this loop turn."""
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty.append(receiver)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for receiver in dirty:
+            receiver.flush()
+
+    def pause(self, receiver: Receiver) -> None:
+        """Note that a publisher stopped reading because the router is congested."""
+        self._paused.add(receiver)
+
+    def resume_publishers(self) -> None:
+        """Let the paused publishers read again."""
+        paused, self._paused = self._paused, set()
+        for receiver in paused:
+            receiver.resume()
+
+    def forget(self, receiver: Receiver) -> None:
+        """Drop a connection that is gone."""
+        self.connections.discard(receiver)
+        self._paused.discard(receiver)
+        self.by_channel.pop(receiver.channel_id, None)

@@ -1,0 +1,201 @@
+"""Bytes to packets and packets to bytes; knows the format of packets and no rule about their order.
+
+`Decoder` is made for large chunks of PUBLISH: one pass with local variables and one slice each for
+topic and payload. Whatever the chunking, the packets are the same.
+"""
+
+# ruff: noqa: PLR2004 - bit masks and lengths of the wire format; names would hide the layout
+
+from __future__ import annotations
+
+from services.edge.mqtt.bodies import check_fixed_header, decode_body, decode_topic_name
+from services.edge.mqtt.encoding import encode
+from services.edge.mqtt.errors import MalformedPacketError
+from services.edge.mqtt.packets import Connect, Packet, Publish
+
+__all__ = ["Decoder", "TopicCache", "encode"]
+
+_MAX_CACHED_TOPICS = 4096
+_MAX_CACHED_TOPIC_BYTES = 256
+
+_MAX_LENGTH_BYTES = 4
+"""A remaining length has at most four bytes (MQTT 3.1.1 section 2.2.3)."""
+
+
+class TopicCache:
+    """Validated topic names by their bytes; at most 4096 of at most 256 bytes, about 3 MB."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, str] = {}
+        """Read by the decoder's loop; written by `decode` alone."""
+
+    def decode(self, raw: bytes) -> str:
+        """Return the topic name of `raw`, which is not in `entries`.
+
+        Raises:
+            MalformedPacketError: it is no topic name.
+        """
+        topic = decode_topic_name(raw)
+        if len(raw) <= _MAX_CACHED_TOPIC_BYTES:
+            # Emptied when full: cheaper than keeping an order, and the hot topics are back at once.
+            if len(self.entries) >= _MAX_CACHED_TOPICS:
+                self.entries.clear()
+            self.entries[raw] = topic
+        return topic
+
+
+# Shared by all connections: it only holds what bytes mean, and one per connection would let each
+# idle client keep megabytes.
+_TOPICS = TopicCache()
+
+
+class Decoder:
+    """Turns the bytes of one connection into packets."""
+
+    __slots__ = (
+        "_needed",
+        "_pause_after_connect",
+        "_pending",
+        "_topics",
+        "error",
+        "is_paused",
+        "max_packet_bytes",
+    )
+
+    def __init__(
+        self,
+        max_packet_bytes: int,
+        *,
+        pause_after_connect: bool = False,
+        topics: TopicCache = _TOPICS,
+    ) -> None:
+        """Start at the first byte of a connection.
+
+        Args:
+            max_packet_bytes: Longest packet accepted, fixed header included; may be changed later.
+            pause_after_connect: Whether decoding waits for `resume` after each CONNECT.
+            topics: Cache of topic names.
+        """
+        self.max_packet_bytes = max_packet_bytes
+        self.error: MalformedPacketError | None = None
+        """Why decoding ended; nothing after the faulty packet is read."""
+        self.is_paused = False
+        """Whether a CONNECT waits for `resume`; bytes fed meanwhile are only kept."""
+        self._pause_after_connect = pause_after_connect
+        self._topics = topics
+        self._pending = bytearray()
+        self._needed = 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes kept: at most one incomplete packet, unless paused."""
+        return len(self._pending)
+
+    def feed(self, data: bytes) -> list[Packet]:
+        """Return the packets that `data` completes; after a fault those before it, see `error`."""
+        if self.error is not None:
+            return []
+        if self._pending or self.is_paused:
+            self._pending += data
+            # A packet in many small pieces is copied once, when its last piece is here.
+            if self.is_paused or len(self._pending) < self._needed:
+                return []
+            data = bytes(self._pending)
+            self._pending.clear()
+        return self._decode(data)
+
+    def resume(self) -> list[Packet]:
+        """End the pause after CONNECT and return the packets that came in during it."""
+        self.is_paused = False
+        data = bytes(self._pending)
+        self._pending.clear()
+        return self._decode(data)
+
+    def _decode(self, data: bytes) -> list[Packet]:
+        packets: list[Packet] = []
+        try:
+            position = self._decode_into(packets, data)
+        except MalformedPacketError as error:
+            self.error = error
+        else:
+            if position < len(data):
+                self._pending += data[position:]
+        return packets
+
+    def _decode_into(self, packets: list[Packet], data: bytes) -> int:  # noqa: C901, PLR0912, PLR0915 - one pass without calls
+        """Append the packets of `data` and return where the incomplete one starts."""
+        topics = self._topics.entries
+        max_packet_bytes = self.max_packet_bytes
+        end = len(data)
+        position = 0
+        while position + 1 < end:
+            first = data[position]
+            length = data[position + 1]
+            start = position + 2
+            if length >= 0x80:
+                length &= 0x7F
+                shift = 7
+                while True:
+                    if start - position > _MAX_LENGTH_BYTES:
+                        raise MalformedPacketError("MQTT-4.8.0-1", "the remaining length has more than four bytes")
+                    if start == end:
+                        self._needed = end - position + 1
+                        return position
+                    byte = data[start]
+                    start += 1
+                    length |= (byte & 0x7F) << shift
+                    if byte < 0x80:
+                        break
+                    shift += 7
+            stop = start + length
+            if stop - position > max_packet_bytes:
+                raise MalformedPacketError("MQTT-4.8.0-1", f"a packet of more than {max_packet_bytes} bytes")
+            if stop > end:
+                # Bad headers end the connection now and not when all their bytes are here.
+                check_fixed_header(first, length)
+                self._needed = stop - position
+                return position
+            if first & 0xF0 == 0x30:
+                if length < 2:
+                    raise MalformedPacketError("MQTT-3.3.2-1", "PUBLISH without a topic name")
+                topic_end = start + 2 + (data[start] << 8 | data[start + 1])
+                if topic_end > stop:
+                    raise MalformedPacketError("MQTT-3.3.2-1", "a topic name beyond its PUBLISH")
+                raw_topic = data[start + 2 : topic_end]
+                topic = topics.get(raw_topic)
+                if topic is None:
+                    topic = self._topics.decode(raw_topic)
+                if first < 0x32:
+                    packets.append(
+                        Publish(topic, data[topic_end:stop], 0, first == 0x31, False, 0)  # noqa: FBT003 - no DUP
+                    )
+                else:
+                    check_fixed_header(first, length)
+                    payload_start = topic_end + 2
+                    if payload_start > stop:
+                        raise MalformedPacketError("MQTT-2.3.1-1", "PUBLISH without its packet identifier")
+                    packet_identifier = data[topic_end] << 8 | data[topic_end + 1]
+                    if packet_identifier == 0:
+                        raise MalformedPacketError("MQTT-2.3.1-1", "PUBLISH with identifier zero")
+                    packets.append(
+                        Publish(
+                            topic,
+                            data[payload_start:stop],
+                            first >> 1 & 0x03,
+                            first & 0x01 != 0,
+                            first & 0x08 != 0,
+                            packet_identifier,
+                        )
+                    )
+            else:
+                check_fixed_header(first, length)
+                packet = decode_body(first, data, start, stop)
+                packets.append(packet)
+                if self._pause_after_connect and isinstance(packet, Connect):
+                    self.is_paused = True
+                    return stop
+            position = stop
+        self._needed = 2
+        return position

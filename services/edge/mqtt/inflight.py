@@ -1,0 +1,206 @@
+"""Acknowledged deliveries under way, one structure per direction, and the session that holds both.
+
+Packet identifiers of the two directions are independent (MQTT 3.1.1 section 2.3.1), so they never
+share a table.
+
+Sent, QoS 1:      PUBLISH -> unacknowledged -PUBACK-> free
+Sent, QoS 2:      PUBLISH -> unacknowledged -PUBREC-> released (payload forgotten) -PUBCOMP-> free
+Received, QoS 2:  PUBLISH -> forwarded -mesh has it, PUBREC-> recorded -PUBREL-> free
+
+A session outlives its connection. Whoever resumes it sends what is unacknowledged again with DUP,
+and PUBREL for what is released. [MQTT-4.4.0-1]
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import TypeAlias
+
+from services.edge.mqtt.bodies import PUBREL
+from services.edge.mqtt.errors import LocalUseError
+from services.edge.mqtt.outbound import OutboundMessage
+
+MAX_IDENTIFIER = 65_535
+
+PUBREL_HEAD = bytes((PUBREL, 2))
+"""PUBREL up to its packet identifier."""
+
+Delivery: TypeAlias = tuple[OutboundMessage, int, object]
+"""Message, QoS and token. The token is the driver's, handed back by `Acknowledged`."""
+
+
+class SentWindow:
+    """Deliveries of QoS 1 and 2 that the client has not completed, at most `limit`."""
+
+    __slots__ = ("_last_identifier", "_released", "_unacknowledged", "limit")
+
+    def __init__(self, limit: int) -> None:
+        if not 1 <= limit <= MAX_IDENTIFIER:
+            raise LocalUseError(f"a window of {limit} does not fit the packet identifiers")
+        self.limit = limit
+        self._last_identifier = 0
+        # Dictionaries keep insertion order, which is the order of sending.
+        self._unacknowledged: dict[int, Delivery] = {}
+        self._released: dict[int, object] = {}
+
+    def __len__(self) -> int:
+        return len(self._unacknowledged) + len(self._released)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more delivery may be under way."""
+        return len(self._unacknowledged) + len(self._released) < self.limit
+
+    def add(self, message: OutboundMessage, qos: int, token: object) -> int:
+        """Note a delivery and return its packet identifier, which no other one under way has.
+
+        Raises:
+            LocalUseError: the window is full.
+        """
+        unacknowledged = self._unacknowledged
+        released = self._released
+        if len(unacknowledged) + len(released) >= self.limit:
+            raise LocalUseError("the window is full")
+        # Ends, since fewer identifiers are in use than there are. [MQTT-2.3.1-4]
+        identifier = self._last_identifier
+        while True:
+            identifier = identifier + 1 if identifier < MAX_IDENTIFIER else 1
+            if identifier not in unacknowledged and identifier not in released:
+                break
+        self._last_identifier = identifier
+        unacknowledged[identifier] = (message, qos, token)
+        return identifier
+
+    def complete_qos1(self, packet_identifier: int) -> Delivery | None:
+        """Take PUBACK; return the delivery it ends, None if there is none."""
+        delivery = self._unacknowledged.get(packet_identifier)
+        if delivery is None or delivery[1] != 1:
+            return None
+        del self._unacknowledged[packet_identifier]
+        return delivery
+
+    def release(self, packet_identifier: int) -> bool:
+        """Take PUBREC; say whether it belongs to a delivery of QoS 2."""
+        delivery = self._unacknowledged.get(packet_identifier)
+        if delivery is None or delivery[1] != 2:  # noqa: PLR2004 - QoS 2
+            return packet_identifier in self._released
+        del self._unacknowledged[packet_identifier]
+        self._released[packet_identifier] = delivery[2]
+        return True
+
+    def is_released(self, packet_identifier: int) -> bool:
+        """Say whether PUBCOMP is what this identifier waits for."""
+        return packet_identifier in self._released
+
+    def complete_qos2(self, packet_identifier: int) -> object:
+        """Take PUBCOMP for an identifier that `is_released`; return its token."""
+        return self._released.pop(packet_identifier)
+
+    def unacknowledged(self) -> list[tuple[int, Delivery]]:
+        """Return identifier and delivery of what is to be sent again, oldest first."""
+        return list(self._unacknowledged.items())
+
+    def released(self) -> list[int]:
+        """Return the identifiers that wait for PUBCOMP, in the order of their PUBREC."""
+        return list(self._released)
+
+
+class ReceivedIds:
+    """Identifiers of received QoS 2 publications until their PUBREL."""
+
+    __slots__ = ("_recorded", "forwarded_count")
+
+    def __init__(self) -> None:
+        # True once PUBREC was sent, False while the mesh has not taken the publication over.
+        self._recorded: dict[int, bool] = {}
+        self.forwarded_count = 0
+        """Publications that the mesh has not taken over yet."""
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    def add(self, packet_identifier: int) -> bool:
+        """Take PUBLISH; say whether it is a new publication [MQTT-4.3.3-2]."""
+        if packet_identifier in self._recorded:
+            return False
+        self._recorded[packet_identifier] = False
+        self.forwarded_count += 1
+        return True
+
+    def is_forwarded(self, packet_identifier: int) -> bool:
+        """Say whether the mesh has yet to take this publication over."""
+        return self._recorded.get(packet_identifier) is False
+
+    def is_recorded(self, packet_identifier: int) -> bool:
+        """Say whether PUBREC was sent and PUBREL has not come."""
+        return self._recorded.get(packet_identifier) is True
+
+    def record(self, packet_identifier: int) -> bool:
+        """Note that the mesh took over; say whether PUBREC is due."""
+        if self._recorded.get(packet_identifier) is not False:
+            return False
+        self._recorded[packet_identifier] = True
+        self.forwarded_count -= 1
+        return True
+
+    def discard(self, packet_identifier: int) -> None:
+        """Take PUBREL: the identifier is free for a new publication."""
+        if self._recorded.pop(packet_identifier, None) is False:
+            self.forwarded_count -= 1
+
+
+class SessionState:
+    """What survives a connection: both directions, and deliveries that wait for the window."""
+
+    __slots__ = ("_queued", "queued_bytes", "received", "sent")
+
+    def __init__(self, max_inflight: int) -> None:
+        self.sent = SentWindow(max_inflight)
+        self.received = ReceivedIds()
+        self._queued: collections.deque[Delivery] | None = None  # few sessions ever need one
+        self.queued_bytes = 0
+        """Payload bytes of the queue, shared payloads counted each time."""
+
+    @property
+    def queued_count(self) -> int:
+        """Deliveries that wait for the window."""
+        return 0 if self._queued is None else len(self._queued)
+
+    def push_queued(self, delivery: Delivery) -> None:
+        """Add to the end of the queue; the caller has checked its limits."""
+        if self._queued is None:
+            self._queued = collections.deque()
+        self._queued.append(delivery)
+        self.queued_bytes += len(delivery[0].payload)
+
+    def send(self, delivery: Delivery, output: list[bytes]) -> None:
+        """Put a delivery under way; the window has room."""
+        message, qos, token = delivery
+        head = message.head(qos)
+        packet_identifier = self.sent.add(message, qos, token)
+        output += (head, packet_identifier.to_bytes(2, "big"), message.payload)
+
+    def send_queued(self, output: list[bytes]) -> None:
+        """Put under way what was queued, as far as the window has room."""
+        while self._queued and self.sent.has_room:
+            delivery = self._queued.popleft()
+            self.queued_bytes -= len(delivery[0].payload)
+            self.send(delivery, output)
+
+    def resume(self, output: list[bytes]) -> None:
+        """Repeat on a new connection what the client has not completed [MQTT-4.4.0-1]."""
+        output += [PUBREL_HEAD + packet_identifier.to_bytes(2, "big") for packet_identifier in self.sent.released()]
+        for packet_identifier, (message, qos, _) in self.sent.unacknowledged():
+            output += (
+                message.head_dup(qos),  # [MQTT-3.3.1-1]
+                packet_identifier.to_bytes(2, "big"),
+                message.payload,
+            )
+        self.send_queued(output)
+
+    def acknowledge_received(self, packet_identifier: int) -> None:
+        """Note that the mesh took a QoS 2 publication over while no connection was there.
+
+        The client sends it again after reconnecting and gets its PUBREC then.
+        """
+        self.received.record(packet_identifier)

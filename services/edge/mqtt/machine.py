@@ -1,0 +1,422 @@
+"""The server's side of one MQTT 3.1.1 connection, as a machine without I/O.
+
+State table (`states.TRANSITIONS` holds it as data; what it does not list ends the connection):
+
+    state              input                                              next state
+    -----------------  -------------------------------------------------  ----------------
+    AWAITING_CONNECT   CONNECT of a level we speak                        CONNECTING
+    AWAITING_CONNECT   CONNECT of another level (CONNACK 1 is queued)     CLOSED
+    AWAITING_CONNECT   connect timeout                                    CLOSED
+    CONNECTING         any bytes: kept, not decoded                       CONNECTING
+    CONNECTING         accept()                                           CONNECTED
+    CONNECTING         refuse()                                           CLOSED
+    CONNECTED          PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP,
+                       SUBSCRIBE, UNSUBSCRIBE, PINGREQ                    CONNECTED
+    CONNECTED          DISCONNECT                                         CLOSED
+    CONNECTED          silence for 1.5 x keep alive                       CLOSED
+    any                malformed bytes, any other packet, close()         CLOSED
+    CLOSED             anything: ignored                                  CLOSED
+
+The driver, after every call: write `take_output()` in one go, re-arm its timer with
+`next_deadline()`, and stop reading while `wants_pause` holds or its own write buffer is full.
+Calls are serialised by the driver; `feed` never raises on the peer's bytes, it ends with `Failed`.
+A driver that stopped reading for a reason of its own calls `feed(b"", now)` before `on_deadline`,
+since what it did not read is no silence of the peer.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from services.edge.mqtt.bodies import PUBACK, PUBCOMP, PUBREC
+from services.edge.mqtt.codec import Decoder, encode
+from services.edge.mqtt.errors import LocalUseError, ProtocolError, ProtocolViolationError
+from services.edge.mqtt.events import Acknowledged, Event, Failed
+from services.edge.mqtt.inflight import PUBREL_HEAD, Delivery, SessionState
+from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import (
+    SUBACK_FAILURE,
+    ConnAck,
+    Connect,
+    ConnectReturnCode,
+    Disconnect,
+    Packet,
+    PingReq,
+    PingResp,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    UnsubAck,
+    Unsubscribe,
+)
+from services.edge.mqtt.states import TRANSITIONS, Limits, State
+
+__all__ = ["TRANSITIONS", "Limits", "ServerConnection", "State"]
+
+_MAX_CONNECT_BYTES = 16 + 5 * 65_537
+"""Longest CONNECT there can be: headers, client id, will topic, will payload, user name, password."""
+
+_MAX_READ_BYTES = 512 * 1024
+"""Larger than what one read of a socket brings (uvloop: 256 KiB) while CONNECT is being checked."""
+
+_KEEP_ALIVE_FACTOR = 1.5  # [MQTT-3.1.2-24]
+
+_SPOKEN_LEVELS = (3, 4)
+
+_PING_RESPONSE = encode(PingResp())
+_PUBACK_HEAD = bytes((PUBACK, 2))
+_PUBREC_HEAD = bytes((PUBREC, 2))
+_PUBCOMP_HEAD = bytes((PUBCOMP, 2))
+
+_CONNECTED: Final = State.CONNECTED
+
+
+class ServerConnection:
+    """One client connection: bytes in, events and bytes out."""
+
+    __slots__ = (
+        "_allowance_s",
+        "_decoder",
+        "_is_clean",
+        "_keep_alive_s",
+        "_last_received",
+        "_limits",
+        "_output",
+        "_pending_requests",
+        "_received_qos1",
+        "_session",
+        "_was_paused",
+        "state",
+    )
+
+    def __init__(self, *, now: float, limits: Limits) -> None:
+        """Start waiting for CONNECT.
+
+        Args:
+            now: Monotonic seconds, like every `now` here.
+            limits: What the peer may make us hold.
+        """
+        self.state = State.AWAITING_CONNECT
+        """Read by the driver, written by the machine alone."""
+        self._limits = limits
+        self._decoder = Decoder(
+            # A stranger may make us hold no more than a CONNECT needs.
+            min(limits.max_packet_bytes, _MAX_CONNECT_BYTES),
+            pause_after_connect=True,
+        )
+        self._session = SessionState(limits.max_inflight)
+        self._output: list[bytes] = []
+        self._last_received = now
+        self._allowance_s = 0.0
+        self._keep_alive_s = 0
+        self._is_clean = True
+        self._received_qos1 = 0
+        self._pending_requests = 0
+        self._was_paused = False
+
+    # What the driver looks at
+
+    @property
+    def session(self) -> SessionState:
+        """State that a later connection may resume; the driver decides whether to keep it."""
+        return self._session
+
+    @property
+    def outstanding_received(self) -> int:
+        """Received publications of QoS 1 and 2 that `acknowledge` has not answered."""
+        return self._received_qos1 + self._session.received.forwarded_count
+
+    @property
+    def wants_pause(self) -> bool:
+        """Whether the driver shall stop reading until answers from the mesh have come."""
+        unanswered = self.outstanding_received + self._pending_requests
+        return unanswered >= self._limits.receive_maximum
+
+    @property
+    def has_output(self) -> bool:
+        """Whether `take_output` would return anything."""
+        return bool(self._output)
+
+    def take_output(self) -> list[bytes]:
+        """Hand over the bytes to send, in order; pieces are not packets."""
+        output = self._output
+        self._output = []
+        return output
+
+    def next_deadline(self) -> float | None:
+        """Return when `on_deadline` is due; it moves with every `feed`."""
+        if self.state is State.AWAITING_CONNECT:
+            return self._last_received + self._limits.connect_timeout_s
+        if self.state is _CONNECTED and self._allowance_s:
+            return self._last_received + self._allowance_s
+        return None  # the check of a CONNECT has the driver's own deadline
+
+    def on_deadline(self, now: float) -> list[Event]:
+        """End the connection if its deadline has passed; calling it early does nothing."""
+        deadline = self.next_deadline()
+        if deadline is None or now < deadline:
+            return []
+        events: list[Event] = []
+        if self.state is State.AWAITING_CONNECT:
+            self._fail(ProtocolViolationError("MQTT-3.1.0-1", "no CONNECT in time"), events)
+        elif self._was_paused:
+            # Bytes that we asked the driver not to read are no silence.
+            self._was_paused = self.wants_pause
+            self._last_received = now
+        else:
+            self._fail(ProtocolViolationError("MQTT-3.1.2-24", "silence for 1.5 x keep alive"), events)
+        return events
+
+    # Received from the client
+
+    def feed(self, data: bytes, now: float) -> list[Event]:
+        """Take bytes of the client and return what the driver has to act on."""
+        if self.state is State.CLOSED:
+            return []
+        if self.state is not State.AWAITING_CONNECT:
+            # Any byte is a sign of life: a large packet on a slow link takes its time.
+            self._last_received = now
+        return self._handle(self._decoder.feed(data))
+
+    def _handle(self, packets: list[Packet]) -> list[Event]:
+        events: list[Event] = []
+        allowed = TRANSITIONS[self.state]
+        try:
+            for packet in packets:
+                next_state = allowed.get(type(packet))
+                if next_state is None:
+                    raise self._violation(packet)
+                if next_state is not _CONNECTED:
+                    self._change_state(packet, next_state, events)
+                    if next_state is State.CLOSED:
+                        return events  # [MQTT-3.14.4-2] nothing may follow DISCONNECT
+                elif isinstance(packet, Publish):
+                    if packet.qos == 0:
+                        events.append(packet)
+                    else:
+                        self._receive_publish(packet, events)
+                else:
+                    self._receive(packet, events)
+        except ProtocolError as error:
+            self._fail(error, events)
+            return events
+        if self._decoder.error is not None:
+            self._fail(self._decoder.error, events)
+        elif (
+            self.state is State.CONNECTING
+            and self._decoder.pending_bytes > self._limits.max_packet_bytes + _MAX_READ_BYTES
+        ):
+            self._fail(ProtocolViolationError("MQTT-4.8.0-1", "too many bytes before CONNACK"), events)
+        return events
+
+    def _violation(self, packet: Packet) -> ProtocolViolationError:
+        if self.state is State.AWAITING_CONNECT:
+            return ProtocolViolationError("MQTT-3.1.0-1", "the first packet is not CONNECT")
+        if isinstance(packet, Connect):
+            return ProtocolViolationError("MQTT-3.1.0-2", "a second CONNECT")
+        return ProtocolViolationError("MQTT-4.8.0-1", "a packet that only a server sends")
+
+    def _change_state(self, packet: Packet, next_state: State, events: list[Event]) -> None:
+        if isinstance(packet, Connect):
+            if packet.protocol_level not in _SPOKEN_LEVELS:
+                self._refuse_level()
+                raise ProtocolViolationError(
+                    "MQTT-3.1.2-2", f"protocol level {packet.protocol_level} is not spoken here"
+                )
+            self._keep_alive_s = packet.keep_alive_s
+            self._is_clean = packet.clean_session
+            events.append(packet)
+        elif isinstance(packet, Disconnect):
+            events.append(packet)
+        self.state = next_state
+
+    def _refuse_level(self) -> None:
+        """Queue the answer to a protocol level that is not spoken [MQTT-3.1.2-2]."""
+        code = ConnectReturnCode.UNACCEPTABLE_PROTOCOL_VERSION
+        self._output.append(encode(ConnAck(session_present=False, return_code=code)))
+
+    def _receive_publish(self, packet: Publish, events: list[Event]) -> None:
+        packet_identifier = packet.packet_identifier
+        if packet.qos == 1:
+            # Repeated identifiers are new publications, too: at least once. [MQTT-4.3.2-2]
+            self._received_qos1 += 1
+            events.append(packet)
+        else:
+            received = self._session.received
+            if received.add(packet_identifier):
+                if len(received) > self._limits.max_unreleased:
+                    received.discard(packet_identifier)
+                    raise ProtocolViolationError("MQTT-4.8.0-1", "too many QoS 2 without PUBREL")
+                events.append(packet)
+            elif received.is_recorded(packet_identifier):
+                # The mesh has it and our PUBREC got lost. [MQTT-4.3.3-2]
+                self._output.append(_PUBREC_HEAD + packet_identifier.to_bytes(2, "big"))
+        if self.wants_pause:
+            self._was_paused = True
+
+    def _receive(self, packet: Packet, events: list[Event]) -> None:
+        session = self._session
+        if isinstance(packet, PubAck):
+            delivery = session.sent.complete_qos1(packet.packet_identifier)
+            if delivery is not None:
+                self._complete(delivery[2], events)
+        elif isinstance(packet, PubRec):
+            # PUBREL even for an unknown identifier: a client that kept it from a session that
+            # we lost would otherwise repeat PUBREC for ever.
+            session.sent.release(packet.packet_identifier)
+            self._output.append(PUBREL_HEAD + packet.packet_identifier.to_bytes(2, "big"))
+        elif isinstance(packet, PubComp):
+            if session.sent.is_released(packet.packet_identifier):
+                self._complete(session.sent.complete_qos2(packet.packet_identifier), events)
+        elif isinstance(packet, PubRel):
+            session.received.discard(packet.packet_identifier)
+            self._output.append(_PUBCOMP_HEAD + packet.packet_identifier.to_bytes(2, "big"))
+        elif isinstance(packet, PingReq):
+            self._output.append(_PING_RESPONSE)  # [MQTT-3.12.4-1]
+        elif isinstance(packet, (Subscribe, Unsubscribe)):
+            self._pending_requests += 1
+            events.append(packet)
+            if self.wants_pause:
+                self._was_paused = True
+        else:
+            # TRANSITIONS lets no other packet through.
+            raise AssertionError(repr(packet))  # noqa: TRY004 - not the caller's mistake
+
+    def _complete(self, token: object, events: list[Event]) -> None:
+        if token is not None:
+            events.append(Acknowledged(token))
+        self._session.send_queued(self._output)
+
+    def _fail(self, error: ProtocolError, events: list[Event]) -> None:
+        self.state = State.CLOSED
+        events.append(Failed(error))
+
+    # Answers of the driver
+
+    def accept(
+        self,
+        now: float,
+        *,
+        session_present: bool,
+        keep_alive_s: int | None = None,
+        session: SessionState | None = None,
+    ) -> list[Event]:
+        """Let the client in and return the events of what it has sent meanwhile.
+
+        Args:
+            now: Monotonic seconds.
+            session_present: Told to the client in CONNACK.
+            keep_alive_s: Replaces the client's keep alive; 0 is none.
+            session: State of an earlier connection; its unfinished deliveries are repeated.
+
+        Raises:
+            LocalUseError: no CONNECT waits, or a clean session is said to be present.
+        """
+        if self.state is State.CLOSED:
+            return []  # the connection ended while the driver was deciding
+        if self.state is not State.CONNECTING:
+            raise LocalUseError(f"accept() while {self.state.value}")
+        if session_present and self._is_clean:
+            raise LocalUseError("a clean session is never present")  # [MQTT-3.2.2-1]
+        self.state = _CONNECTED
+        self._last_received = now
+        if keep_alive_s is None:
+            keep_alive_s = self._keep_alive_s
+        self._allowance_s = keep_alive_s * _KEEP_ALIVE_FACTOR
+        accepted = ConnectReturnCode.ACCEPTED
+        self._output.append(encode(ConnAck(session_present, accepted)))
+        if session is not None:
+            self._session = session
+            session.resume(self._output)
+        self._decoder.max_packet_bytes = self._limits.max_packet_bytes
+        return self._handle(self._decoder.resume())
+
+    def refuse(self, return_code: int) -> None:
+        """Answer CONNECT with a return code other than 0 and end the connection.
+
+        Raises:
+            LocalUseError: no CONNECT waits, or the code would accept.
+        """
+        if self.state is State.CLOSED:
+            return
+        if self.state is not State.CONNECTING:
+            raise LocalUseError(f"refuse() while {self.state.value}")
+        if return_code == ConnectReturnCode.ACCEPTED:
+            raise LocalUseError("refuse() with the code of acceptance")
+        self._output.append(encode(ConnAck(session_present=False, return_code=return_code)))
+        self.state = State.CLOSED  # [MQTT-3.2.2-5]; what came after CONNECT stays unread
+
+    def close(self) -> None:
+        """End the connection from our side, or note that the transport is gone."""
+        self.state = State.CLOSED
+
+    def acknowledge(self, packet_identifier: int, qos: int) -> None:
+        """Tell the client that the mesh has taken over its publication of QoS 1 or 2."""
+        if qos == 1:
+            if self._received_qos1 and self._is_connected():
+                self._received_qos1 -= 1
+                self._output.append(_PUBACK_HEAD + packet_identifier.to_bytes(2, "big"))
+        # After the connection is gone it still counts for the session: PUBREC then comes at once.
+        elif self._session.received.record(packet_identifier) and self._is_connected():
+            self._output.append(_PUBREC_HEAD + packet_identifier.to_bytes(2, "big"))
+
+    def suback(self, packet_identifier: int, return_codes: list[int]) -> None:
+        """Answer SUBSCRIBE; one code per filter, in request order."""
+        for return_code in return_codes:
+            if return_code not in (0, 1, 2, SUBACK_FAILURE):
+                raise LocalUseError(f"SUBACK code {return_code} is reserved")  # [MQTT-3.9.3-2]
+        if self._is_connected():
+            self._pending_requests = max(0, self._pending_requests - 1)
+            self._output.append(encode(SubAck(packet_identifier, return_codes)))
+
+    def unsuback(self, packet_identifier: int) -> None:
+        """Answer UNSUBSCRIBE."""
+        if self._is_connected():
+            self._pending_requests = max(0, self._pending_requests - 1)
+            self._output.append(encode(UnsubAck(packet_identifier)))
+
+    def deliver(self, message: OutboundMessage, qos: int, token: object | None = None) -> bool:
+        """Send a message to the client, or queue it when the window is full.
+
+        Args:
+            message: Shared with other connections.
+            qos: 0, 1 or 2: of this delivery.
+            token: Comes back in `Acknowledged`; never for QoS 0.
+
+        Returns:
+            False if it was dropped: the queue is full or the connection closed.
+        """
+        if self.state is not _CONNECTED:
+            return self._is_connected()
+        if qos == 0:
+            self._output.append(message.frame_qos0)
+            return True
+        session = self._session
+        sent = session.sent
+        if sent.has_room:
+            # The window never has room while something is queued, so nothing is overtaken.
+            head = message.head(qos)
+            packet_identifier = sent.add(message, qos, token)
+            self._output += (head, packet_identifier.to_bytes(2, "big"), message.payload)
+            return True
+        return self._queue((message, qos, token))
+
+    def _queue(self, delivery: Delivery) -> bool:
+        session = self._session
+        if session.queued_count >= self._limits.max_queued:
+            return False
+        size = session.queued_bytes + len(delivery[0].payload)
+        if size > self._limits.max_queued_bytes and session.queued_count:
+            return False
+        session.push_queued(delivery)
+        return True
+
+    def _is_connected(self) -> bool:
+        """Say whether sending makes sense; CLOSED is no misuse, it happens between two awaits."""
+        if self.state in (State.AWAITING_CONNECT, State.CONNECTING):
+            raise LocalUseError(f"sending while {self.state.value}")
+        return self.state is _CONNECTED

@@ -1,0 +1,283 @@
+"""The control packets of MQTT 3.1.1 as plain values.
+
+Attribute names are the standard's. Instances are not checked on construction: the decoder builds
+valid ones only, and `encode` refuses what the wire cannot carry. They are mutable for speed, but
+nobody changes one. Representations hide passwords and payloads, so that they may be logged.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar, TypeAlias
+
+from typing_extensions import override
+
+SUBACK_FAILURE = 0x80
+"""SUBACK return code of a filter that was not granted."""
+
+
+class ConnectReturnCode(enum.IntEnum):
+    """Return codes of CONNACK (MQTT 3.1.1 section 3.2.2.3)."""
+
+    ACCEPTED = 0
+    UNACCEPTABLE_PROTOCOL_VERSION = 1
+    IDENTIFIER_REJECTED = 2
+    SERVER_UNAVAILABLE = 3
+    BAD_USER_NAME_OR_PASSWORD = 4
+    NOT_AUTHORIZED = 5
+
+
+class PacketBase:
+    """Equality and representation by the attributes that `fields` names."""
+
+    __slots__ = ()
+
+    fields: ClassVar[tuple[str, ...]] = ()
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return False
+        return all(getattr(self, name) == getattr(other, name) for name in self.fields)
+
+    # Values that compare by content and may change have no hash.
+    __hash__ = None  # type: ignore[assignment]  # the documented way to say unhashable
+
+    @override
+    def __repr__(self) -> str:
+        shown = []
+        for name in self.fields:
+            value = getattr(self, name)
+            if name == "password" and value is not None:
+                shown.append("password=***")
+            elif isinstance(value, bytes):
+                shown.append(f"{name}=<{len(value)} bytes>")
+            else:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class Will(PacketBase):
+    """The message that the server publishes when the connection ends without DISCONNECT."""
+
+    __slots__ = ("payload", "qos", "retain", "topic")
+
+    fields: ClassVar[tuple[str, ...]] = ("topic", "payload", "qos", "retain")
+
+    def __init__(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:  # noqa: FBT001 - a wire field
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+
+
+class Connect(PacketBase):
+    """CONNECT. For a protocol level that we do not speak, only `protocol_level` is filled in."""
+
+    __slots__ = (
+        "clean_session",
+        "client_id",
+        "keep_alive_s",
+        "password",
+        "protocol_level",
+        "username",
+        "will",
+    )
+
+    fields: ClassVar[tuple[str, ...]] = (
+        "protocol_level",
+        "client_id",
+        "clean_session",
+        "keep_alive_s",
+        "username",
+        "password",
+        "will",
+    )
+
+    def __init__(
+        self,
+        protocol_level: int,
+        client_id: str,
+        clean_session: bool,  # noqa: FBT001 - a wire field
+        keep_alive_s: int,
+        username: str | None,
+        password: bytes | None,
+        will: Will | None,
+    ) -> None:
+        self.protocol_level = protocol_level
+        self.client_id = client_id
+        self.clean_session = clean_session
+        self.keep_alive_s = keep_alive_s
+        self.username = username
+        self.password = password
+        self.will = will
+
+
+class ConnAck(PacketBase):
+    """CONNACK."""
+
+    __slots__ = ("return_code", "session_present")
+
+    fields: ClassVar[tuple[str, ...]] = ("session_present", "return_code")
+
+    def __init__(self, session_present: bool, return_code: int) -> None:  # noqa: FBT001 - a wire field
+        self.session_present = session_present
+        self.return_code = return_code
+
+
+class Publish(PacketBase):
+    """PUBLISH; `packet_identifier` is 0 if and only if `qos` is 0."""
+
+    __slots__ = ("dup", "packet_identifier", "payload", "qos", "retain", "topic")
+
+    fields: ClassVar[tuple[str, ...]] = (
+        "topic",
+        "payload",
+        "qos",
+        "retain",
+        "dup",
+        "packet_identifier",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,  # noqa: FBT001 - a wire field
+        dup: bool,  # noqa: FBT001 - a wire field
+        packet_identifier: int,
+    ) -> None:
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+        self.dup = dup
+        self.packet_identifier = packet_identifier
+
+
+class PubAck(PacketBase):
+    """PUBACK, the answer to a PUBLISH of QoS 1."""
+
+    __slots__ = ("packet_identifier",)
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier",)
+
+    def __init__(self, packet_identifier: int) -> None:
+        self.packet_identifier = packet_identifier
+
+
+class PubRec(PacketBase):
+    """PUBREC, the answer to a PUBLISH of QoS 2."""
+
+    __slots__ = ("packet_identifier",)
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier",)
+
+    def __init__(self, packet_identifier: int) -> None:
+        self.packet_identifier = packet_identifier
+
+
+class PubRel(PacketBase):
+    """PUBREL, the answer to PUBREC."""
+
+    __slots__ = ("packet_identifier",)
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier",)
+
+    def __init__(self, packet_identifier: int) -> None:
+        self.packet_identifier = packet_identifier
+
+
+class PubComp(PacketBase):
+    """PUBCOMP, the answer to PUBREL."""
+
+    __slots__ = ("packet_identifier",)
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier",)
+
+    def __init__(self, packet_identifier: int) -> None:
+        self.packet_identifier = packet_identifier
+
+
+class Subscribe(PacketBase):
+    """SUBSCRIBE; `filters` pairs each topic filter with its requested QoS, in wire order."""
+
+    __slots__ = ("filters", "packet_identifier")
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier", "filters")
+
+    def __init__(self, packet_identifier: int, filters: list[tuple[str, int]]) -> None:
+        self.packet_identifier = packet_identifier
+        self.filters = filters
+
+
+class SubAck(PacketBase):
+    """SUBACK; one return code per filter (granted QoS or `SUBACK_FAILURE`), in request order."""
+
+    __slots__ = ("packet_identifier", "return_codes")
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier", "return_codes")
+
+    def __init__(self, packet_identifier: int, return_codes: list[int]) -> None:
+        self.packet_identifier = packet_identifier
+        self.return_codes = return_codes
+
+
+class Unsubscribe(PacketBase):
+    """UNSUBSCRIBE."""
+
+    __slots__ = ("filters", "packet_identifier")
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier", "filters")
+
+    def __init__(self, packet_identifier: int, filters: list[str]) -> None:
+        self.packet_identifier = packet_identifier
+        self.filters = filters
+
+
+class UnsubAck(PacketBase):
+    """UNSUBACK."""
+
+    __slots__ = ("packet_identifier",)
+
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier",)
+
+    def __init__(self, packet_identifier: int) -> None:
+        self.packet_identifier = packet_identifier
+
+
+class PingReq(PacketBase):
+    """PINGREQ."""
+
+    __slots__ = ()
+
+
+class PingResp(PacketBase):
+    """PINGRESP."""
+
+    __slots__ = ()
+
+
+class Disconnect(PacketBase):
+    """DISCONNECT: the client ends the connection in good order."""
+
+    __slots__ = ()
+
+
+Packet: TypeAlias = (
+    Connect
+    | ConnAck
+    | Publish
+    | PubAck
+    | PubRec
+    | PubRel
+    | PubComp
+    | Subscribe
+    | SubAck
+    | Unsubscribe
+    | UnsubAck
+    | PingReq
+    | PingResp
+    | Disconnect
+)

@@ -1,0 +1,78 @@
+"""What a connection needs from the services, so that it can be driven without them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from services.edge.mqtt.packets import Connect, Publish
+from services.edge.policy import Grant, TopicRule
+
+
+class Client(Protocol):
+    """A connection, as the adapters see it. No method may raise."""
+
+    channel_id: str
+    client_id: str
+    instance_id: str
+    address: str
+
+    def on_authenticated(self, grant: Grant | None, return_code: int, reason: str) -> None:
+        """Auth answered: a grant, or the CONNACK return code of the refusal."""
+
+    def on_admitted(self, *, accepted: bool) -> None:
+        """The session service answered."""
+
+    def on_routed(self) -> None:
+        """The router knows the client."""
+
+    def on_subscribed(self, packet_identifier: int) -> None:
+        """The router knows the filters of the SUBSCRIBE packet."""
+
+    def on_published(self, packet_identifier: int, qos: int) -> None:
+        """The mesh has taken over a message of QoS 1 or 2."""
+
+    def evict(self) -> None:
+        """Close the connection: the session service wants it."""
+
+    def is_alive(self) -> bool:
+        """Return whether the peer is still there."""
+
+
+class Authenticator(Protocol):
+    """Checks credentials."""
+
+    def authenticate(self, client: Client, connect: Connect) -> None:
+        """Have `client.on_authenticated` called, within a deadline."""
+
+
+class Sessions(Protocol):
+    """Knows who is connected where."""
+
+    def open(self, client: Client, *, takeover: bool, clean_session: bool) -> None:
+        """Have `client.on_admitted` called; `close` must follow, also after a refusal."""
+
+    def close(self, client: Client, reason: int) -> None:
+        """Note that the connection is gone; `reason` is a `weimq.session.v1.CloseReason`."""
+
+
+class Router(Protocol):
+    """Carries messages to the other edges and back."""
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether publishers must pause; `Hub.resume_publishers` is called when it is over."""
+
+    def add_client(self, target_id: int, client: Client) -> None:
+        """Have P2P messages to the client delivered; then call `client.on_routed`."""
+
+    def add_filter(self, target_id: int, instance_id: str, topic_filter: str) -> None:
+        """Have messages that match delivered to the target."""
+
+    def remove_target(self, target_id: int) -> None:
+        """Have no more delivered to the target."""
+
+    def notify_subscribed(self, client: Client, packet_identifier: int) -> None:
+        """Call `client.on_subscribed` once the router has every filter added before."""
+
+    def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
+        """Take a message over; at QoS 1 and 2 `client.on_published` follows."""

@@ -1,0 +1,372 @@
+"""The edge's end of the link with the router: interests and publications up, deliveries down.
+
+Publications gather in columns (see `weimq.router.v1.PublishBatch`) while a frame is being sent. Those of QoS 1 and 2
+stay in `_unacknowledged` until the router says that they are safe, and are sent again when it restarts. Hot path.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from grpc import aio
+
+from services.common.grpc_client import call_metadata
+from services.common.link import Link
+from services.common.readiness import Readiness
+from services.common.settings import Secret
+from services.edge.hub import Hub
+from services.edge.linking import Opened, keep_linked
+from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import Publish
+from services.edge.policy import TopicRule
+from services.edge.ports import Client
+from weimq.router.v1 import router_pb2, router_pb2_grpc
+
+FRAME_BYTES = 1 << 20
+"""Payload after which a batch is full; the next message begins another."""
+FRAME_MESSAGES = 4096
+"""Messages after which a batch is full."""
+HIGH_WATER_BYTES = 8 << 20
+"""Gathered payload above which publishers pause: they are slowed by TCP, nothing is dropped."""
+LOW_WATER_BYTES = 2 << 20
+"""Gathered payload below which they go on."""
+OVERHEAD_BYTES = 64
+"""What a message costs besides its payload, for the marks above."""
+
+RETAIN = 4
+REPEATED = 8
+CLEAN_SESSION = 16
+"""Bits of `PublishBatch.flags` besides the QoS."""
+
+
+class Unacknowledged:
+    """A publication of QoS 1 or 2 that the router has not acknowledged."""
+
+    __slots__ = ("client", "client_id", "flags", "packet_identifier", "payload", "rule")
+
+    def __init__(self, client: Client, rule: TopicRule, publication: Publish, flags: int) -> None:
+        self.client = client
+        self.client_id = client.client_id
+        self.rule = rule
+        self.payload = publication.payload
+        self.packet_identifier = publication.packet_identifier
+        self.flags = flags
+
+
+class Columns:
+    """A batch of publications on its way into a frame."""
+
+    __slots__ = (
+        "bytes",
+        "flags",
+        "instance_index",
+        "payloads",
+        "publisher_index",
+        "publisher_indexes",
+        "sequences",
+        "topic_flags",
+        "topic_index",
+        "topic_indexes",
+        "topic_instances",
+        "topics",
+    )
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.topic_index: dict[TopicRule, int] = {}
+        self.topics: list[str] = []
+        self.topic_instances: list[int] = []
+        self.topic_flags = bytearray()
+        self.instance_index: dict[str, int] = {}
+        self.publisher_index: dict[str, int] = {}
+        self.topic_indexes: list[int] = []
+        self.sequences: list[int] = []
+        self.payloads: list[bytes] = []
+        self.flags = bytearray()
+        self.publisher_indexes: list[int] = []
+
+    def add(self, rule: TopicRule, client_id: str, sequence: int, payload: bytes, flags: int) -> None:
+        """Append one message."""
+        topic = self.topic_index.get(rule)
+        if topic is None:
+            topic = self.topic_index[rule] = len(self.topics)
+            self.topics.append(rule.topic)
+            self.topic_instances.append(self.instance_index.setdefault(rule.instance_id, len(self.instance_index)))
+            self.topic_flags.append(rule.flags)
+        publisher = self.publisher_index.get(client_id)
+        if publisher is None:
+            publisher = self.publisher_index[client_id] = len(self.publisher_index)
+        self.topic_indexes.append(topic)
+        self.sequences.append(sequence)
+        self.payloads.append(payload)
+        self.flags.append(flags)
+        self.publisher_indexes.append(publisher)
+        self.bytes += len(payload) + OVERHEAD_BYTES
+
+    def write_to(self, batch: router_pb2.PublishBatch) -> None:
+        """Fill the protobuf message."""
+        batch.topics.extend(self.topics)
+        batch.topic_instances.extend(self.topic_instances)
+        batch.topic_flags = bytes(self.topic_flags)
+        batch.instances.extend(self.instance_index)
+        batch.publishers.extend(self.publisher_index)
+        batch.topic_indexes.extend(self.topic_indexes)
+        batch.sequences.extend(self.sequences)
+        batch.payloads.extend(self.payloads)
+        batch.flags = bytes(self.flags)
+        batch.publisher_indexes.extend(self.publisher_indexes)
+
+
+class RouterLink:
+    """Carries messages to and from the router; owned by one event loop."""
+
+    def __init__(
+        self,
+        *,
+        channel: aio.Channel,
+        token: Secret,
+        hub: Hub,
+        readiness: Readiness,
+        edge_id: str,
+        edge_incarnation: str,
+    ) -> None:
+        self._stub = router_pb2_grpc.RouterServiceStub(channel)
+        self._metadata = call_metadata(token)
+        self._hub = hub
+        self._readiness = readiness
+        self._edge_id = edge_id
+        self._edge_incarnation = edge_incarnation
+        self._peer_incarnation = ""
+        self._added: list[router_pb2.Target] = []
+        self._clients: dict[int, Client] = {}
+        self._removed: list[int] = []
+        self._routed: list[Client] = []
+        self._subscribed: list[tuple[Client, int]] = []
+        self._waiting: deque[tuple[int, list[Client], list[tuple[Client, int]]]] = deque()
+        self._columns = Columns()
+        self._full: deque[Columns] = deque()
+        self._gathered_bytes = 0
+        self._sequence = 0
+        self._unacknowledged: dict[int, Unacknowledged] = {}
+        self._snapshot_complete = False
+        self._goodbye = False
+        self.is_congested = False
+        self.link: Link[router_pb2.LinkRequest, router_pb2.LinkResponse] = Link(
+            build=self._build, bare=router_pb2.LinkRequest, take=self._take, confirmed=self._on_confirmed
+        )
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        await keep_linked(
+            name="router",
+            link=self.link,
+            readiness=self._readiness,
+            open_stream=lambda: self._stub.Link(metadata=self._metadata, wait_for_ready=True),
+            greeting=self._greeting,
+            opened=self._on_opened,
+        )
+
+    # --- the port ------------------------------------------------------------------------------
+
+    def add_client(self, target_id: int, client: Client) -> None:
+        """Register a client for P2P; see `ports.Router`."""
+        self._clients[target_id] = client
+        self._added.append(_client_target(target_id, client))
+        self._routed.append(client)
+        self.link.wake()
+
+    def add_filter(self, target_id: int, instance_id: str, topic_filter: str) -> None:
+        """Register a topic filter; see `ports.Router`."""
+        self._added.append(router_pb2.Target(target_id=target_id, instance_id=instance_id, topic_filter=topic_filter))
+        self.link.wake()
+
+    def remove_target(self, target_id: int) -> None:
+        """Withdraw an interest; see `ports.Router`."""
+        self._clients.pop(target_id, None)
+        self._removed.append(target_id)
+        self.link.wake()
+
+    def notify_subscribed(self, client: Client, packet_identifier: int) -> None:
+        """Answer once the filters are known; see `ports.Router`."""
+        self._subscribed.append((client, packet_identifier))
+        self.link.wake()
+
+    def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
+        """Take a message over; see `ports.Router`."""
+        qos = publication.qos
+        flags = qos
+        if publication.retain:
+            flags |= RETAIN
+        if clean_session:
+            flags |= CLEAN_SESSION
+        self._sequence = sequence = self._sequence + 1
+        if qos:
+            self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
+        self._gather(rule, client.client_id, sequence, publication.payload, flags)
+
+    def say_goodbye(self) -> None:
+        """Tell the router that this edge ends for good, after all that is to be sent."""
+        self._goodbye = True
+        self.link.wake()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything was sent, confirmed and acknowledged."""
+        return not (
+            self._gathered_bytes or self._unacknowledged or self._removed or self._goodbye or self.link.has_unconfirmed
+        )
+
+    # --- up ------------------------------------------------------------------------------------
+
+    def _gather(self, rule: TopicRule, client_id: str, sequence: int, payload: bytes, flags: int) -> None:
+        columns = self._columns
+        if not columns.sequences:
+            self.link.wake()
+        before = columns.bytes
+        columns.add(rule, client_id, sequence, payload, flags)
+        self._gathered_bytes += columns.bytes - before
+        if columns.bytes >= FRAME_BYTES or len(columns.sequences) >= FRAME_MESSAGES:
+            self._full.append(columns)
+            self._columns = Columns()
+            if self._gathered_bytes > HIGH_WATER_BYTES:
+                self.is_congested = True
+
+    def _build(self) -> router_pb2.LinkRequest | None:
+        columns = self._full.popleft() if self._full else self._columns
+        has_changes = bool(self._added or self._removed or self._subscribed or self._routed)
+        if not columns.sequences and not has_changes and self._snapshot_complete:
+            if not self._goodbye:
+                return None
+            self._goodbye = False
+            return router_pb2.LinkRequest(goodbye=True)
+        frame = router_pb2.LinkRequest()
+        if has_changes:
+            self._add_changes(frame)
+        if not self._snapshot_complete:
+            self._snapshot_complete = frame.snapshot_complete = True
+        if columns.sequences:
+            columns.write_to(frame.publishes)
+            self._gathered_bytes -= columns.bytes
+            if columns is self._columns:
+                self._columns = Columns()
+            if self.is_congested and self._gathered_bytes < LOW_WATER_BYTES:
+                self.is_congested = False
+                self._hub.resume_publishers()
+        return frame
+
+    def _add_changes(self, frame: router_pb2.LinkRequest) -> None:
+        frame.added_targets.extend(self._added)
+        frame.removed_target_ids.extend(self._removed)
+        self._added.clear()
+        self._removed.clear()
+        if self._routed or self._subscribed:
+            self._waiting.append((self.link.next_frame, self._routed, self._subscribed))
+            self._routed = []
+            self._subscribed = []
+
+    def _on_confirmed(self, through: int) -> None:
+        while self._waiting and self._waiting[0][0] <= through:
+            _, routed, subscribed = self._waiting.popleft()
+            for client in routed:
+                client.on_routed()
+            for client, packet_identifier in subscribed:
+                client.on_subscribed(packet_identifier)
+
+    # --- open ----------------------------------------------------------------------------------
+
+    def _greeting(self) -> router_pb2.LinkRequest:
+        return router_pb2.LinkRequest(
+            open=router_pb2.LinkOpen(
+                edge_id=self._edge_id,
+                edge_incarnation=self._edge_incarnation,
+                router_incarnation=self._peer_incarnation,
+                received_through=self.link.confirmed_through,
+            )
+        )
+
+    def _on_opened(self, first: router_pb2.LinkResponse) -> Opened:
+        opened = first.opened
+        self._peer_incarnation = opened.router_incarnation
+        if not opened.resumed:
+            self._start_anew()
+        return Opened(resumed=opened.resumed, received_through=opened.received_through)
+
+    def _start_anew(self) -> None:
+        """Gather every interest and every unacknowledged publication for a router that knows nothing of us."""
+        self._added = []
+        self._removed = []
+        for target in self._hub.interests():
+            if target.topic_filter:
+                self._added.append(
+                    router_pb2.Target(
+                        target_id=target.target_id, instance_id=target.instance_id, topic_filter=target.topic_filter
+                    )
+                )
+            else:
+                self._added.append(_client_target(target.target_id, self._clients[target.target_id]))
+        for _, routed, subscribed in self._waiting:
+            self._routed[:0] = routed
+            self._subscribed[:0] = subscribed
+        self._waiting.clear()
+        self._snapshot_complete = False
+        # Messages of QoS 0 that had been gathered are kept; those in lost frames are gone, as QoS 0 may be.
+        gathered = [*self._full, self._columns]
+        self._full.clear()
+        self._columns = Columns()
+        self._gathered_bytes = 0
+        for sequence, entry in self._unacknowledged.items():
+            self._gather(entry.rule, entry.client_id, sequence, entry.payload, entry.flags | REPEATED)
+        for columns in gathered:
+            rules = list(columns.topic_index)
+            publishers = list(columns.publisher_index)
+            for n, sequence in enumerate(columns.sequences):
+                if sequence not in self._unacknowledged:
+                    self._gather(
+                        rules[columns.topic_indexes[n]],
+                        publishers[columns.publisher_indexes[n]],
+                        sequence,
+                        columns.payloads[n],
+                        columns.flags[n],
+                    )
+
+    # --- down ----------------------------------------------------------------------------------
+
+    def _take(self, frame: router_pb2.LinkResponse) -> None:
+        if frame.acknowledged_sequences:
+            unacknowledged = self._unacknowledged
+            for sequence in frame.acknowledged_sequences:
+                entry = unacknowledged.pop(sequence, None)
+                if entry is not None:
+                    entry.client.on_published(entry.packet_identifier, entry.flags & 3)
+        if frame.HasField("deliveries"):
+            self._deliver(frame.deliveries)
+        self.link.confirm(frame.frame)
+
+    def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
+        hub = self._hub
+        topics = [topic.encode() for topic in batch.topics]
+        target_ids = list(batch.target_ids)
+        routes = []
+        start = 0
+        for count in batch.target_counts:
+            routes.append(hub.route(target_ids[start : start + count]))
+            start += count
+        exactly_once = 0
+        for topic, payload, flags in zip(batch.topic_indexes, batch.payloads, batch.flags, strict=True):
+            qos = flags & 3
+            if qos == 2:  # noqa: PLR2004 - QoS 2
+                origin = batch.origins[batch.origin_indexes[exactly_once]]
+                sequence = batch.sequences[exactly_once]
+                exactly_once += 1
+                if hub.is_repeated(origin, sequence):
+                    continue
+            route = routes[topic]
+            if not route:
+                continue
+            message = OutboundMessage(topics[topic], payload, False)  # noqa: FBT003 - [MQTT-3.3.1-9]
+            for receiver, granted in route:
+                receiver.deliver(message, qos if qos < granted else granted)
+
+
+def _client_target(target_id: int, client: Client) -> router_pb2.Target:
+    return router_pb2.Target(target_id=target_id, instance_id=client.instance_id, client_id=client.client_id)

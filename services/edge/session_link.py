@@ -1,0 +1,198 @@
+"""The edge's end of the link with the session service: connections up, decisions down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from grpc import aio
+
+from services.common.grpc_client import call_metadata
+from services.common.link import Link
+from services.common.readiness import Readiness
+from services.common.settings import Secret
+from services.edge.hub import Hub
+from services.edge.linking import Opened, keep_linked
+from services.edge.ports import Client
+from weimq.session.v1 import session_pb2, session_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+MAX_FRAME_ITEMS = 1000
+"""Openings and closings in one frame."""
+
+
+class SessionLink:
+    """Tells the session service of every connection; owned by one event loop.
+
+    A closing stays here until the session service confirmed it, so none is lost when that service restarts.
+    """
+
+    def __init__(
+        self,
+        *,
+        channel: aio.Channel,
+        token: Secret,
+        hub: Hub,
+        readiness: Readiness,
+        edge_id: str,
+        edge_incarnation: str,
+    ) -> None:
+        self._stub = session_pb2_grpc.SessionServiceStub(channel)
+        self._metadata = call_metadata(token)
+        self._hub = hub
+        self._readiness = readiness
+        self._edge_id = edge_id
+        self._edge_incarnation = edge_incarnation
+        self._peer_incarnation = ""
+        self._established: dict[str, session_pb2.Connection] = {}
+        self._waiting: dict[str, session_pb2.Opening] = {}
+        self._closings: dict[str, session_pb2.Closing] = {}
+        self._sent_closings: list[tuple[int, list[str]]] = []
+        self._to_open: list[session_pb2.Opening] = []
+        self._to_close: list[str] = []
+        self._probes: list[session_pb2.ProbeResult] = []
+        self._snapshot_complete = False
+        self._goodbye = False
+        self.link: Link[session_pb2.LinkRequest, session_pb2.LinkResponse] = Link(
+            build=self._build, bare=session_pb2.LinkRequest, take=self._take, confirmed=self._on_confirmed
+        )
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        await keep_linked(
+            name="session",
+            link=self.link,
+            readiness=self._readiness,
+            open_stream=lambda: self._stub.Link(metadata=self._metadata, wait_for_ready=True),
+            greeting=self._greeting,
+            opened=self._on_opened,
+        )
+
+    # --- the port ------------------------------------------------------------------------------
+
+    def open(self, client: Client, *, takeover: bool, clean_session: bool) -> None:
+        """Ask for a client to be let in; see `ports.Sessions`."""
+        opening = session_pb2.Opening(connection=_connection(client), takeover=takeover, clean_session=clean_session)
+        self._waiting[client.channel_id] = opening
+        self._to_open.append(opening)
+        self.link.wake()
+
+    def close(self, client: Client, reason: int) -> None:
+        """Note that a connection is gone; see `ports.Sessions`."""
+        connection = self._established.pop(client.channel_id, None)
+        if connection is None:
+            connection = self._waiting.pop(client.channel_id, None) and _connection(client)
+        if connection is None:
+            return
+        self._closings[client.channel_id] = session_pb2.Closing(
+            connection=connection,
+            reason=reason,  # type: ignore[arg-type]  # an int of CloseReason
+        )
+        self._to_close.append(client.channel_id)
+        self.link.wake()
+
+    def say_goodbye(self) -> None:
+        """Tell the session service that this edge ends for good, after all that is to be sent."""
+        self._goodbye = True
+        self.link.wake()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything was sent and confirmed."""
+        return not (self._to_open or self._to_close or self._closings or self._goodbye or self.link.has_unconfirmed)
+
+    # --- the link ------------------------------------------------------------------------------
+
+    def _greeting(self) -> session_pb2.LinkRequest:
+        return session_pb2.LinkRequest(
+            open=session_pb2.LinkOpen(
+                edge_id=self._edge_id,
+                edge_incarnation=self._edge_incarnation,
+                session_incarnation=self._peer_incarnation,
+                received_through=self.link.confirmed_through,
+            )
+        )
+
+    def _on_opened(self, first: session_pb2.LinkResponse) -> Opened:
+        opened = first.opened
+        self._peer_incarnation = opened.session_incarnation
+        if not opened.resumed:
+            self._to_open = [
+                session_pb2.Opening(connection=connection, established=True)
+                for connection in self._established.values()
+            ]
+            self._to_open += self._waiting.values()
+            self._to_close = list(self._closings)
+            self._sent_closings.clear()
+            self._probes.clear()
+            self._snapshot_complete = False
+        return Opened(resumed=opened.resumed, received_through=opened.received_through)
+
+    def _build(self) -> session_pb2.LinkRequest | None:
+        if not (self._to_open or self._to_close or self._probes) and self._snapshot_complete:
+            if not self._goodbye:
+                return None
+            self._goodbye = False
+            return session_pb2.LinkRequest(goodbye=True)
+        frame = session_pb2.LinkRequest()
+        if self._probes:
+            frame.probe_results.extend(self._probes)
+            self._probes.clear()
+        frame.openings.extend(self._to_open[:MAX_FRAME_ITEMS])
+        del self._to_open[:MAX_FRAME_ITEMS]
+        if not self._to_open:
+            # A closing never overtakes its opening.
+            channels = self._to_close[:MAX_FRAME_ITEMS]
+            del self._to_close[:MAX_FRAME_ITEMS]
+            frame.closings.extend(self._closings[channel_id] for channel_id in channels)
+            if channels:
+                self._sent_closings.append((self.link.next_frame, channels))
+            if not self._to_close and not self._snapshot_complete:
+                self._snapshot_complete = frame.snapshot_complete = True
+        return frame
+
+    def _on_confirmed(self, through: int) -> None:
+        done = 0
+        for number, channels in self._sent_closings:
+            if number > through:
+                break
+            done += 1
+            for channel_id in channels:
+                self._closings.pop(channel_id, None)
+        del self._sent_closings[:done]
+
+    def _take(self, frame: session_pb2.LinkResponse) -> None:
+        by_channel = self._hub.by_channel
+        for decision in frame.decisions:
+            opening = self._waiting.pop(decision.channel_id, None)
+            client = by_channel.get(decision.channel_id)
+            if opening is None or client is None:
+                continue  # closed meanwhile; the closing is on its way
+            accepted = decision.admission == session_pb2.ADMISSION_ACCEPTED
+            if accepted:
+                opening.connection.connect_time_ms = decision.connect_time_ms
+                self._established[decision.channel_id] = opening.connection
+            client.on_admitted(accepted=accepted)
+        self._probe(frame.probe_channel_ids)
+        for channel_id in frame.evicted_channel_ids:
+            client = by_channel.get(channel_id)
+            if client is not None:
+                client.evict()
+        self.link.confirm(frame.frame)
+
+    def _probe(self, channel_ids: Iterable[str]) -> None:
+        for channel_id in channel_ids:
+            client = self._hub.by_channel.get(channel_id)
+            alive = client is not None and client.is_alive()
+            self._probes.append(session_pb2.ProbeResult(channel_id=channel_id, alive=alive))
+            self.link.wake()
+
+
+def _connection(client: Client) -> session_pb2.Connection:
+    return session_pb2.Connection(
+        channel_id=client.channel_id,
+        instance_id=client.instance_id,
+        client_id=client.client_id,
+        address=client.address,
+    )

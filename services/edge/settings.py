@@ -1,0 +1,43 @@
+"""Settings of an edge."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from services.common.settings import CommonSettings, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EdgeSettings(CommonSettings):
+    """What an edge is told; environment variables `EDGE_*`."""
+
+    id: str = setting(text="Name of this edge, unique in the mesh and kept across restarts.")
+    tcp_listen: str = setting("127.0.0.1:1883", text="Address for MQTT over TCP, `host:port`.")
+    grpc_listen: tuple[str, ...] = setting(
+        ("127.0.0.1:7005",), text="Addresses of the health service, `host:port` or `unix:/path`, joined by commas."
+    )
+    auth: str = setting("127.0.0.1:7001", text="Address of the auth service.")
+    session: str = setting("127.0.0.1:7002", text="Address of the session service.")
+    router: str = setting("127.0.0.1:7003", text="Address of the router.")
+    default_instance: str = setting("", text="Instance that serves clients whose user name names none; empty: nobody.")
+    connect_timeout_s: float = setting(
+        10.0, text="Seconds that a connection has for its CONNECT and for being let in.", minimum=0.1, maximum=600
+    )
+    max_packet_bytes: int = setting(
+        1 << 20, text="Largest MQTT packet in bytes; a larger one closes the connection.", minimum=1024, maximum=1 << 28
+    )
+    max_inflight: int = setting(
+        64,
+        text="Messages of QoS 1 and 2 that are sent to a client before it acknowledges one.",
+        minimum=1,
+        maximum=65535,
+    )
+    max_queued: int = setting(
+        1000,
+        text="Messages of QoS 1 and 2 that wait for that window; a further one closes the connection.",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    write_buffer_bytes: int = setting(
+        1 << 20, text="Bytes unsent to a client above which it gets no message of QoS 0.", minimum=4096, maximum=1 << 30
+    )

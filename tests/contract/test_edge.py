@@ -1,0 +1,378 @@
+"""The edge between a client's bytes and the services, which are fakes behind real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator, Callable
+
+import pytest
+from grpc import aio
+
+from services.common import grpc_server
+from services.common.readiness import Readiness
+from services.common.runtime import background
+from services.common.settings import Secret
+from services.edge.app import serve
+from services.edge.mqtt import codec, packets
+from services.edge.settings import EdgeSettings
+from tests.support.fakes import FakeAuth, FakeRouter, FakeSession
+from weimq.auth.v1 import auth_pb2_grpc
+from weimq.router.v1 import router_pb2_grpc
+from weimq.session.v1 import session_pb2, session_pb2_grpc
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
+
+TOKEN = Secret("0123456789abcdef")
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - a condition of the world has no event
+            await asyncio.sleep(0.005)
+
+
+class Device:
+    """A raw MQTT client."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = codec.Decoder(1 << 24)
+        self._packets: list[packets.Packet] = []
+
+    async def send(self, *sent: packets.Packet) -> None:
+        self._writer.write(b"".join(map(codec.encode, sent)))
+        await self._writer.drain()
+
+    async def receive(self) -> packets.Packet | None:
+        """Return the next packet, None at the end of the connection."""
+        async with asyncio.timeout(10):
+            while not self._packets:
+                data = await self._reader.read(65536)
+                if not data:
+                    return None
+                self._packets += self._decoder.feed(data)
+        return self._packets.pop(0)
+
+    def abort(self) -> None:
+        self._writer.transport.abort()
+
+
+class World:
+    """An edge and its fake services."""
+
+    def __init__(self) -> None:
+        self.auth = FakeAuth()
+        self.session = FakeSession()
+        self.router = FakeRouter()
+        self.stop = asyncio.Event()
+        self.port = 0
+        self.ended = False
+        self.devices: list[Device] = []
+
+    async def connect(self, client_id: str = "GID_demo@@@1", password: bytes = b"right", **fields: object) -> Device:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        device = Device(reader, writer)
+        self.devices.append(device)
+        values: dict[str, object] = {"keep_alive_s": 60, "clean_session": True, "will": None, **fields}
+        await device.send(
+            packets.Connect(protocol_level=4, client_id=client_id, username="u", password=password, **values)  # type: ignore[arg-type]  # fields of the test
+        )
+        return device
+
+    async def connected(self, client_id: str = "GID_demo@@@1") -> Device:
+        device = await self.connect(client_id)
+        assert await device.receive() == packets.ConnAck(False, 0)
+        return device
+
+
+@contextlib.asynccontextmanager
+async def world() -> AsyncGenerator[World]:
+    """Start fakes and edge; the edge is ready."""
+    made = World()
+    readiness = Readiness()
+
+    def register(server: aio.Server) -> list[str]:
+        auth_pb2_grpc.add_AuthServiceServicer_to_server(made.auth, server)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(made.session, server)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(made.router, server)
+        return []
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        made.port = free.getsockname()[1]
+    async with grpc_server.serving(
+        listen=["127.0.0.1:0"], token=TOKEN, readiness=readiness, register=register, drain_s=0
+    ) as (port,):
+        address = f"127.0.0.1:{port}"
+        settings = EdgeSettings(
+            cluster_token=TOKEN,
+            drain_s=2,
+            id="edge",
+            tcp_listen=f"127.0.0.1:{made.port}",
+            grpc_listen=("127.0.0.1:0",),
+            auth=address,
+            session=address,
+            router=address,
+            connect_timeout_s=1,
+        )
+
+        async def run() -> None:
+            await serve(settings, made.stop)
+            made.ended = True
+
+        async with background(run()):
+            await until(lambda: made.session.snapshots and made.router.link.received_through)
+            try:
+                yield made
+            finally:
+                made.stop.set()
+                await until(lambda: made.ended)
+                for device in made.devices:
+                    device.abort()
+
+
+async def test_a_client_gets_in_and_out() -> None:
+    async with world() as w:
+        device = await w.connected()
+        assert w.router.target_of("GID_demo@@@1")
+        await device.send(packets.Disconnect())
+        assert await device.receive() is None
+        await until(lambda: w.session.closings)
+        (closing,) = w.session.closings
+        assert closing.reason == session_pb2.CLOSE_REASON_CLIENT_DISCONNECT
+        assert closing.connection.channel_id == w.session.openings[0].connection.channel_id
+        assert closing.connection.connect_time_ms
+        await until(lambda: not w.router.targets)
+
+
+@pytest.mark.spec("MQTT-3.2.2-5")
+async def test_wrong_credentials_get_their_connack_and_the_end() -> None:
+    async with world() as w:
+        device = await w.connect(password=b"wrong")
+        assert await device.receive() == packets.ConnAck(False, packets.ConnectReturnCode.BAD_USER_NAME_OR_PASSWORD)
+        assert await device.receive() is None
+        assert not w.session.openings
+
+
+async def test_a_duplicate_client_id_is_refused_without_closing() -> None:
+    async with world() as w:
+        w.session.taken.add("GID_demo@@@1")
+        device = await w.connect()
+        assert await device.receive() == packets.ConnAck(False, packets.ConnectReturnCode.IDENTIFIER_REJECTED)
+        assert await device.receive() is None
+        assert not w.session.closings
+
+
+@pytest.mark.spec("MQTT-3.1.3-8")
+async def test_an_empty_client_id_needs_a_clean_session() -> None:
+    async with world() as w:
+        device = await w.connect(client_id="", clean_session=False)
+        assert await device.receive() == packets.ConnAck(False, packets.ConnectReturnCode.IDENTIFIER_REJECTED)
+
+
+async def test_connects_are_checked_in_batches() -> None:
+    async with world() as w:
+        async with asyncio.TaskGroup() as group:
+            for n in range(100):
+                group.create_task(w.connected(f"GID_demo@@@{n}"))
+        assert sum(w.auth.batches) == 100
+        assert len(w.auth.batches) < 50
+
+
+async def test_a_connection_that_is_not_let_in_in_time_gets_connack_3() -> None:
+    async with world() as w:
+        w.router.confirms = False
+        device = await w.connect()
+        assert await device.receive() == packets.ConnAck(False, packets.ConnectReturnCode.SERVER_UNAVAILABLE)
+        assert await device.receive() is None
+        await until(lambda: w.session.closings)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_an_acknowledgement_waits_for_the_router(qos: int) -> None:
+    async with world() as w:
+        device = await w.connected()
+        w.router.acknowledges = False
+        await device.send(packets.Publish("demo/x", b"1", qos, False, False, 5), packets.PingReq())
+        assert await device.receive() == packets.PingResp()
+        await until(lambda: w.router.published)
+        topic, payload, flags, sequence, publisher = w.router.published[0]
+        assert (topic, payload, flags, publisher) == ("demo/x", b"1", qos | 16, "GID_demo@@@1")
+        w.router.to_send.acknowledged_sequences.append(sequence)
+        w.router.link.wake()
+        assert await device.receive() == (packets.PubAck(5) if qos == 1 else packets.PubRec(5))
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_publications_arrive_at_the_router_in_order(qos: int) -> None:
+    async with world() as w:
+        device = await w.connected()
+        for start in range(0, 1000, 100):
+            await device.send(
+                *(
+                    packets.Publish("fast/x", b"%d" % n, qos, False, False, n + 1 if qos else 0)
+                    for n in range(start, start + 100)
+                )
+            )
+        await until(lambda: len(w.router.published) == 1000)
+        assert [payload for _, payload, _, _, _ in w.router.published] == [b"%d" % n for n in range(1000)]
+
+
+async def test_unacknowledged_publications_are_sent_again_to_a_new_router() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await device.receive() == packets.SubAck(1, [1])
+        w.router.acknowledges = False
+        await device.send(*(packets.Publish("fast/x", b"%d" % n, 1, False, False, n + 1) for n in range(10)))
+        await until(lambda: len(w.router.published) == 10)
+        sequences = [sequence for _, _, _, sequence, _ in w.router.published]
+        w.router.published.clear()
+        w.router.targets.clear()
+        w.router.acknowledges = True
+        w.router.cut.set()
+        await until(lambda: len(w.router.published) == 10)
+        assert [sequence for _, _, _, sequence, _ in w.router.published] == sequences
+        assert all(flags & 8 for _, _, flags, _, _ in w.router.published)
+        assert {target.topic_filter or target.client_id for target in w.router.targets.values()} == {
+            "fast/#", "GID_demo@@@1",
+        }  # fmt: skip
+        assert [await device.receive() for _ in range(10)] == [packets.PubAck(n + 1) for n in range(10)]
+
+
+async def test_suback_waits_for_the_router_and_survives_its_restart() -> None:
+    async with world() as w:
+        device = await w.connected()
+        w.router.confirms = False
+        await device.send(packets.Subscribe(9, [("fast/#", 2), ("demo/+", 0)]), packets.PingReq())
+        assert await device.receive() == packets.PingResp()
+        w.router.confirms = True
+        w.router.cut.set()
+        assert await device.receive() == packets.SubAck(9, [2, 0])
+
+
+async def test_filters_beyond_the_limit_are_refused_one_by_one() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(9, [(f"fast/{n}", 1) for n in range(5)]))
+        assert await device.receive() == packets.SubAck(9, [1, 1, 1, 0x80, 0x80])
+
+
+@pytest.mark.parametrize(
+    "packet", [packets.Subscribe(9, [("other/#", 1)]), packets.Publish("other", b"", 1, False, False, 1)]
+)
+async def test_what_is_not_allowed_closes_the_connection(packet: packets.Packet) -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packet)
+        assert await device.receive() is None
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_NOT_AUTHORIZED
+
+
+async def test_too_large_a_payload_is_acknowledged_and_dropped() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Publish("fast/x", b"x" * 65_537, 1, False, False, 3))
+        assert await device.receive() == packets.PubAck(3)
+        assert not w.router.published
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_deliveries_reach_subscribers_and_p2p_receivers(qos: int) -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await device.receive() == packets.SubAck(1, [1])
+        w.router.deliver("fast/a", b"x", qos, "fast/#", sequence=1)
+        expected = min(qos, 1)
+        assert await device.receive() == packets.Publish("fast/a", b"x", expected, False, False, expected)
+        w.router.deliver("fast/p2p/GID_demo@@@1", b"y", qos, "GID_demo@@@1", sequence=2)
+        received = await device.receive()
+        assert isinstance(received, packets.Publish)
+        assert (received.topic, received.payload, received.qos) == ("fast/p2p/GID_demo@@@1", b"y", qos)
+
+
+async def test_a_repeated_delivery_of_qos_2_is_dropped() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 2)]))
+        assert await device.receive() == packets.SubAck(1, [2])
+        for sequence in (7, 7, 8):
+            w.router.deliver("fast/a", b"%d" % sequence, 2, "fast/#", sequence=sequence)
+        payloads = []
+        for _ in range(2):
+            received = await device.receive()
+            assert isinstance(received, packets.Publish)
+            payloads.append(received.payload)
+        assert payloads == [b"7", b"8"]
+
+
+async def test_probes_and_evictions() -> None:
+    async with world() as w:
+        device = await w.connected()
+        channel_id = w.session.openings[0].connection.channel_id
+        w.session.to_send.probe_channel_ids.extend((channel_id, "gone"))
+        w.session.link.wake()
+        await until(lambda: len(w.session.probe_results) == 2)
+        assert {result.channel_id: result.alive for result in w.session.probe_results} == {
+            channel_id: True,
+            "gone": False,
+        }
+        w.session.to_send.evicted_channel_ids.append(channel_id)
+        w.session.link.wake()
+        assert await device.receive() is None
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_EVICTED
+
+
+async def test_a_subscriber_that_does_not_read_is_closed_when_its_queue_is_full() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await device.receive() == packets.SubAck(1, [1])
+        other = await w.connected("GID_demo@@@2")
+        for _ in range(3000):
+            w.router.deliver("fast/a", b"x" * 1000, 1, "fast/#")
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_SLOW_CONSUMER
+        await other.send(packets.PingReq())
+        assert await other.receive() == packets.PingResp()
+
+
+async def test_a_subscriber_that_does_not_read_loses_qos_0_only() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 0)]))
+        assert await device.receive() == packets.SubAck(1, [0])
+        for _ in range(20):
+            for _ in range(50):
+                w.router.deliver("fast/a", b"x" * 60_000, 0, "fast/#")
+            await until(lambda: not w.router.to_send.ByteSize() and not w.router.link.has_unconfirmed)
+        await device.send(packets.PingReq())
+        count = 0
+        while (packet := await device.receive()) != packets.PingResp():
+            assert isinstance(packet, packets.Publish)
+            count += 1
+        assert 10 < count < 1000
+
+
+async def test_stop_closes_clients_and_says_goodbye() -> None:
+    async with world() as w:
+        device = await w.connected()
+        w.stop.set()
+        assert await device.receive() is None
+        await until(lambda: w.ended)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_SHUTDOWN
+        assert (w.session.goodbyes, w.router.goodbyes) == (1, 1)
+
+
+async def test_a_lost_connection_is_reported() -> None:
+    async with world() as w:
+        device = await w.connected()
+        device.abort()
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_CONNECTION_LOST

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from services.edge.mqtt.errors import LocalUseError
+from services.edge.mqtt.inflight import MAX_IDENTIFIER, ReceivedIds, SentWindow, SessionState
+from services.edge.mqtt.outbound import OutboundMessage
+
+MESSAGE = OutboundMessage(b"a", b"payload", False)
+
+
+@pytest.mark.spec("MQTT-2.3.1-2")
+@pytest.mark.spec("MQTT-2.3.1-4")
+def test_identifiers_wrap_to_1_and_skip_those_in_use() -> None:
+    window = SentWindow(3)
+    assert window.add(MESSAGE, 1, None) == 1
+    for expected in range(2, MAX_IDENTIFIER + 1):
+        assert window.add(MESSAGE, 1, None) == expected
+        assert window.complete_qos1(expected) is not None
+    assert window.add(MESSAGE, 2, None) == 2, "1 is still in use"
+    assert window.release(2)
+    assert window.complete_qos1(1) is not None
+    for expected in [*range(3, MAX_IDENTIFIER + 1), 1, 3]:
+        assert window.add(MESSAGE, 1, None) == expected
+        assert window.complete_qos1(expected) is not None
+
+
+def test_window_refuses_more_than_its_limit() -> None:
+    window = SentWindow(1)
+    window.add(MESSAGE, 2, None)
+    assert not window.has_room
+    with pytest.raises(LocalUseError):
+        window.add(MESSAGE, 1, None)
+    assert window.release(1)
+    assert not window.has_room, "released counts until PUBCOMP"
+
+
+@pytest.mark.parametrize("limit", [0, -1, MAX_IDENTIFIER + 1])
+def test_window_limit_fits_the_identifiers(limit: int) -> None:
+    with pytest.raises(LocalUseError):
+        SentWindow(limit)
+
+
+@pytest.mark.spec("MQTT-2.3.1-3")
+def test_acknowledgement_of_the_wrong_kind_frees_nothing() -> None:
+    window = SentWindow(4)
+    qos1 = window.add(MESSAGE, 1, "one")
+    qos2 = window.add(MESSAGE, 2, "two")
+    assert window.complete_qos1(qos2) is None
+    assert not window.release(qos1)
+    assert not window.is_released(qos1)
+    assert not window.is_released(qos2), "PUBCOMP before PUBREC"
+    assert len(window) == 2
+
+
+def test_queue_counts_bytes() -> None:
+    session = SessionState(1)
+    output: list[bytes] = []
+    session.send((MESSAGE, 1, None), output)
+    session.push_queued((MESSAGE, 1, None))
+    session.push_queued((MESSAGE, 1, None))
+    session.send_queued(output)
+    assert (session.queued_count, session.queued_bytes) == (2, 14)
+    session.sent.complete_qos1(1)
+    session.send_queued(output)
+    assert (session.queued_count, session.queued_bytes) == (1, 7)
+    assert output[1::3] == [b"\0\1", b"\0\2"]
+
+
+class ReceivedModel(RuleBasedStateMachine):
+    """ReceivedIds against two plain sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received = ReceivedIds()
+        self.forwarded: set[int] = set()
+        self.recorded: set[int] = set()
+
+    @rule(identifier=st.integers(1, 4))
+    def publish(self, identifier: int) -> None:
+        is_new = identifier not in self.forwarded | self.recorded
+        assert self.received.add(identifier) == is_new
+        if is_new:
+            self.forwarded.add(identifier)
+
+    @rule(identifier=st.integers(1, 4))
+    def acknowledge(self, identifier: int) -> None:
+        assert self.received.record(identifier) == (identifier in self.forwarded)
+        if identifier in self.forwarded:
+            self.forwarded.discard(identifier)
+            self.recorded.add(identifier)
+
+    @rule(identifier=st.integers(1, 4))
+    def release(self, identifier: int) -> None:
+        self.received.discard(identifier)
+        self.forwarded.discard(identifier)
+        self.recorded.discard(identifier)
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.received.forwarded_count == len(self.forwarded)
+        assert len(self.received) == len(self.forwarded) + len(self.recorded)
+        for identifier in range(1, 5):
+            assert self.received.is_forwarded(identifier) == (identifier in self.forwarded)
+            assert self.received.is_recorded(identifier) == (identifier in self.recorded)
+
+
+class SentModel(RuleBasedStateMachine):
+    """SentWindow against lists: order of sending, unique identifiers, never above the limit."""
+
+    LIMIT = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = SentWindow(self.LIMIT)
+        self.window._last_identifier = MAX_IDENTIFIER - 2  # the wrap is near
+        self.unacknowledged: list[tuple[int, int, int]] = []
+        self.released: list[tuple[int, int]] = []
+        self.count = 0
+
+    @precondition(lambda self: len(self.unacknowledged) + len(self.released) < self.LIMIT)
+    @rule(qos=st.sampled_from([1, 2]))
+    def add(self, qos: int) -> None:
+        self.count += 1
+        identifier = self.window.add(MESSAGE, qos, self.count)
+        assert 1 <= identifier <= MAX_IDENTIFIER
+        used = {entry[0] for entry in self.unacknowledged} | {entry[0] for entry in self.released}
+        assert identifier not in used
+        self.unacknowledged.append((identifier, qos, self.count))
+
+    @precondition(lambda self: self.unacknowledged)
+    @rule(data=st.data())
+    def first_answer(self, data: st.DataObject) -> None:
+        identifier, qos, token = entry = data.draw(st.sampled_from(self.unacknowledged))
+        self.unacknowledged.remove(entry)
+        if qos == 1:
+            assert self.window.complete_qos1(identifier) == (MESSAGE, 1, token)
+        else:
+            assert self.window.release(identifier)
+            self.released.append((identifier, token))
+
+    @precondition(lambda self: self.released)
+    @rule(data=st.data())
+    def pubcomp(self, data: st.DataObject) -> None:
+        identifier, token = entry = data.draw(st.sampled_from(self.released))
+        self.released.remove(entry)
+        assert self.window.is_released(identifier)
+        assert self.window.complete_qos2(identifier) == token
+
+    @invariant()
+    def agrees(self) -> None:
+        assert [
+            (identifier, qos, token) for identifier, (_, qos, token) in self.window.unacknowledged()
+        ] == self.unacknowledged
+        assert self.window.released() == [identifier for identifier, _ in self.released]
+        assert self.window.has_room == (len(self.window) < self.LIMIT)
+
+
+TestReceivedModel = ReceivedModel.TestCase
+TestReceivedModel.settings = settings(max_examples=50, stateful_step_count=30)
+TestSentModel = SentModel.TestCase
+TestSentModel.settings = settings(max_examples=50, stateful_step_count=30)
