@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 DEPENDENCY = "nats"
 """Name under which `Readiness` lists NATS."""
 
+INBOX_PREFIX = "_INBOX_weimq"
+"""Where answers to services arrive. Not `_INBOX`, which backend applications may subscribe to: they would see
+every answer that a service gets, values of KV buckets among them."""
+
 PENDING_BYTES = 32 << 20
 """What nats-py may hold while NATS is away; writers keep their own bounds below it."""
 
@@ -58,6 +62,7 @@ async def connect(url: Secret, *, name: str, readiness: Readiness) -> Client:
                 ping_interval=5,
                 max_outstanding_pings=2,
                 pending_size=PENDING_BYTES,
+                inbox_prefix=INBOX_PREFIX,
                 error_cb=on_error,
                 disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,

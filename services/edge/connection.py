@@ -110,12 +110,13 @@ class Connection(Receiver):
         self.close(CONNECTION_LOST)
 
     def pause_writing(self) -> None:
-        """Note that the client reads more slowly than we send."""
+        """Note that the client reads more slowly than we send: answers to what it sends would only pile up."""
         self._is_peer_slow = True
 
     def resume_writing(self) -> None:
         """Note that the client has caught up."""
         self._is_peer_slow = False
+        self.resume()
 
     # --- packets -------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class Connection(Receiver):
                 pass
             if self._closed:
                 return
-        if self._hub.router.is_congested or self._machine.wants_pause:
+        if self._is_peer_slow or self._hub.router.is_congested or self._machine.wants_pause:
             self._pause()
         if self._machine.has_output:
             self._mark_dirty()
@@ -320,7 +321,7 @@ class Connection(Receiver):
         """Read again, unless there still is a reason not to."""
         if self._closed or self._is_stopping or not self._is_paused:
             return
-        if self._machine.wants_pause or self._machine.state is State.CONNECTING:
+        if self._is_peer_slow or self._machine.wants_pause or self._machine.state is State.CONNECTING:
             return
         if self._hub.router.is_congested:
             self._hub.pause(self)
@@ -347,8 +348,9 @@ class Connection(Receiver):
             return
         deadline = self._machine.next_deadline()
         if deadline is not None and now >= deadline:
-            if self._is_paused:
-                self._machine.feed(b"", now)  # what we did not read is no silence of the peer
+            if self._is_paused and not self._is_peer_slow:
+                # What we did not read is no silence of the peer; one that takes nothing for so long is gone.
+                self._machine.feed(b"", now)
             self._handle(self._machine.on_deadline(now))
 
     def _refuse(self, return_code: int, reason: str) -> None:

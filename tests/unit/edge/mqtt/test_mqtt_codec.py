@@ -155,6 +155,14 @@ def test_remaining_length_of_each_size(length_bytes: bytes) -> None:
 def test_remaining_length_in_more_bytes_than_needed_is_read() -> None:
     # MQTT 3.1.1 does not demand the shortest form.
     assert decode_whole(b"\xc0\x80\x80\x00") == [PingReq()]
+    decoder = Decoder(MAX_PACKET_BYTES)
+    assert [decoder.feed(bytes((byte,))) for byte in b"\xc0\x80\x00"] == [[], [], [PingReq()]]
+
+
+def test_fifth_byte_of_the_remaining_length_is_refused_whatever_it_says() -> None:
+    decoder = Decoder(MAX_PACKET_BYTES)
+    assert decoder.feed(b"\xc0\x80\x80\x80\x80\x00") == []
+    assert decoder.error is not None
 
 
 def test_packet_of_the_limit_is_accepted_and_one_byte_more_is_not() -> None:

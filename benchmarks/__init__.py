@@ -1,0 +1,1 @@
+"""Measurements of the mesh, side by side with other brokers."""
