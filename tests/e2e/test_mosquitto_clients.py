@@ -28,7 +28,22 @@ def test_pub_and_sub_talk_across_edges(mesh: Mesh, qos: str) -> None:
     topic = f"{mesh.topic}/{secrets.token_hex(4)}"
     receiver = mesh.client_id(secrets.token_hex(4))
     sub = subprocess.Popen(
-        [subscribe, *_arguments(mesh, receiver, 1), "-t", topic, "-q", qos, "-C", "1", "-W", "20", "-d"],
+        # It buffers its output when that is a pipe.
+        [
+            "stdbuf",
+            "-oL",
+            subscribe,
+            *_arguments(mesh, receiver, 1),
+            "-t",
+            topic,
+            "-q",
+            qos,
+            "-C",
+            "1",
+            "-W",
+            "20",
+            "-d",
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )

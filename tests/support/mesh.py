@@ -62,6 +62,7 @@ class Mesh:
         self.edges = edges
         self._arguments = arguments
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread
         self.output: list[str] = []
         self.credentials: dict[str, str] = {}
 
@@ -77,7 +78,8 @@ class Mesh:
             stderr=subprocess.STDOUT,
             text=True,
         )  # fmt: skip
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
         until(
             lambda: "weimq ready" in self.output or self._process is None or self._process.poll() is not None,
             seconds=READY_S,
@@ -95,7 +97,9 @@ class Mesh:
         """Stop as Ctrl-C does and return the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
-        status = self._process.wait(timeout=40)
+        with self._process as process:
+            status = process.wait(timeout=40)
+            self._reader.join(5)
         self._process = None
         return status
 

@@ -1,0 +1,702 @@
+"""The promises of `RouterService`, kept to fake edges over real gRPC, with real NATS behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import nats
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from nats.aio.msg import Msg
+from nats.js.api import StreamConfig
+
+from services.common import grpc_errors, subjects
+from services.common.errors import DomainError, StreamContractError, SupersededError
+from services.common.grpc_client import call_metadata, channel
+from services.common.link import Link, LinkBrokenError
+from services.common.runtime import background
+from services.common.settings import Secret
+from services.router.app import serve
+from services.router.settings import RouterSettings
+from tests.support.nats import NatsServer
+from weimq.router.v1 import router_pb2, router_pb2_grpc
+
+TOKEN = Secret("cluster-token-of-tests")
+LOGGED = 1
+P2P = 2
+CLEAN_SESSION = 16
+RETAIN = 4
+
+pytestmark = pytest.mark.asyncio
+
+
+async def until(condition: Callable[[], bool], deadline_s: float = 20) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.002)
+
+
+class Mesh:
+    """A router that can be restarted, at an address that stays."""
+
+    def __init__(self, address: str, nats_url: str, edge_grace_s: float) -> None:
+        self.address = address
+        self._settings = RouterSettings(
+            cluster_token=TOKEN,
+            nats_url=Secret(nats_url),
+            grpc_listen=(address,),
+            edge_grace_s=edge_grace_s,
+            drain_s=0,
+        )
+
+    @contextlib.asynccontextmanager
+    async def router(self) -> AsyncGenerator[asyncio.Event]:
+        """Run a router process; leaving ends it without goodbye."""
+        stop = asyncio.Event()
+        async with background(serve(self._settings, stop)):
+            yield stop
+
+    async def is_serving(self) -> bool:
+        async with aio.insecure_channel(self.address) as opened:
+            try:
+                answer = await health_pb2_grpc.HealthStub(opened).Check(
+                    health_pb2.HealthCheckRequest(service="weimq.router.v1.RouterService"), wait_for_ready=True
+                )
+            except aio.AioRpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def serving(self) -> None:
+        async with asyncio.timeout(20):
+            while not await self.is_serving():  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def mesh(nats_server: NatsServer) -> Any:
+    with tempfile.TemporaryDirectory(prefix="weimq-") as directory:
+        yield Mesh(f"unix:{Path(directory, 'router')}", nats_server.url, edge_grace_s=1.0)
+
+
+class Delivery:
+    """One message that an edge got."""
+
+    def __init__(self, topic: str, targets: list[int], payload: bytes, flags: int) -> None:
+        self.topic = topic
+        self.targets = targets
+        self.payload = payload
+        self.flags = flags
+        self.origin: tuple[str, int] | None = None
+
+
+class FakeEdge:
+    """An edge of a mesh: links itself again and again while its context runs."""
+
+    def __init__(self, mesh: Mesh, edge_id: str, incarnation: str = "inc") -> None:
+        self._mesh = mesh
+        self.edge_id = edge_id
+        self.incarnation = f"{edge_id}.{incarnation}"
+        self.router_incarnation = ""
+        self.links = 0
+        self.is_confirming = True
+        self.deliveries: list[Delivery] = []
+        self.acknowledged: list[int] = []
+        self.targets: dict[int, router_pb2.Target] = {}
+        self._unacknowledged: dict[int, router_pb2.LinkRequest] = {}
+        self._sequence = 0
+        self._outgoing: deque[router_pb2.LinkRequest] = deque()
+        self._call: Any = None
+        self.error: DomainError | None = None
+        self.link: Link[router_pb2.LinkRequest, router_pb2.LinkResponse] = Link(
+            build=lambda: self._outgoing.popleft() if self._outgoing else None,
+            bare=router_pb2.LinkRequest,
+            take=self._take,
+            confirmed=lambda _through: None,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[FakeEdge]:
+        async with background(self._run()):
+            await until(lambda: self.links > 0)
+            yield self
+
+    def subscribe(self, target_id: int, topic_filter: str, instance_id: str = "i") -> None:
+        self._add(router_pb2.Target(target_id=target_id, instance_id=instance_id, topic_filter=topic_filter))
+
+    def connect_client(self, target_id: int, client_id: str, instance_id: str = "i") -> None:
+        self._add(router_pb2.Target(target_id=target_id, instance_id=instance_id, client_id=client_id))
+
+    def unsubscribe(self, target_id: int) -> None:
+        del self.targets[target_id]
+        self.send(router_pb2.LinkRequest(removed_target_ids=[target_id]))
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, topic_flags: int = 0, flags: int = 0, client_id: str = "c"
+    ) -> int:
+        """Publish one message and return its sequence."""
+        self._sequence += 1
+        request = router_pb2.LinkRequest(
+            publishes=router_pb2.PublishBatch(
+                instances=["i"],
+                topics=[topic],
+                topic_instances=[0],
+                topic_flags=bytes([topic_flags]),
+                publishers=[client_id],
+                topic_indexes=[0],
+                sequences=[self._sequence],
+                payloads=[payload],
+                flags=bytes([qos | flags]),
+                publisher_indexes=[0],
+            )
+        )
+        if qos:
+            self._unacknowledged[self._sequence] = request
+        self.send(request)
+        return self._sequence
+
+    def send(self, request: router_pb2.LinkRequest) -> None:
+        self._outgoing.append(request)
+        self.link.wake()
+
+    def cut(self) -> None:
+        """Break the stream."""
+        self._call.cancel()
+
+    async def settled(self) -> None:
+        """Wait until the router has taken over all that was sent."""
+        await until(lambda: not self._outgoing and not self.link.has_unconfirmed)
+
+    async def all_acknowledged(self) -> None:
+        await until(lambda: not self._unacknowledged)
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [delivery.payload for delivery in self.deliveries]
+
+    def confirm(self) -> None:
+        self.is_confirming = True
+        self.link.confirm(self.link.received_through)
+
+    def _add(self, target: router_pb2.Target) -> None:
+        self.targets[target.target_id] = target
+        self.send(router_pb2.LinkRequest(added_targets=[target]))
+
+    def _take(self, response: router_pb2.LinkResponse) -> None:
+        for sequence in response.acknowledged_sequences:
+            self.acknowledged.append(sequence)
+            self._unacknowledged.pop(sequence, None)
+        batch = response.deliveries
+        starts = [0]
+        for count in batch.target_counts:
+            starts.append(starts[-1] + count)
+        exactly_once = iter(zip(batch.origin_indexes, batch.sequences, strict=True))
+        for index, payload, flags in zip(batch.topic_indexes, batch.payloads, batch.flags, strict=True):
+            targets = list(batch.target_ids[starts[index] : starts[index + 1]])
+            delivery = Delivery(batch.topics[index], targets, payload, flags)
+            if flags & 3 == 2:
+                origin, sequence = next(exactly_once)
+                delivery.origin = (batch.origins[origin], sequence)
+            self.deliveries.append(delivery)
+        if self.is_confirming:
+            self.link.confirm(response.frame)
+
+    async def _run(self) -> None:
+        async with channel(self._mesh.address, TOKEN) as opened:
+            stub = router_pb2_grpc.RouterServiceStub(opened)
+            while True:
+                call = self._call = stub.Link(metadata=call_metadata(TOKEN))
+                try:
+                    await self._exchange(call)
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                except (LinkBrokenError, aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError):
+                    pass
+                with contextlib.suppress(aio.AioRpcError, asyncio.CancelledError):
+                    code = await call.code()
+                    if code not in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK):
+                        self.error = SupersededError("") if code == grpc.StatusCode.ABORTED else StreamContractError("")
+                        return
+                await asyncio.sleep(0.01)
+
+    async def _exchange(self, call: Any) -> None:
+        opening = router_pb2.LinkOpen(
+            edge_id=self.edge_id,
+            edge_incarnation=self.incarnation,
+            router_incarnation=self.router_incarnation,
+            received_through=self.link.received_through,
+        )
+        await call.write(router_pb2.LinkRequest(open=opening))
+
+        async def read() -> router_pb2.LinkResponse | None:
+            message = await call.read()
+            return None if message is aio.EOF else message
+
+        first = await read()
+        if first is None:
+            raise LinkBrokenError
+        assert len(first.ListFields()) == 1
+        if first.opened.router_incarnation == self.router_incarnation:
+            self.link.resume(first.opened.received_through)
+        else:
+            self.router_incarnation = first.opened.router_incarnation
+            self.link.reset()
+            self._outgoing.clear()
+            self.send(router_pb2.LinkRequest(added_targets=list(self.targets.values()), snapshot_complete=True))
+            for request in self._unacknowledged.values():
+                self.send(request)
+        self.links += 1
+        await self.link.exchange(read, call.write)
+
+
+async def make_log(url: str, parent: str) -> None:
+    client = await nats.connect(url)
+    await client.jetstream().add_stream(
+        StreamConfig(name=subjects.log_stream("i", parent), subjects=subjects.log_filter("i", parent))
+    )
+    await client.close()
+
+
+async def read_log(url: str, parent: str) -> list[Msg]:
+    client = await nats.connect(url)
+    js = client.jetstream()
+    name = subjects.log_stream("i", parent)
+    count = (await js.stream_info(name)).state.messages
+    messages = []
+    if count:
+        consumer = await js.subscribe(subjects.log_subject("i", parent) + ".>", stream=name, ordered_consumer=True)
+        messages = [await consumer.next_msg(timeout=10) for _ in range(count)]
+    await client.close()
+    return messages
+
+
+@pytest.mark.parametrize("topic_flags", [0, LOGGED])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_message_goes_to_every_edge_with_a_matching_filter(
+    mesh: Mesh, nats_server: NatsServer, qos: int, topic_flags: int
+) -> None:
+    await make_log(nats_server.url, "p")
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, FakeEdge(mesh, "two").running() as two:
+        one.subscribe(1, "p/+")
+        two.subscribe(1, "p/#")
+        two.subscribe(2, "p/a")
+        two.subscribe(3, "q")
+        two.subscribe(4, "p/a", instance_id="other")
+        await one.settled()
+        await two.settled()
+        sequence = one.publish("p/a", b"payload", qos=qos, flags=RETAIN, topic_flags=topic_flags)
+        await until(lambda: bool(one.deliveries and two.deliveries))
+        for edge, targets in ((one, [1]), (two, [1, 2])):
+            (delivery,) = edge.deliveries
+            assert (delivery.topic, delivery.payload, sorted(delivery.targets)) == ("p/a", b"payload", targets)
+            assert delivery.flags == qos  # the retain flag is cleared for those who subscribed before
+            assert delivery.origin == ((one.incarnation, sequence) if qos == 2 else None)
+        if qos:
+            await one.all_acknowledged()
+        assert one.acknowledged == ([sequence] if qos else [])
+        assert len(await read_log(nats_server.url, "p")) == (1 if topic_flags else 0)
+
+
+async def test_logged_message_carries_its_properties(mesh: Mesh, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "p")
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+        one.publish("p/a/b", b"1", qos=1, flags=CLEAN_SESSION, topic_flags=LOGGED, client_id="GID_x@@@1")
+        one.publish("p/p2p/GID_x@@@2", b"2", qos=2, topic_flags=LOGGED | P2P, client_id="evil\r\nqoslevel: 0")
+        await one.all_acknowledged()
+        client = await nats.connect(nats_server.url)
+        bare: asyncio.Queue[Msg] = asyncio.Queue(maxsize=10)
+        await client.subscribe("mq.out.i.p", cb=bare.put)
+        await client.flush()
+        one.publish("p", b"3", qos=0, topic_flags=LOGGED, client_id="c")
+        async with asyncio.timeout(10):
+            third = await bare.get()
+        await client.close()
+        first, second = [message for message in await read_log(nats_server.url, "p") if message.data in (b"1", b"2")]
+    assert first.subject == "mq.out.i.p.a.b"
+    assert first.headers == {
+        "Nats-Msg-Id": f"{one.incarnation}-1",
+        "qoslevel": "1",
+        "cleansessionflag": "true",
+        "clientId": "GID_x@@@1",
+        "mqttSecondTopic": "/a/b",
+    }
+    assert second.headers == {
+        "Nats-Msg-Id": f"{one.incarnation}-2",
+        "qoslevel": "2",
+        "cleansessionflag": "false",
+        "clientId": "evil%0D%0Aqoslevel: 0",
+        "mqttSecondTopic": "/p2p/GID_x@@@2",
+    }
+    assert third.headers is not None
+    assert "mqttSecondTopic" not in third.headers
+    assert third.headers["qoslevel"] == "0"
+
+
+async def test_p2p_message_goes_to_the_edge_of_its_client_only(mesh: Mesh) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, FakeEdge(mesh, "two").running() as two:
+        one.subscribe(1, "#")
+        two.connect_client(9, "GID_x@@@1")
+        await one.settled()
+        await two.settled()
+        one.publish("p/p2p/GID_x@@@1", b"1", topic_flags=P2P)
+        one.publish("p/p2p/GID_x@@@2", b"nobody", topic_flags=P2P)
+        await one.all_acknowledged()
+        assert [(d.topic, d.targets, d.payload) for d in two.deliveries] == [("p/p2p/GID_x@@@1", [9], b"1")]
+        assert not one.deliveries
+        two.unsubscribe(9)
+        await two.settled()
+        one.publish("p/p2p/GID_x@@@1", b"2", topic_flags=P2P)
+        await one.all_acknowledged()
+        assert two.payloads == [b"1"]
+
+
+async def test_messages_keep_their_order_in_the_log_and_to_subscribers(mesh: Mesh, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "p")
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, FakeEdge(mesh, "two").running() as two:
+        two.subscribe(1, "#")
+        await two.settled()
+        for number in range(3000):
+            one.publish(f"p/{number % 3}", b"%d" % number, topic_flags=LOGGED, qos=1 + number % 2)
+            one.publish(f"q/{number % 3}", b"%d" % number)
+        await one.all_acknowledged()
+        numbers = [b"%d" % number for number in range(3000)]
+        assert [delivery.payload for delivery in two.deliveries if delivery.topic.startswith("p/")] == numbers
+        assert [delivery.payload for delivery in two.deliveries if delivery.topic.startswith("q/")] == numbers
+        assert [message.data for message in await read_log(nats_server.url, "p")] == numbers
+
+
+async def test_acknowledged_only_when_every_target_edge_confirmed(mesh: Mesh) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, FakeEdge(mesh, "two").running() as two:
+        one.subscribe(1, "a")
+        two.subscribe(1, "a")
+        await one.settled()
+        await two.settled()
+        two.is_confirming = False
+        sequence = one.publish("a", b"")
+        await until(lambda: bool(one.deliveries and two.deliveries))
+        other = one.publish("nobody", b"")
+        await until(lambda: other in one.acknowledged)
+        assert sequence not in one.acknowledged
+        two.confirm()
+        await until(lambda: sequence in one.acknowledged)
+
+
+@pytest.mark.parametrize("way", ["goodbye", "grace", "new process"])
+async def test_acknowledged_when_the_target_edge_is_gone(mesh: Mesh, way: str) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, contextlib.AsyncExitStack() as stack:
+        two_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
+        two = await two_stack.enter_async_context(FakeEdge(mesh, "two").running())
+        two.subscribe(1, "a")
+        await two.settled()
+        two.is_confirming = False
+        sequence = one.publish("a", b"")
+        await until(lambda: bool(two.deliveries))
+        assert sequence not in one.acknowledged
+        if way == "goodbye":
+            two.send(router_pb2.LinkRequest(goodbye=True))
+        elif way == "grace":
+            await two_stack.aclose()
+        else:
+            await stack.enter_async_context(FakeEdge(mesh, "two", "other").running())
+        await until(lambda: sequence in one.acknowledged)
+        one.publish("a", b"")
+        await one.all_acknowledged()
+        assert len(two.deliveries) == 1
+
+
+async def test_goodbye_is_confirmed_and_ends_the_link(mesh: Mesh) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+        one.send(router_pb2.LinkRequest(goodbye=True))
+        await one.settled()
+        await until(lambda: one.links == 2)  # the fake comes again, and is a new one to the router
+        assert one.link.received_through == 0
+
+
+async def test_cut_streams_lose_and_repeat_nothing(mesh: Mesh, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "p")
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, FakeEdge(mesh, "two").running() as two:
+        two.subscribe(1, "#")
+        await two.settled()
+        numbers = [b"%d" % number for number in range(4000)]
+        for number, payload in enumerate(numbers):
+            one.publish("p/a", payload, topic_flags=LOGGED, qos=1 + number % 2)
+            if number % 20 == 0:
+                await asyncio.sleep(0)
+            if number % 500 == 250:
+                (one if number % 1000 == 250 else two).cut()
+                await asyncio.sleep(0.03)
+        await one.all_acknowledged()
+        await until(lambda: len(two.deliveries) >= len(numbers))
+        assert one.links > 3
+        assert two.links > 3
+        assert two.payloads == numbers
+        assert sorted(one.acknowledged) == list(range(1, 4001))
+        assert len({edge.router_incarnation for edge in (one, two)}) == 2
+        assert len(await read_log(nats_server.url, "p")) == 4000
+
+
+async def test_restarted_router_goes_on_where_the_old_one_was(mesh: Mesh, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "p")
+    one, two = FakeEdge(mesh, "one"), FakeEdge(mesh, "two")
+    numbers = [b"%d" % number for number in range(2000)]
+    async with contextlib.AsyncExitStack() as edges:
+        async with mesh.router():
+            await edges.enter_async_context(one.running())
+            await edges.enter_async_context(two.running())
+            two.subscribe(1, "p/#")
+            await two.settled()
+            for number, payload in enumerate(numbers):
+                one.publish("p/a", payload, topic_flags=LOGGED)
+                if number % 20 == 0:
+                    await asyncio.sleep(0)
+            await until(lambda: len(two.deliveries) > 200)
+        before = len(one.acknowledged)
+        async with mesh.router():
+            await one.all_acknowledged()
+            assert before < 2000  # else nothing was sent again
+            assert set(two.payloads) == set(numbers)  # QoS 1 may repeat
+            assert [message.data for message in await read_log(nats_server.url, "p")] == numbers
+
+
+async def test_restarted_router_waits_for_the_edges_of_the_old_one(mesh: Mesh) -> None:
+    one, two = FakeEdge(mesh, "one"), FakeEdge(mesh, "two")
+    async with contextlib.AsyncExitStack() as edges:
+        async with mesh.router(), two.running():
+            two.subscribe(1, "a")
+            await two.settled()
+            await mesh.serving()
+        async with mesh.router():
+            await edges.enter_async_context(one.running())
+            sequence = one.publish("a", b"payload")
+            assert not await mesh.is_serving()
+            assert sequence not in one.acknowledged
+            await edges.enter_async_context(two.running())
+            await one.all_acknowledged()
+            await mesh.serving()
+            assert two.payloads == [b"payload"]
+
+
+async def test_restarted_router_waits_no_longer_than_the_grace(mesh: Mesh) -> None:
+    one, two = FakeEdge(mesh, "one"), FakeEdge(mesh, "two")
+    async with mesh.router(), two.running():
+        await two.settled()
+        await mesh.serving()
+    async with mesh.router(), one.running():
+        one.publish("a", b"")
+        await one.all_acknowledged()
+        await mesh.serving()
+
+
+async def test_edge_that_said_goodbye_is_not_waited_for(mesh: Mesh, nats_server: NatsServer) -> None:
+    async with mesh.router():
+        async with FakeEdge(mesh, "one").running() as one:
+            await mesh.serving()
+            one.send(router_pb2.LinkRequest(goodbye=True))
+            await one.settled()
+        client = await nats.connect(nats_server.url)
+        bucket = await client.jetstream().key_value("router_edges")
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert await bucket.keys() == ["one"]
+                except nats.js.errors.NoKeysError:
+                    break
+                await asyncio.sleep(0.01)
+        await client.close()
+
+
+async def test_logged_messages_wait_while_nats_is_down(mesh: Mesh, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "p")
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+        one.subscribe(1, "#")
+        await one.settled()
+        await mesh.serving()
+        nats_server.kill()
+        logged = one.publish("p/a", b"logged", topic_flags=LOGGED)
+        at_most_once = one.publish("p/a", b"at most once", topic_flags=LOGGED, qos=0)
+        unlogged = one.publish("q", b"unlogged")
+        await until(lambda: unlogged in one.acknowledged)
+        assert one.payloads == [b"at most once", b"unlogged"]
+        assert logged not in one.acknowledged
+        await until_not_serving(mesh)
+        await asyncio.to_thread(nats_server.start)
+        await until(lambda: logged in one.acknowledged)
+        assert one.payloads == [b"at most once", b"unlogged", b"logged"]
+        assert at_most_once not in one.acknowledged
+        await mesh.serving()
+        assert sorted(m.data for m in await read_log(nats_server.url, "p")) == [b"at most once", b"logged"]
+
+
+async def until_not_serving(mesh: Mesh) -> None:
+    async with asyncio.timeout(20):
+        while await mesh.is_serving():  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+
+
+async def test_router_started_without_nats_takes_links_and_waits(mesh: Mesh, nats_server: NatsServer) -> None:
+    nats_server.kill()
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+        sequence = one.publish("a", b"")
+        await asyncio.to_thread(nats_server.start)
+        await until(lambda: sequence in one.acknowledged)
+
+
+async def test_second_stream_of_an_edge_ends_the_first(mesh: Mesh) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as first:
+        async with FakeEdge(mesh, "one").running():
+            await until(lambda: first.error is not None)
+        assert isinstance(first.error, SupersededError)
+
+
+async def test_edge_that_starts_anew_replaces_its_interests(mesh: Mesh) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+        one.subscribe(1, "a")
+        one.subscribe(2, "b")
+        await one.settled()
+        one.router_incarnation = "another router"
+        del one.targets[1]
+        one.targets[3] = router_pb2.Target(target_id=3, instance_id="i", topic_filter="c")
+        one.cut()
+        await until(lambda: one.links == 2)
+        await one.settled()
+        for topic in ("a", "b", "c"):
+            one.publish(topic, topic.encode())
+        await one.all_acknowledged()
+        assert [(delivery.topic, delivery.targets) for delivery in one.deliveries] == [("b", [2]), ("c", [3])]
+
+
+async def test_stopping_router_ends_links_with_unavailable(mesh: Mesh) -> None:
+    stop = asyncio.Event()
+    async with channel(mesh.address, TOKEN) as opened, background(serve(mesh._settings, stop)):
+        await mesh.serving()
+        call = await raw_call(opened)
+        stop.set()
+        async with asyncio.timeout(10):
+            assert await call.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def raw_call(opened: aio.Channel, **opening: Any) -> Any:
+    call: Any = router_pb2_grpc.RouterServiceStub(opened).Link(metadata=call_metadata(TOKEN))
+    fields = {"edge_id": "raw", "edge_incarnation": "1", **opening}
+    await call.write(router_pb2.LinkRequest(open=router_pb2.LinkOpen(**fields)))
+    assert (await call.read()).opened.router_incarnation
+    return call
+
+
+def batch(**changes: Any) -> router_pb2.LinkRequest:
+    columns: dict[str, Any] = {
+        "instances": ["i"],
+        "topics": ["a"],
+        "topic_instances": [0],
+        "topic_flags": b"\0",
+        "publishers": ["c"],
+        "topic_indexes": [0],
+        "sequences": [1],
+        "payloads": [b""],
+        "flags": b"\1",
+        "publisher_indexes": [0],
+    }
+    return router_pb2.LinkRequest(frame=1, publishes=router_pb2.PublishBatch(**{**columns, **changes}))
+
+
+def target(**fields: Any) -> router_pb2.LinkRequest:
+    return router_pb2.LinkRequest(frame=1, added_targets=[router_pb2.Target(instance_id="i", **fields)])
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(router_pb2.LinkRequest(frame=1, open=router_pb2.LinkOpen(edge_id="raw")), id="opened twice"),
+        pytest.param(target(topic_filter="a"), id="target id 0"),
+        pytest.param(target(target_id=1), id="no interest"),
+        pytest.param(target(target_id=1, topic_filter="a/#/b"), id="wrong filter"),
+        pytest.param(target(target_id=1, topic_filter=""), id="empty filter"),
+        pytest.param(batch(topics=["a/+"]), id="wildcard in a topic name"),
+        pytest.param(batch(topic_flags=b"\2"), id="P2P topic of another form"),
+        pytest.param(batch(sequences=[]), id="sequences missing"),
+        pytest.param(batch(flags=b""), id="flags missing"),
+        pytest.param(batch(topic_flags=b""), id="topic flags missing"),
+        pytest.param(batch(topic_indexes=[1]), id="topic index out of range"),
+        pytest.param(batch(topic_instances=[1]), id="instance index out of range"),
+        pytest.param(batch(publisher_indexes=[1]), id="publisher index out of range"),
+        pytest.param(batch(flags=b"\3"), id="QoS 3"),
+        pytest.param(batch(sequences=[0]), id="sequence 0"),
+        pytest.param(
+            router_pb2.LinkRequest(
+                frame=1,
+                added_targets=[
+                    router_pb2.Target(target_id=1, instance_id="i", topic_filter="a"),
+                    router_pb2.Target(target_id=1, instance_id="i", topic_filter="b"),
+                ],
+            ),
+            id="target id used twice",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_settled", [True, False])
+async def test_broken_contract_is_an_invalid_argument(
+    mesh: Mesh, nats_server: NatsServer, request_: router_pb2.LinkRequest, is_settled: bool
+) -> None:
+    if not is_settled:
+        nats_server.kill()
+    async with mesh.router(), channel(mesh.address, TOKEN) as opened:
+        if is_settled:
+            await mesh.serving()
+        call = await raw_call(opened)
+        await call.write(request_)
+        await has_violated(call)
+        await raw_call(opened)  # the router lives, and the edge starts anew
+
+
+async def has_violated(call: Any) -> None:
+    async with asyncio.timeout(10):
+        assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(aio.AioRpcError) as error:
+        while await call.read() is not aio.EOF:
+            pass
+    assert isinstance(grpc_errors.from_rpc_error(error.value), StreamContractError)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(router_pb2.LinkRequest(frame=1), id="no open"),
+        pytest.param(router_pb2.LinkRequest(open=router_pb2.LinkOpen(edge_incarnation="1")), id="no edge id"),
+        pytest.param(router_pb2.LinkRequest(open=router_pb2.LinkOpen(edge_id="raw")), id="no incarnation"),
+        pytest.param(
+            router_pb2.LinkRequest(open=router_pb2.LinkOpen(edge_id="raw", edge_incarnation="1"), frame=1),
+            id="more than open",
+        ),
+        pytest.param(
+            router_pb2.LinkRequest(open=router_pb2.LinkOpen(edge_id="e" * 129, edge_incarnation="1")), id="long edge id"
+        ),
+    ],
+)
+async def test_wrong_opening_is_an_invalid_argument(mesh: Mesh, first: router_pb2.LinkRequest) -> None:
+    async with mesh.router(), channel(mesh.address, TOKEN) as opened:
+        call: Any = router_pb2_grpc.RouterServiceStub(opened).Link(metadata=call_metadata(TOKEN))
+        await call.write(first)
+        await has_violated(call)
+
+
+async def test_confirmation_of_what_was_not_sent_is_an_invalid_argument(mesh: Mesh) -> None:
+    async with mesh.router(), channel(mesh.address, TOKEN) as opened:
+        call: Any = router_pb2_grpc.RouterServiceStub(opened).Link(metadata=call_metadata(TOKEN))
+        await call.write(router_pb2.LinkRequest(open=router_pb2.LinkOpen(edge_id="raw", edge_incarnation="1")))
+        incarnation = (await call.read()).opened.router_incarnation
+        call.cancel()
+        again: Any = router_pb2_grpc.RouterServiceStub(opened).Link(metadata=call_metadata(TOKEN))
+        opening = router_pb2.LinkOpen(
+            edge_id="raw", edge_incarnation="1", router_incarnation=incarnation, received_through=7
+        )
+        await again.write(router_pb2.LinkRequest(open=opening))
+        await has_violated(again)

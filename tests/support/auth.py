@@ -1,0 +1,121 @@
+"""A real auth service inside the test's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from grpc import aio
+
+from services.auth import app
+from services.auth.settings import AuthSettings
+from services.common import grpc_client
+from services.common.healthcheck import is_serving
+from services.common.settings import Secret
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc
+
+TOKEN = Secret("cluster-token-of-the-tests")
+MASTER_KEY = Secret(base64.b64encode(bytes(range(32))).decode())
+
+
+async def in_time(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Wait until an async condition is true."""
+    try:
+        async with asyncio.timeout(20):
+            while not await condition():  # noqa: ASYNC110 - a condition of the world has no event
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        pytest.fail(f"did not come true: {what}")
+
+
+async def health_is(address: str, *, serving: bool) -> None:
+    """Wait until a service reports this health."""
+
+    async def is_so() -> bool:
+        return await is_serving(address) is serving
+
+    await in_time(is_so, f"health of {address} is {serving}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AuthService:
+    """A running service and stubs that call it."""
+
+    address: str
+    http_port: int
+    channel: aio.Channel
+    auth: auth_pb2_grpc.AuthServiceStub
+    resources: resource_pb2_grpc.ResourceServiceStub
+
+    async def create_instance(
+        self,
+        instance_id: str,
+        profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ,
+        *,
+        anonymous: bool = False,
+    ) -> resource_pb2.Instance:
+        """Create an instance."""
+        instance = resource_pb2.Instance(instance_id=instance_id, profile=profile, anonymous=anonymous)
+        return (await self.resources.CreateInstance(resource_pb2.CreateInstanceRequest(instance=instance))).instance
+
+    async def create_key(self, instance_id: str, account_id: str = "") -> tuple[str, str]:
+        """Create an AccessKey and return its id and secret."""
+        request = resource_pb2.CreateAccessKeyRequest(instance_id=instance_id, account_id=account_id)
+        created = await self.resources.CreateAccessKey(request)
+        return created.access_key.access_key_id, created.secret
+
+    async def create_group(self, instance_id: str, group_id: str, account_id: str = "") -> resource_pb2.Group:
+        """Create a group."""
+        group = resource_pb2.Group(instance_id=instance_id, group_id=group_id, account_id=account_id)
+        return (await self.resources.CreateGroup(resource_pb2.CreateGroupRequest(group=group))).group
+
+    async def create_topic(
+        self, instance_id: str, topic: str, *, logged: bool = True, ordered: bool = False, retention_s: int = 0
+    ) -> resource_pb2.Topic:
+        """Create a parent topic."""
+        wanted = resource_pb2.Topic(
+            instance_id=instance_id, topic=topic, logged=logged, ordered=ordered, retention_s=retention_s
+        )
+        return (await self.resources.CreateTopic(resource_pb2.CreateTopicRequest(topic=wanted))).topic
+
+
+def settings(
+    nats_url: str,
+    *,
+    bootstrap_file: Path | None = None,
+    master_key: Secret = MASTER_KEY,
+    listen: str = "127.0.0.1:0",
+) -> AuthSettings:
+    """Return settings for a service on free ports."""
+    return AuthSettings(
+        cluster_token=TOKEN,
+        drain_s=1,
+        nats_url=Secret(nats_url),
+        grpc_listen=(listen,),
+        http_listen="127.0.0.1:0",
+        master_key=master_key,
+        bootstrap_file=bootstrap_file,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running_auth(
+    nats_url: str, *, bootstrap_file: Path | None = None, master_key: Secret = MASTER_KEY
+) -> AsyncGenerator[AuthService]:
+    """Run a service; it has loaded everything when the body begins."""
+    chosen = settings(nats_url, bootstrap_file=bootstrap_file, master_key=master_key)
+    async with app.running(chosen, asyncio.Event()) as ports:
+        address = f"127.0.0.1:{ports.grpc[0]}"
+        async with grpc_client.channel(address, TOKEN) as channel:
+            yield AuthService(
+                address=address,
+                http_port=ports.http,
+                channel=channel,
+                auth=auth_pb2_grpc.AuthServiceStub(channel),
+                resources=resource_pb2_grpc.ResourceServiceStub(channel),
+            )

@@ -1,0 +1,119 @@
+"""Interests of edges to routes."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from services.common.subjects import log_subject
+from services.common.topics import InvalidTopicError, matches
+from services.router.domain import routing
+from services.router.domain.routing import Routing
+
+
+def legs(routes: Routing, topic: str, *, instance_id: str = "i", is_p2p: bool = False) -> dict[int, list[int]]:
+    route = routes.route(instance_id, topic, is_p2p=is_p2p)
+    return {leg.slot: sorted(leg.target_ids) for leg in route.legs}
+
+
+def test_targets_are_gathered_by_edge() -> None:
+    routes = Routing()
+    routes.add_filter("i", "a/+", 0, 1)
+    routes.add_filter("i", "a/#", 0, 2)
+    routes.add_filter("i", "a/b", 3, 4_294_967_295)
+    routes.add_filter("other", "a/b", 5, 1)
+    assert legs(routes, "a/b") == {0: [1, 2], 3: [4_294_967_295]}
+    assert legs(routes, "a") == {0: [2]}
+    assert legs(routes, "a/b", instance_id="other") == {5: [1]}
+    assert legs(routes, "a/b", instance_id="third") == {}
+
+
+def test_remembered_route_is_the_same_object_until_an_interest_changes() -> None:
+    routes = Routing()
+    routes.add_filter("i", "a", 0, 1)
+    first = routes.route("i", "a", is_p2p=False)
+    assert routes.route("i", "a", is_p2p=False) is first
+    routes.add_filter("i", "+", 1, 1)
+    assert legs(routes, "a") == {0: [1], 1: [1]}
+    routes.remove_filter("i", "a", 0, 1)
+    assert legs(routes, "a") == {1: [1]}
+    routes.remove_filter("i", "+", 1, 1)
+    assert legs(routes, "a") == {}
+
+
+def test_number_of_remembered_routes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "MAX_ROUTES", 10)
+    routes = Routing()
+    for instance_id in ("i", "j"):
+        routes.add_filter(instance_id, "#", 0, 1)
+    for number in range(100):
+        assert legs(routes, str(number), instance_id="ij"[number % 2]) == {0: [1]}
+        assert sum(len(instance.routes) for instance in routes._instances.values()) == routes._remembered <= 10
+    routes.route("i", "a" * (routing.MAX_REMEMBERED_TOPIC + 1), is_p2p=False)
+    assert not any(len(topic) > 10 for topic in routes._instances["i"].routes)
+
+
+def test_p2p_message_goes_to_its_client_and_no_filter() -> None:
+    routes = Routing()
+    routes.add_filter("i", "#", 0, 1)
+    routes.add_client("i", "GID_x@@@1/2", 1, 7)
+    routes.add_client("i", "GID_x@@@1/2", 2, 7)
+    assert legs(routes, "t/p2p/GID_x@@@1/2", is_p2p=True) == {1: [7], 2: [7]}
+    assert legs(routes, "t/p2p/GID_x@@@3", is_p2p=True) == {}
+    assert legs(routes, "t/p2p/GID_x@@@1/2") == {0: [1]}
+    routes.remove_client("i", "GID_x@@@1/2", 1, 7)
+    assert legs(routes, "t/p2p/GID_x@@@1/2", is_p2p=True) == {2: [7]}
+
+
+def test_nothing_is_left_of_an_instance_without_interests() -> None:
+    routes = Routing()
+    routes.add_filter("i", "a/+/c", 0, 1)
+    routes.add_client("i", "c", 0, 2)
+    routes.route("i", "a", is_p2p=False)
+    routes.remove_filter("i", "a/+/c", 0, 1)
+    routes.remove_client("i", "c", 0, 2)
+    assert not routes._instances
+    assert not routes._remembered
+
+
+def test_route_names_the_place_in_the_log() -> None:
+    route = Routing().route("i", "parent/sub/topic", is_p2p=False)
+    assert route.subject == log_subject("i", "parent/sub/topic") == "mq.out.i.parent.sub.topic"
+    assert route.second_topic == "/sub/topic"
+    assert not Routing().route("i", "parent", is_p2p=False).second_topic
+
+
+@pytest.mark.parametrize("topic", ["", "a/+", "#", "a\0"])
+def test_wrong_topic_is_refused(topic: str) -> None:
+    routes = Routing()
+    routes.add_filter("i", "#", 0, 1)
+    with pytest.raises(InvalidTopicError):
+        routes.route("i", topic, is_p2p=False)
+
+
+@pytest.mark.parametrize("topic", ["a", "a/p2p", "a/b/c"])
+def test_p2p_topic_of_another_form_is_refused(topic: str) -> None:
+    with pytest.raises(ValueError, match="P2P"):
+        Routing().route("i", topic, is_p2p=True)
+
+
+LEVEL = st.sampled_from(["a", "b", "+", ""])
+FILTER = st.lists(LEVEL, min_size=1, max_size=3).map("/".join).filter(bool)
+CHANGE = st.tuples(st.booleans(), FILTER, st.integers(0, 2), st.integers(1, 3))
+
+
+@hypothesis.given(st.lists(CHANGE, max_size=40), st.sampled_from(["a", "a/b", "a/b/a", "/a", "b//a"]))
+def test_remembering_never_shows(changes: list[tuple[bool, str, int, int]], topic: str) -> None:
+    routes = Routing()
+    interests: set[tuple[str, int, int]] = set()
+    for is_added, topic_filter, slot, target_id in changes:
+        if is_added:
+            interests.add((topic_filter, slot, target_id))
+            routes.add_filter("i", topic_filter, slot, target_id)
+        else:
+            interests.discard((topic_filter, slot, target_id))
+            routes.remove_filter("i", topic_filter, slot, target_id)
+        expected = sorted((slot, target) for name, slot, target in interests if matches(name, topic))
+        found = [(slot, target) for slot, targets in legs(routes, topic).items() for target in targets]
+        assert sorted(found) == expected
