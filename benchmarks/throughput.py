@@ -261,22 +261,25 @@ def main() -> None:
 
 
 def report(console: Console, results: list[Result]) -> None:
-    """Print the table."""
-    table = Table("row", "delivered/s", "mosquitto/s", "ratio", "p50 ms", "p99 ms", "CPU us per message")
+    """Print the tables."""
     titles = {row.name: row.title for row in ROWS}
+    speed = Table("row", "delivered/s", "mosquitto/s", "ratio", "p50 ms", "p99 ms", title="Messages")
+    names = list(results[0].cpu_us_per_message) if results else []
+    costs = Table("row", *names, "sum", title="CPU microseconds per delivered message")
     for result in results:
         peer = result.peer_delivered_per_s
-        costs = ", ".join(f"{name} {cost:.1f}" for name, cost in result.cpu_us_per_message.items() if cost >= 0.05)
-        table.add_row(
+        speed.add_row(
             titles[result.row],
             f"{result.delivered_per_s:,.0f}",
             f"{peer:,.0f}" if peer else "-",
             f"{result.delivered_per_s / peer:.2f}" if peer else "-",
             f"{result.p50_ms:.2f}",
             f"{result.p99_ms:.2f}",
-            costs,
         )
-    console.print(table)
+        values = result.cpu_us_per_message
+        costs.add_row(titles[result.row], *(f"{values[name]:.1f}" for name in names), f"{sum(values.values()):.1f}")
+    console.print(speed)
+    console.print(costs)
 
 
 if __name__ == "__main__":

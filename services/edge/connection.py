@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from typing import cast
 
 from typing_extensions import override
 
+from services.edge import liveness
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.events import Acknowledged, Event, Failed
 from services.edge.mqtt.machine import Limits, ServerConnection, State
@@ -274,9 +276,15 @@ class Connection(Receiver):
         self.close(EVICTED)
 
     @override
-    def is_alive(self) -> bool:
-        """Return whether the TCP connection is still open; see `ports.Client`."""
-        return not self._closed and not self._transport.is_closing()
+    def probe(self, answer: Callable[[bool], None]) -> None:
+        """Find out whether the peer still answers; see `ports.Client`."""
+
+        def answered(alive: bool) -> None:  # noqa: FBT001 - the shape of a callback
+            answer(alive)
+            if not alive:
+                self.close(CONNECTION_LOST)
+
+        liveness.probe(self._transport, self._loop, answered)
 
     # --- deliveries and writes -----------------------------------------------------------------
 

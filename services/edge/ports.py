@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from services.edge.mqtt.packets import Connect, Publish
@@ -34,8 +35,8 @@ class Client(Protocol):
     def evict(self) -> None:
         """Close the connection: the session service wants it."""
 
-    def is_alive(self) -> bool:
-        """Return whether the peer is still there."""
+    def probe(self, answer: Callable[[bool], None]) -> None:
+        """Find out whether the peer still answers, call `answer` with that, and close the connection if not."""
 
 
 class Authenticator(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 
@@ -184,9 +185,14 @@ class SessionLink:
     def _probe(self, channel_ids: Iterable[str]) -> None:
         for channel_id in channel_ids:
             client = self._hub.by_channel.get(channel_id)
-            alive = client is not None and client.is_alive()
-            self._probes.append(session_pb2.ProbeResult(channel_id=channel_id, alive=alive))
-            self.link.wake()
+            if client is None:
+                self._on_probed(channel_id, False)  # noqa: FBT003 - the shape of a callback
+            else:
+                client.probe(functools.partial(self._on_probed, channel_id))
+
+    def _on_probed(self, channel_id: str, alive: bool) -> None:  # noqa: FBT001 - the shape of a callback
+        self._probes.append(session_pb2.ProbeResult(channel_id=channel_id, alive=alive))
+        self.link.wake()
 
 
 def _connection(client: Client) -> session_pb2.Connection:
