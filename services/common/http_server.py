@@ -87,6 +87,7 @@ async def serving(*, listen: str, app: Starlette, drain_s: float) -> AsyncGenera
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="warning",  # what is left are failed requests; the start is logged below
         access_log=False,
         server_header=False,
         limit_concurrency=MAX_CONCURRENCY,

@@ -164,6 +164,11 @@ class LogWriter:
         self.failures = 0
         """How often a lane was sent back."""
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether NATS answers, so that the backlog shrinks."""
+        return self._client.is_connected
+
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
         """Queue a message; never blocks.
 

@@ -125,5 +125,7 @@ async def _until_signalled(serve: Callable[[asyncio.Event], Awaitable[None]]) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     logger.info("service starting", extra={"pid": os.getpid()})
-    with contextlib.suppress(StopRequestedError):
+    try:
         await serve(stop)
+    except* StopRequestedError:  # the task groups that it leaves wrap it
+        pass

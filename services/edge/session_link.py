@@ -46,7 +46,7 @@ class SessionLink:
         self._edge_id = edge_id
         self._edge_incarnation = edge_incarnation
         self._peer_incarnation = ""
-        self._established: dict[str, session_pb2.Connection] = {}
+        self._established: dict[str, session_pb2.Opening] = {}
         self._waiting: dict[str, session_pb2.Opening] = {}
         self._closings: dict[str, session_pb2.Closing] = {}
         self._sent_closings: list[tuple[int, list[str]]] = []
@@ -81,13 +81,11 @@ class SessionLink:
 
     def close(self, client: Client, reason: int) -> None:
         """Note that a connection is gone; see `ports.Sessions`."""
-        connection = self._established.pop(client.channel_id, None)
-        if connection is None:
-            connection = self._waiting.pop(client.channel_id, None) and _connection(client)
-        if connection is None:
+        opening = self._established.pop(client.channel_id, None) or self._waiting.pop(client.channel_id, None)
+        if opening is None:
             return
         self._closings[client.channel_id] = session_pb2.Closing(
-            connection=connection,
+            connection=opening.connection,
             reason=reason,  # type: ignore[arg-type]  # an int of CloseReason
         )
         self._to_close.append(client.channel_id)
@@ -119,10 +117,7 @@ class SessionLink:
         opened = first.opened
         self._peer_incarnation = opened.session_incarnation
         if not opened.resumed:
-            self._to_open = [
-                session_pb2.Opening(connection=connection, established=True)
-                for connection in self._established.values()
-            ]
+            self._to_open = list(self._established.values())
             self._to_open += self._waiting.values()
             self._to_close = list(self._closings)
             self._sent_closings.clear()
@@ -173,7 +168,8 @@ class SessionLink:
             accepted = decision.admission == session_pb2.ADMISSION_ACCEPTED
             if accepted:
                 opening.connection.connect_time_ms = decision.connect_time_ms
-                self._established[decision.channel_id] = opening.connection
+                opening.established = True
+                self._established[decision.channel_id] = opening
             client.on_admitted(accepted=accepted)
         self._probe(frame.probe_channel_ids)
         for channel_id in frame.evicted_channel_ids:

@@ -7,6 +7,7 @@ connection has one `connect`, one `tcpclean` when it ended, and `disconnect` onl
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,21 @@ class Closed:
         self.confirmed_at = -1  # how many events are stored when it is confirmed
 
 
+class Asked(NamedTuple):
+    """An opening that waits for a decision."""
+
+    channel: str
+    client: str
+    takeover: bool
+
+
+class Probed(NamedTuple):
+    """The answer to a probe."""
+
+    channel: str
+    alive: bool
+
+
 class EdgeModel:
     """An edge process that keeps the contract of `SessionService.Link`."""
 
@@ -42,7 +58,7 @@ class EdgeModel:
         self.open: dict[str, tuple[str, int, bool]] = {}  # client, connect time, takeover
         self.pending: dict[str, tuple[str, bool]] = {}  # client, takeover
         self.closings: list[Closed] = []
-        self.unsent: list[tuple[str, object]] = []
+        self.unsent: list[Asked | Closed | Probed] = []
         self.inbox: list[Decide | Probe | Evict] = []
 
 
@@ -125,23 +141,20 @@ class World:
         self.drain()
         closed.confirmed_at = len(self.events)
 
-    def send(self, edge: EdgeModel, kind: str, what: object) -> None:
-        edge.unsent.append((kind, what))
+    def send(self, edge: EdgeModel, what: Asked | Closed | Probed) -> None:
+        edge.unsent.append(what)
         if edge.is_linked and edge.is_known:
             self.flush(edge)
 
     def flush(self, edge: EdgeModel) -> None:
         unsent, edge.unsent = edge.unsent, []
-        for kind, what in unsent:
-            if kind == "open":
-                channel, client, takeover = what  # type: ignore[misc]
-                self.send_open(edge, channel, client, 0, takeover=takeover)
-            elif kind == "close":
-                assert isinstance(what, Closed)
+        for what in unsent:
+            if isinstance(what, Asked):
+                self.send_open(edge, what.channel, what.client, 0, takeover=what.takeover)
+            elif isinstance(what, Closed):
                 self.send_close(edge, what)
             else:
-                channel, alive = what  # type: ignore[misc]
-                self.presence.probed(edge.edge_id, channel, self.now_ms, alive=alive)
+                self.presence.probed(edge.edge_id, what.channel, self.now_ms, alive=what.alive)
                 self.drain()
 
     def close(self, edge: EdgeModel, channel: str, *, disconnected: bool) -> None:
@@ -152,7 +165,7 @@ class World:
             connect_ms = 0
         closed = Closed(channel, client, connect_ms, disconnected=disconnected and connect_ms > 0)
         edge.closings.append(closed)
-        self.send(edge, "close", closed)
+        self.send(edge, closed)
 
     # What may happen
 
@@ -164,7 +177,7 @@ class World:
             channel = f"c{self.channels}"
             client, takeover = self.random.choice(CLIENTS), self.random.random() < 0.5
             edge.pending[channel] = (client, takeover)
-            self.send(edge, "open", (channel, client, takeover))
+            self.send(edge, Asked(channel, client, takeover))
         elif choice < 0.5 and (edge.open or edge.pending):
             channel = self.random.choice([*edge.open, *edge.pending])
             self.close(edge, channel, disconnected=self.random.random() < 0.5)
@@ -206,14 +219,14 @@ class World:
                 else:
                     closed = Closed(channel, client, 0, disconnected=False)
                     edge.closings.append(closed)
-                    self.send(edge, "close", closed)
+                    self.send(edge, closed)
         elif isinstance(effect, Evict):
             if channel in edge.open:
                 self.close(edge, channel, disconnected=False)
         else:
             is_held = channel in edge.open or channel in edge.pending
             alive = is_held and self.random.random() < 0.5
-            self.send(edge, "probe", (channel, alive))
+            self.send(edge, Probed(channel, alive))
             if is_held and not alive:
                 self.close(edge, channel, disconnected=False)
 

@@ -1,0 +1,80 @@
+"""Composition root of the session service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from grpc import aio
+
+from services.common import grpc_server, jetstream
+from services.common.readiness import Readiness
+from services.common.runtime import background, unless_stopped
+from services.session.checkpoints import Checkpoints
+from services.session.clock import Clock
+from services.session.domain.events import Fold
+from services.session.event_log import EventLog
+from services.session.hub import Hub
+from services.session.servicer import SessionServicer
+from services.session.settings import SessionSettings
+from services.session.store import Store
+from weimq.session.v1 import session_pb2, session_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+PRESENCE = "presence"
+"""Name under which `Readiness` lists the presence: the events of the past have been read."""
+
+
+async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set; reads top to bottom as the start order."""
+    readiness = Readiness(jetstream.DEPENDENCY, PRESENCE)
+    hub = Hub(edge_grace_s=settings.edge_grace_s, clock=Clock())
+    servicer = SessionServicer(hub)
+
+    def register(server: aio.Server) -> list[str]:
+        session_pb2_grpc.add_SessionServiceServicer_to_server(servicer, server)
+        return [session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name]
+
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        await enter(
+            grpc_server.serving(
+                listen=settings.grpc_listen,
+                token=settings.cluster_token,
+                readiness=readiness,
+                register=register,
+                drain_s=settings.drain_s,
+            )
+        )
+        stack.push_async_callback(servicer.end_links)  # open streams would use the grace up
+        connecting = jetstream.connect(settings.nats_url, name="weimq-session", readiness=readiness)
+        client = await enter(jetstream.closing(await unless_stopped(stop, connecting)))
+        js = client.jetstream(timeout=5)
+
+        store = Store(client, js)
+        fold = Fold()
+        sequences = await unless_stopped(stop, store.recover(fold))
+        events = EventLog(client, js)
+        for instance_id, sequence in sequences.items():
+            events.restore(instance_id, sequence)
+        checkpoints = Checkpoints(hub.presence, events, store, interval_s=settings.checkpoint_s)
+        await enter(background(events.run(), events.keep_streams(), hub.run(), checkpoints.run()))
+        hub.start(events, fold)
+        readiness.mark(PRESENCE, present=True)
+
+        await stop.wait()
+        readiness.mark(PRESENCE, present=False)
+        await servicer.end_links()
+        await _finish(events, checkpoints, settings.drain_s)
+
+
+async def _finish(events: EventLog, checkpoints: Checkpoints, drain_s: float) -> None:
+    """Have the last events stored and checkpoints written, within a time."""
+    try:
+        async with asyncio.timeout(drain_s):
+            await events.drained()
+            await checkpoints.write()
+    except TimeoutError:
+        logger.warning("stopped before everything was stored; the edges will repeat it")

@@ -1,0 +1,1 @@
+"""Presence and lifecycle events; pure."""

@@ -1,0 +1,205 @@
+"""Arbitration of client ids.
+
+A client id that is free is given at once. One that is held:
+
+| Opening | What happens | The new connection | The old one |
+|---|---|---|---|
+| plain | its edge probes the holder | refused when that is alive, or silent for 4 s | ended when it is dead |
+| takeover | its edge is asked to close it | let in when it is closed, or after 4 s | ended |
+
+Claims wait per client id: at most 8 plain ones (more are refused), or one with takeover, which displaces any other that
+waits. When the id becomes free, the first claim gets it, the others are refused.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from services.session.domain.effects import Announce, Decide, Effect, Evict, Probe
+from services.session.domain.events import CONNECT, DISCONNECT, TCPCLEAN, Event, RecentChannels
+from services.session.domain.records import Claim, Connection, Instance
+
+CLAIM_MS = 4_000
+"""How long a claim waits for the holder of its client id to answer or to go; an edge answers a probe within 3 s."""
+MAX_WAITING = 8
+"""Plain claims that wait for one client id."""
+
+
+class Arbiter:
+    """The connections of every client, and the claims for client ids. The inner half of `Presence`."""
+
+    def __init__(self) -> None:
+        self.instances: dict[str, Instance] = {}
+        self.effects: list[Effect] = []
+        self.ended = RecentChannels()
+        self.last_time_ms = 0
+        self._deadlines: list[tuple[int, int, Claim]] = []
+        self._claim_count = 0
+
+    def connections(self, instance_id: str, client_id: str) -> list[Connection]:
+        """Return the connections of a client, oldest first."""
+        instance = self.instances.get(instance_id)
+        held = instance.clients.get(client_id, []) if instance else []
+        return sorted((c for c in held if not c.edge.is_lost), key=lambda c: c.connect_time_ms)
+
+    def keep(self, connection: Connection) -> None:
+        """Note that a connection is alive: plain claims for its client id are refused."""
+        instance = self.instances[connection.instance_id]
+        waiting = instance.waiting.get(connection.client_id)
+        if waiting and not waiting[0].takeover:
+            del instance.waiting[connection.client_id]
+            self._refuse(waiting)
+
+    def evict(self, instance_id: str, client_id: str) -> int:
+        """Have every connection of a client closed; returns how many there are."""
+        held = self.connections(instance_id, client_id)
+        for connection in held:
+            self._evict(connection)
+        return len(held)
+
+    def claim(self, claim: Claim, now_ms: int) -> None:
+        """Let a connection in, refuse it, or have it wait."""
+        instance = self.instances.setdefault(claim.instance_id, Instance())
+        client_id = claim.client_id
+        for connection in [c for c in instance.clients.get(client_id, ()) if c.edge.is_lost]:
+            self.end(connection, now_ms, disconnected=False)
+        holders = instance.clients.get(client_id)
+        if holders is None:
+            self._accept(claim, now_ms)
+            return
+        waiting = instance.waiting.setdefault(client_id, [])
+        if claim.takeover:
+            if waiting and waiting[0].takeover:
+                claim.deadline_ms = waiting[0].deadline_ms  # the eviction began then
+            displaced = waiting[:]
+            waiting[:] = [claim]
+            self._refuse(displaced)
+            for connection in holders:
+                if not connection.is_evicted:
+                    self._evict(connection)
+        elif len(waiting) >= MAX_WAITING or (waiting and waiting[0].takeover):
+            self._refuse([claim])
+            return
+        else:
+            if not waiting:
+                self._probe(holders)
+            waiting.append(claim)
+        self._claim_count += 1
+        heapq.heappush(self._deadlines, (claim.deadline_ms, self._claim_count, claim))
+
+    def expire(self, now_ms: int) -> None:
+        """End the waiting of claims that are out of time."""
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            claim = heapq.heappop(self._deadlines)[2]
+            if not claim.is_done:
+                self._run_out(claim, now_ms)
+
+    def _run_out(self, claim: Claim, now_ms: int) -> None:
+        instance = self.instances[claim.instance_id]
+        if claim.takeover:
+            # The edge that holds the connection does not close it; ending the last one lets the claim in.
+            for connection in list(instance.clients.get(claim.client_id, ())):
+                self.end(connection, now_ms, disconnected=False)
+        else:
+            self.withdraw(claim)
+            self._refuse([claim])
+
+    def _accept(self, claim: Claim, now_ms: int) -> None:
+        claim.is_done = True
+        edge = claim.edge
+        del edge.claims[claim.channel_id]
+        time_ms = self.announce(
+            claim.instance_id, claim.client_id, CONNECT, claim.channel_id, claim.address, edge.name, now_ms
+        )
+        connection = Connection(claim.instance_id, claim.client_id, claim.channel_id, claim.address, time_ms, edge)
+        connection.takeover = claim.takeover
+        self.add(connection)
+        self.effects.append(Decide(edge.edge_id, claim.channel_id, accepted=True, connect_time_ms=time_ms))
+
+    def _refuse(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            claim.is_done = True
+            claim.edge.claims.pop(claim.channel_id, None)
+            self.ended.add(claim.channel_id)
+            self.effects.append(Decide(claim.edge.edge_id, claim.channel_id, accepted=False, connect_time_ms=0))
+
+    def withdraw(self, claim: Claim) -> None:
+        """Take a claim out of those that wait."""
+        claim.is_done = True
+        waiting = self.instances[claim.instance_id].waiting
+        claims = waiting[claim.client_id]
+        claims.remove(claim)
+        if not claims:
+            del waiting[claim.client_id]
+
+    def add(self, connection: Connection) -> None:
+        """Enter a connection that was announced."""
+        instance = self.instances.setdefault(connection.instance_id, Instance())
+        connection.edge.connections[connection.channel_id] = connection
+        instance.clients.setdefault(connection.client_id, []).append(connection)
+
+    def see(self, connection: Connection, *, established: bool, takeover: bool) -> None:
+        """Take an opening of a known connection, which a snapshot repeats."""
+        edge = connection.edge
+        edge.unseen.discard(connection.channel_id)
+        connection.takeover = connection.takeover or takeover
+        if not established:  # the decision was lost with the process that made it
+            self.effects.append(
+                Decide(edge.edge_id, connection.channel_id, accepted=True, connect_time_ms=connection.connect_time_ms)
+            )
+        if connection.is_evicted:
+            self._evict(connection)
+        self.confront(connection)
+
+    def confront(self, connection: Connection) -> None:
+        """Hold a connection that a snapshot names against the claims and connections that came before it."""
+        waiting = self.instances[connection.instance_id].waiting.get(connection.client_id)
+        if waiting and not waiting[0].takeover:
+            self._probe([connection])
+        elif waiting and not connection.is_evicted:
+            self._evict(connection)
+        # A restart in the middle of a takeover left older ones.
+        held = self.connections(connection.instance_id, connection.client_id)
+        if len(held) > 1 and held[-1].takeover:
+            for older in held[:-1]:
+                if not older.is_evicted:
+                    self._evict(older)
+
+    def _evict(self, connection: Connection) -> None:
+        connection.is_evicted = True
+        self.effects.append(Evict(connection.edge.edge_id, connection.channel_id))
+
+    def _probe(self, connections: Iterable[Connection]) -> None:
+        for connection in connections:
+            self.effects.append(Probe(connection.edge.edge_id, connection.channel_id))
+
+    def end(self, connection: Connection, now_ms: int, *, disconnected: bool) -> None:
+        """Announce the end of a connection, and give its client id to the first claim that waits for it."""
+        edge = connection.edge
+        channel_id = connection.channel_id
+        edge.connections.pop(channel_id, None)
+        edge.unseen.discard(channel_id)
+        self.ended.add(channel_id)
+        instance_id, client_id, address = connection.instance_id, connection.client_id, connection.address
+        if disconnected:
+            self.announce(instance_id, client_id, DISCONNECT, channel_id, address, edge.name, now_ms)
+        self.announce(instance_id, client_id, TCPCLEAN, channel_id, address, edge.name, now_ms)
+        instance = self.instances[instance_id]
+        held = instance.clients[client_id]
+        held.remove(connection)
+        if held:
+            return
+        del instance.clients[client_id]
+        waiting = instance.waiting.pop(client_id, None)
+        if waiting is not None:
+            self._accept(waiting[0], now_ms)
+            self._refuse(waiting[1:])
+
+    def announce(
+        self, instance_id: str, client_id: str, tag: str, channel_id: str, address: str, edge: str, now_ms: int
+    ) -> int:
+        """Emit an event; returns its time, never before that of the last one."""
+        time_ms = self.last_time_ms = max(self.last_time_ms, now_ms)
+        self.effects.append(Announce(Event(instance_id, client_id, tag, channel_id, address, time_ms, edge)))
+        return time_ms

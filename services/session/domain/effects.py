@@ -1,0 +1,59 @@
+"""What the presence asks its driver to do."""
+
+from __future__ import annotations
+
+from services.session.domain.events import Event
+
+
+class Announce:
+    """Store a lifecycle event."""
+
+    __slots__ = ("event",)
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+
+class Decide:
+    """Answer an opening."""
+
+    __slots__ = ("accepted", "channel_id", "connect_time_ms", "edge_id")
+
+    def __init__(self, edge_id: str, channel_id: str, *, accepted: bool, connect_time_ms: int) -> None:
+        self.edge_id = edge_id
+        self.channel_id = channel_id
+        self.accepted = accepted
+        self.connect_time_ms = connect_time_ms
+
+
+class Probe:
+    """Ask the edge whether the peer of a connection still answers."""
+
+    __slots__ = ("channel_id", "edge_id")
+
+    def __init__(self, edge_id: str, channel_id: str) -> None:
+        self.edge_id = edge_id
+        self.channel_id = channel_id
+
+
+class Evict:
+    """Have the edge close a connection."""
+
+    __slots__ = ("channel_id", "edge_id")
+
+    def __init__(self, edge_id: str, channel_id: str) -> None:
+        self.edge_id = edge_id
+        self.channel_id = channel_id
+
+
+class Forget:
+    """Give up an edge: its next link starts anew."""
+
+    __slots__ = ("edge_id", "incarnation")
+
+    def __init__(self, edge_id: str, incarnation: str) -> None:
+        self.edge_id = edge_id
+        self.incarnation = incarnation
+
+
+Effect = Announce | Decide | Probe | Evict | Forget

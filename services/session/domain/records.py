@@ -1,0 +1,75 @@
+"""Records of the presence: connections, claims for a client id, and edges."""
+
+from __future__ import annotations
+
+
+class Edge:
+    """One process of an edge, and what it holds."""
+
+    __slots__ = ("claims", "connections", "deadline_ms", "edge_id", "incarnation", "is_lost", "name", "unseen")
+
+    def __init__(self, edge_id: str, incarnation: str) -> None:
+        self.edge_id = edge_id
+        self.incarnation = incarnation
+        self.name = f"{edge_id}/{incarnation}"
+        self.connections: dict[str, Connection] = {}  # by channel id
+        self.claims: dict[str, Claim] = {}  # by channel id
+        self.unseen: set[str] = set()  # channel ids that the running snapshot has not named yet
+        self.deadline_ms = 0  # when it is given up; 0: it is linked
+        self.is_lost = False  # its connections are gone, though not all announced so
+
+
+class Connection:
+    """A connection that was let in."""
+
+    __slots__ = (
+        "address", "channel_id", "client_id", "connect_time_ms", "edge", "instance_id", "is_evicted", "takeover",
+    )  # fmt: skip
+
+    def __init__(
+        self, instance_id: str, client_id: str, channel_id: str, address: str, connect_time_ms: int, edge: Edge
+    ) -> None:
+        self.instance_id = instance_id
+        self.client_id = client_id
+        self.channel_id = channel_id
+        self.address = address
+        self.connect_time_ms = connect_time_ms
+        self.edge = edge
+        self.is_evicted = False  # its edge was asked to close it
+        self.takeover = False  # it displaces older ones
+
+
+class Claim:
+    """An opening that waits for what holds its client id to go."""
+
+    __slots__ = ("address", "channel_id", "client_id", "deadline_ms", "edge", "instance_id", "is_done", "takeover")
+
+    def __init__(
+        self,
+        instance_id: str,
+        client_id: str,
+        channel_id: str,
+        address: str,
+        edge: Edge,
+        deadline_ms: int,
+        *,
+        takeover: bool,
+    ) -> None:
+        self.instance_id = instance_id
+        self.client_id = client_id
+        self.channel_id = channel_id
+        self.address = address
+        self.edge = edge
+        self.deadline_ms = deadline_ms
+        self.takeover = takeover
+        self.is_done = False
+
+
+class Instance:
+    """The clients of one instance."""
+
+    __slots__ = ("clients", "waiting")
+
+    def __init__(self) -> None:
+        self.clients: dict[str, list[Connection]] = {}  # by client id, in order of admission; never empty
+        self.waiting: dict[str, list[Claim]] = {}  # by client id, in order of arrival; never empty

@@ -1,0 +1,117 @@
+"""The link of one edge process: frames in both directions, and which of them may be confirmed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from services.common.link import Link
+from weimq.session.v1 import session_pb2
+
+MAX_DECISIONS = 16_384
+"""Decisions in one frame, some 1 MB; also what may wait for an edge that reads slowly before its frames go unconfirmed,
+so that it stops sending."""
+MAX_NAMES = 16_384
+"""Connections to probe, and to evict, in one frame."""
+
+
+class FrameEvents:
+    """A frame of the edge, and how many of the events that follow from it are not stored."""
+
+    __slots__ = ("_edge_link", "frame", "pending")
+
+    def __init__(self, edge_link: EdgeLink, frame: int) -> None:
+        self._edge_link = edge_link
+        self.frame = frame
+        self.pending = 1  # the frame itself, while it is being taken
+
+    def on_stored(self) -> None:
+        """Note that one more event is stored, or the frame has been taken."""
+        self.pending -= 1
+        if self.pending == 0:
+            self._edge_link.settle()
+
+
+class EdgeLink:
+    """What is kept for one process of an edge over successive streams.
+
+    Args:
+        edge_id: name of the edge.
+        incarnation: of its process.
+        take: called with each frame and what its events are counted by.
+    """
+
+    def __init__(
+        self,
+        edge_id: str,
+        incarnation: str,
+        take: Callable[[EdgeLink, session_pb2.LinkRequest, FrameEvents], None],
+    ) -> None:
+        self.edge_id = edge_id
+        self.incarnation = incarnation
+        self.link: Link[session_pb2.LinkResponse, session_pb2.LinkRequest] = Link(
+            build=self._build, bare=session_pb2.LinkResponse, take=self._on_frame, confirmed=_ignore
+        )
+        self._take = take
+        self._frames: deque[FrameEvents] = deque()
+        self._settled_through = 0
+        self._decisions: deque[session_pb2.Decision] = deque()
+        # In order and once each; bounded by the connections of the edge.
+        self._probes: dict[str, None] = {}
+        self._evictions: dict[str, None] = {}
+
+    def decide(self, channel_id: str, *, accepted: bool, connect_time_ms: int) -> None:
+        """Answer an opening."""
+        admission = session_pb2.ADMISSION_ACCEPTED if accepted else session_pb2.ADMISSION_DUPLICATE
+        self._decisions.append(
+            session_pb2.Decision(channel_id=channel_id, admission=admission, connect_time_ms=connect_time_ms)
+        )
+        self.link.wake()
+
+    def probe(self, channel_id: str) -> None:
+        """Ask whether the peer of a connection still answers."""
+        self._probes[channel_id] = None
+        self.link.wake()
+
+    def evict(self, channel_id: str) -> None:
+        """Ask to close a connection."""
+        self._evictions[channel_id] = None
+        self.link.wake()
+
+    def settle(self) -> None:
+        """Confirm the frames whose events, and those of all frames before, are stored."""
+        frames = self._frames
+        while frames and frames[0].pending == 0:
+            self._settled_through = frames.popleft().frame
+        if len(self._decisions) < MAX_DECISIONS:
+            self.link.confirm(self._settled_through)
+
+    def _on_frame(self, request: session_pb2.LinkRequest) -> None:
+        events = FrameEvents(self, request.frame)
+        self._frames.append(events)
+        self._take(self, request, events)
+        events.on_stored()
+
+    def _build(self) -> session_pb2.LinkResponse | None:
+        if not (self._decisions or self._probes or self._evictions):
+            return None
+        response = session_pb2.LinkResponse(
+            decisions=[self._decisions.popleft() for _ in range(min(len(self._decisions), MAX_DECISIONS))],
+            probe_channel_ids=_first(self._probes),
+            evicted_channel_ids=_first(self._evictions),
+        )
+        self.settle()
+        return response
+
+
+def _first(names: dict[str, None]) -> list[str]:
+    """Take up to `MAX_NAMES` names out."""
+    if len(names) <= MAX_NAMES:
+        first = list(names)
+        names.clear()
+        return first
+    return [names.popitem()[0] for _ in range(MAX_NAMES)]
+
+
+def _ignore(_through: int) -> None:
+    """Nothing depends on what an edge has received: a decision is made once."""

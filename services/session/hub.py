@@ -1,0 +1,214 @@
+"""The presence at work: frames of the edges in, its effects out."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import assert_never
+
+from services.common.errors import NotServingError, StreamContractError
+from services.session.clock import Clock
+from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe
+from services.session.domain.events import Fold
+from services.session.domain.presence import SLICE, Presence
+from services.session.domain.records import Connection
+from services.session.edge_link import EdgeLink, FrameEvents
+from services.session.event_log import EventLog
+from weimq.session.v1 import session_pb2
+
+TICK_S = 0.1
+"""How often deadlines are looked at."""
+MAX_INSTANCE_BYTES = 128
+"""Longest instance id: it becomes part of stream names and subjects."""
+MAX_CLIENT_ID_BYTES = 65_535
+MAX_ADDRESS_BYTES = 256
+
+_CHANNEL_ID = re.compile(r"[0-9A-Fa-f]{32}\Z")
+
+
+class Hub:
+    """Owns the presence and the links of all edges; serves once `start` was called. Owned by one event loop."""
+
+    def __init__(self, *, edge_grace_s: float, clock: Clock) -> None:
+        self._clock = clock
+        self._presence = Presence(edge_grace_ms=int(edge_grace_s * 1000))
+        self._links: dict[str, EdgeLink] = {}
+        self._events: EventLog | None = None
+
+    @property
+    def presence(self) -> Presence:
+        """What is known; to be read only."""
+        return self._presence
+
+    @property
+    def is_started(self) -> bool:
+        """Whether what the events of the past tell is known."""
+        return self._events is not None
+
+    def start(self, events: EventLog, fold: Fold) -> None:
+        """Start from what the events of the past left behind."""
+        self._events = events
+        self._presence.restore(fold, self._clock.now_ms())
+        self._apply(None)
+
+    async def run(self) -> None:
+        """Do what is due, until cancelled."""
+        while True:
+            if self._events is not None:
+                limit = SLICE if self._events.has_room else 0
+                self._presence.expire(self._clock.now_ms(), limit)
+                self._apply(None)
+                if limit and self._presence.is_clearing:
+                    await asyncio.sleep(0)
+                    continue
+            await asyncio.sleep(TICK_S)
+
+    # Links
+
+    def open(self, opening: session_pb2.LinkOpen, session_incarnation: str) -> tuple[EdgeLink, bool]:
+        """Return the link of an edge, and whether its frames go on; the edge has no other stream.
+
+        Raises:
+            NotServingError: the presence is not known yet.
+            StreamContractError: the edge has frames that were never sent.
+        """
+        if self._events is None:
+            raise NotServingError("the session service is reading its events")
+        edge_link = self._links.get(opening.edge_id)
+        is_known = edge_link is not None and edge_link.incarnation == opening.edge_incarnation
+        if edge_link is not None and is_known and opening.session_incarnation == session_incarnation:
+            if opening.received_through >= edge_link.link.next_frame:
+                raise StreamContractError("received_through names a frame that was not sent", rule="resumption")
+            edge_link.link.resume(opening.received_through)
+            resumed = True
+        else:
+            edge_link = EdgeLink(opening.edge_id, opening.edge_incarnation, self._take)
+            resumed = False
+        self._presence.open_edge(opening.edge_id, opening.edge_incarnation, self._clock.now_ms(), resumed=resumed)
+        self._apply(None)  # may forget the old link
+        self._links[opening.edge_id] = edge_link
+        return edge_link, resumed
+
+    def break_link(self, edge_link: EdgeLink) -> None:
+        """Note that the stream of a link ended."""
+        if self._links.get(edge_link.edge_id) is edge_link:
+            self._presence.break_edge(edge_link.edge_id, edge_link.incarnation, self._clock.now_ms())
+
+    # Calls
+
+    def connections(self, instance_id: str, client_id: str) -> list[Connection]:
+        """Return the connections of a client, oldest first."""
+        return self._presence.connections(instance_id, client_id)
+
+    def is_certain(self, instance_id: str, client_id: str) -> bool:
+        """Say whether `connections` is the truth."""
+        return self.is_started and self._presence.is_certain(instance_id, client_id)
+
+    def evict(self, instance_id: str, client_id: str) -> int:
+        """Have every connection of a client closed; returns how many there are.
+
+        Raises:
+            NotServingError: the presence is not known yet.
+        """
+        if not self.is_started:
+            raise NotServingError("the session service is reading its events")
+        count = self._presence.evict(instance_id, client_id)
+        self._apply(None)
+        return count
+
+    # Inside
+
+    def _take(self, edge_link: EdgeLink, request: session_pb2.LinkRequest, events: FrameEvents) -> None:
+        if self._links.get(edge_link.edge_id) is not edge_link:
+            return  # the edge said goodbye
+        try:
+            for opening in request.openings:
+                _check(opening.connection)
+            for closing in request.closings:
+                _check(closing.connection)
+        except StreamContractError:
+            del self._links[edge_link.edge_id]  # the next link starts anew: the numbering of this one has a hole
+            self._presence.break_edge(edge_link.edge_id, edge_link.incarnation, self._clock.now_ms())
+            raise
+        now_ms = self._clock.now_ms()
+        presence = self._presence
+        edge_id = edge_link.edge_id
+        for opening in request.openings:
+            connection = opening.connection
+            presence.open(
+                edge_id,
+                connection.instance_id,
+                connection.client_id,
+                connection.channel_id,
+                connection.address,
+                now_ms,
+                established_ms=max(1, connection.connect_time_ms) if opening.established else 0,
+                takeover=opening.takeover,
+            )
+        for closing in request.closings:
+            connection = closing.connection
+            presence.close(
+                edge_id,
+                connection.instance_id,
+                connection.client_id,
+                connection.channel_id,
+                connection.address,
+                now_ms,
+                connect_time_ms=connection.connect_time_ms,
+                disconnected=closing.reason == session_pb2.CLOSE_REASON_CLIENT_DISCONNECT,
+            )
+        for result in request.probe_results:
+            presence.probed(edge_id, result.channel_id, now_ms, alive=result.alive)
+        if request.snapshot_complete:
+            presence.complete_snapshot(edge_id, now_ms)
+        if request.goodbye:
+            presence.close_edge(edge_id, now_ms)
+        self._apply(events)
+
+    def _apply(self, frame: FrameEvents | None) -> None:
+        """Carry out what the presence asks for; `frame` is what it follows from."""
+        if self._events is None:
+            raise AssertionError("effects follow from frames, which come after the start")
+        for effect in self._presence.take_effects():
+            match effect:
+                case Announce():
+                    if frame is not None:
+                        frame.pending += 1
+                    self._events.write(effect.event, frame)
+                case Forget():
+                    edge_link = self._links.get(effect.edge_id)
+                    if edge_link is not None and edge_link.incarnation == effect.incarnation:
+                        del self._links[effect.edge_id]
+                case _:
+                    self._tell(effect)
+
+    def _tell(self, effect: Decide | Probe | Evict) -> None:
+        # Without a link there is nobody to tell: the edge's snapshot brings the question up again.
+        edge_link = self._links.get(effect.edge_id)
+        if edge_link is None:
+            return
+        match effect:
+            case Decide():
+                edge_link.decide(effect.channel_id, accepted=effect.accepted, connect_time_ms=effect.connect_time_ms)
+            case Probe():
+                edge_link.probe(effect.channel_id)
+            case Evict():
+                edge_link.evict(effect.channel_id)
+            case _:
+                assert_never(effect)
+
+
+def _check(connection: session_pb2.Connection) -> None:
+    """Refuse what can't be announced.
+
+    Raises:
+        StreamContractError: a field is empty, too long or malformed.
+    """
+    if not _CHANNEL_ID.match(connection.channel_id):
+        raise StreamContractError("channel_id has 32 hexadecimal digits", rule="channel_id")
+    if not connection.instance_id or len(connection.instance_id.encode()) > MAX_INSTANCE_BYTES:
+        raise StreamContractError(f"instance_id has 1 to {MAX_INSTANCE_BYTES} bytes", rule="instance_id")
+    if not connection.client_id or len(connection.client_id.encode()) > MAX_CLIENT_ID_BYTES:
+        raise StreamContractError(f"client_id has 1 to {MAX_CLIENT_ID_BYTES} bytes", rule="client_id")
+    if len(connection.address.encode()) > MAX_ADDRESS_BYTES:
+        raise StreamContractError(f"address has at most {MAX_ADDRESS_BYTES} bytes", rule="address")

@@ -1,0 +1,23 @@
+"""Settings of the session service."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from services.common.settings import CommonSettings, Secret, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionSettings(CommonSettings):
+    """What the session service is told; environment variables `SESSION_*`."""
+
+    nats_url: Secret = setting(text="Addresses of NATS, `nats://user:password@host:port`, joined by commas.")
+    grpc_listen: tuple[str, ...] = setting(
+        ("127.0.0.1:7002",), text="Addresses for gRPC, `host:port` or `unix:/path`, joined by commas."
+    )
+    edge_grace_s: float = setting(
+        5.0, text="Seconds that the connections of an edge outlive its link.", minimum=0.1, maximum=600
+    )
+    checkpoint_s: float = setting(
+        60.0, text="Seconds between two checkpoints of the presence.", minimum=0.1, maximum=86_400
+    )
