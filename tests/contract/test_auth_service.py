@@ -327,13 +327,13 @@ async def test_a_watcher_that_falls_behind_is_ended_with_unavailable(
 
 async def test_a_stopping_service_ends_its_watches_at_once(nats_of_module: str) -> None:
     stack = contextlib.AsyncExitStack()
-    service = await stack.enter_async_context(running_auth(nats_of_module))
+    service = await stack.enter_async_context(running_auth(nats_of_module, drain_s=30))
     async with grpc_client.channel(service.address, TOKEN) as channel:
         call = auth_pb2_grpc.AuthServiceStub(channel).WatchResources(auth_pb2.WatchResourcesRequest())
         await call.read()
         begin = time.monotonic()
         await stack.aclose()
-        assert time.monotonic() - begin < 0.9, "the open watch used up the grace of the other calls, 1 s"
+        assert time.monotonic() - begin < 15, "the open watch used up the grace of the other calls"
         with refused(StatusCode.UNAVAILABLE, errors.NotServingError):
             while await call.read() is not aio.EOF:
                 pass

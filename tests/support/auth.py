@@ -90,11 +90,12 @@ def settings(
     bootstrap_file: Path | None = None,
     master_key: Secret = MASTER_KEY,
     listen: str = "127.0.0.1:0",
+    drain_s: float = 1,
 ) -> AuthSettings:
     """Return settings for a service on free ports."""
     return AuthSettings(
         cluster_token=TOKEN,
-        drain_s=1,
+        drain_s=drain_s,
         nats_url=Secret(nats_url),
         grpc_listen=(listen,),
         http_listen="127.0.0.1:0",
@@ -105,10 +106,10 @@ def settings(
 
 @contextlib.asynccontextmanager
 async def running_auth(
-    nats_url: str, *, bootstrap_file: Path | None = None, master_key: Secret = MASTER_KEY
+    nats_url: str, *, bootstrap_file: Path | None = None, master_key: Secret = MASTER_KEY, drain_s: float = 1
 ) -> AsyncGenerator[AuthService]:
     """Run a service; it has loaded everything when the body begins."""
-    chosen = settings(nats_url, bootstrap_file=bootstrap_file, master_key=master_key)
+    chosen = settings(nats_url, bootstrap_file=bootstrap_file, master_key=master_key, drain_s=drain_s)
     async with app.running(chosen, asyncio.Event()) as ports:
         address = f"127.0.0.1:{ports.grpc[0]}"
         async with grpc_client.channel(address, TOKEN) as channel:

@@ -158,14 +158,15 @@ class Mesh:
         """Wait until every process of the mesh is healthy."""
         until(self._is_healthy, seconds=30, what="a healthy mesh")
 
-    def _is_healthy(self) -> bool:
+    def is_healthy(self, process: str) -> bool:
+        """Return whether a service of the mesh reports SERVING."""
         run = json.loads((self.data / "run.json").read_text())
-        names = ["auth", "session", "router", "status", *(f"edge-{n}" for n in range(self.edges))]
+        return asyncio.run(is_serving(f"unix:{run['sockets']}/{process}.sock"))
 
-        async def check() -> bool:
-            return all([await is_serving(f"unix:{run['sockets']}/{name}.sock") for name in names])
-
-        return asyncio.run(check())
+    def _is_healthy(self) -> bool:
+        return all(
+            map(self.is_healthy, ("auth", "session", "router", "status", *(f"edge-{n}" for n in range(self.edges))))
+        )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,323 @@
+"""Creation and deletion of resources together with their JetStream streams.
+
+A stream exists before the topic that needs it is seen. Deletion is in three steps, each of which can be repeated: the
+record is marked, so that edges stop using the resource; its stream is deleted; the record is deleted. A crash in
+between is finished by the next start, or by the next call about the resource.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import time
+
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+from nats.js.errors import BadRequestError
+
+from services.auth.domain import records
+from services.auth.domain.records import AccessKey, Group, Instance, Profile, Topic
+from services.auth.domain.resources import Resources
+from services.auth.sealing import Sealer
+from services.auth.store import Store
+from services.common import jetstream, subjects
+from services.common.errors import AlreadyExistsError, InUseError, NotFoundError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+EVENTS_MAX_AGE_S = 3 * 86_400
+EVENTS_DUPLICATE_WINDOW_S = 600
+LOG_DUPLICATE_WINDOW_S = 120
+ATTEMPTS = 5
+"""How often a start tries to make a stream while NATS is connected and does not manage."""
+RETRY_S = 0.5
+
+
+class Administration:
+    """Changes resources, one change at a time. Owned by one event loop.
+
+    Args:
+        client: connected to NATS.
+        store: where records are kept.
+        resources: the view that `store` writes.
+        sealer: seals the secrets of AccessKeys.
+    """
+
+    def __init__(self, *, client: Client, store: Store, resources: Resources, sealer: Sealer) -> None:
+        self._client = client
+        self._js: JetStreamContext = client.jetstream(timeout=2)
+        self._store = store
+        self._resources = resources
+        self._sealer = sealer
+        # Serialises the calls of this replica; between replicas the store decides who was first.
+        self._lock = asyncio.Lock()
+
+    async def create_instance(self, instance_id: str, profile: Profile, *, anonymous: bool) -> Instance:
+        """Create an instance and its stream of lifecycle events.
+
+        Raises:
+            AlreadyExistsError: there is one with this id.
+            UnavailableError: NATS does not answer.
+        """
+        instance = records.new_instance(instance_id, profile, anonymous=anonymous, create_time_ms=_now_ms())
+        async with self._lock:
+            existing = self._resources.record(instance.key)
+            if isinstance(existing, Instance) and existing.deleting:
+                await self._finish_instance(existing)
+            elif existing is not None:
+                raise _exists(f"instance/{instance_id}")
+            await self._ensure_events(instance)
+            await self._create(instance, f"instance/{instance_id}")
+        return instance
+
+    async def delete_instance(self, instance_id: str, *, force: bool) -> None:
+        """Delete an instance, its stream of events and, with `force`, all it owns.
+
+        Raises:
+            NotFoundError: there is none with this id.
+            InUseError: it owns something, and `force` is not set.
+            UnavailableError: NATS does not answer.
+        """
+        async with self._lock:
+            instance = self._resources.record(f"instance.{subjects.encode_token(instance_id)}")
+            if not isinstance(instance, Instance):
+                raise _missing(f"instance/{instance_id}")
+            if not force and not instance.deleting and self._resources.owned_by(instance_id):
+                raise InUseError(
+                    f"instance {instance_id} still owns keys, groups or topics: delete them, or set `force`",
+                    resource=f"instance/{instance_id}",
+                )
+            await self._finish_instance(instance)
+
+    async def create_access_key(
+        self, instance_id: str, access_key_id: str, account_id: str, *, secret: str | None = None
+    ) -> AccessKey:
+        """Create an AccessKey; its `secret` is in the answer.
+
+        Args:
+            instance_id: that it belongs to.
+            access_key_id: empty: a random one.
+            account_id: that owns it.
+            secret: None: a random one.
+
+        Raises:
+            NotFoundError: there is no such instance.
+            AlreadyExistsError: there is one with this id.
+            UnavailableError: NATS does not answer.
+        """
+        self._require_instance(instance_id)
+        return await self.put_access_key(instance_id, access_key_id, account_id, secret=secret)
+
+    async def put_access_key(
+        self, instance_id: str, access_key_id: str, account_id: str, *, secret: str | None = None
+    ) -> AccessKey:
+        """Create an AccessKey without asking whether its instance exists, for the first start."""
+        access_key_id = access_key_id or f"AK{secrets.token_hex(10)}"
+        secret = secret or secrets.token_urlsafe(24)
+        sealed = self._sealer.seal(secret, instance_id=instance_id, access_key_id=access_key_id)
+        key = AccessKey(
+            instance_id=instance_id,
+            access_key_id=access_key_id,
+            account_id=account_id,
+            sealed_secret=sealed,
+            create_time_ms=_now_ms(),
+            secret=secret,
+        )
+        async with self._lock:
+            await self._create(key, f"accesskey/{access_key_id}")
+        return key
+
+    async def delete_access_key(self, instance_id: str, access_key_id: str) -> None:
+        """Delete an AccessKey.
+
+        Raises:
+            NotFoundError: there is no such key.
+            UnavailableError: NATS does not answer.
+        """
+        async with self._lock:
+            key = self._resources.access_key(instance_id, access_key_id)
+            if key is None:
+                raise _missing(f"accesskey/{access_key_id}")
+            await self._store.delete(key.key)
+
+    async def create_group(self, instance_id: str, group_id: str, account_id: str) -> Group:
+        """Create a group.
+
+        Raises:
+            NotFoundError: there is no such instance.
+            AlreadyExistsError: there is one with this id.
+            UnavailableError: NATS does not answer.
+        """
+        self._require_instance(instance_id)
+        return await self.put_group(instance_id, group_id, account_id)
+
+    async def put_group(self, instance_id: str, group_id: str, account_id: str) -> Group:
+        """Create a group without asking whether its instance exists, for the first start."""
+        group = Group(instance_id=instance_id, group_id=group_id, account_id=account_id, create_time_ms=_now_ms())
+        async with self._lock:
+            await self._create(group, f"group/{group_id}")
+        return group
+
+    async def delete_group(self, instance_id: str, group_id: str) -> None:
+        """Delete a group.
+
+        Raises:
+            NotFoundError: there is no such group.
+            UnavailableError: NATS does not answer.
+        """
+        async with self._lock:
+            group = self._resources.group(instance_id, group_id)
+            if group is None:
+                raise _missing(f"group/{group_id}")
+            await self._store.delete(group.key)
+
+    async def create_topic(self, topic: Topic) -> Topic:
+        """Create a parent topic and, when it is logged, its stream.
+
+        Raises:
+            NotFoundError: there is no such instance.
+            AlreadyExistsError: there is one of this name.
+            UnavailableError: NATS does not answer.
+        """
+        self._require_instance(topic.instance_id)
+        return await self.put_topic(topic)
+
+    async def put_topic(self, topic: Topic) -> Topic:
+        """Create a parent topic without asking whether its instance exists, for the first start."""
+        topic = dataclasses.replace(topic, create_time_ms=_now_ms())
+        async with self._lock:
+            existing = self._resources.record(topic.key)
+            if isinstance(existing, Topic) and existing.deleting:
+                await self._finish_topic(existing)
+            elif existing is not None:
+                raise _exists(f"topic/{topic.topic}")
+            await self._ensure_log(topic)
+            await self._create(topic, f"topic/{topic.topic}")
+        return topic
+
+    async def delete_topic(self, instance_id: str, name: str) -> None:
+        """Delete a parent topic and its stream with every message.
+
+        Raises:
+            NotFoundError: there is no such topic.
+            UnavailableError: NATS does not answer.
+        """
+        key = f"topic.{subjects.encode_token(instance_id)}.{subjects.encode_token(name)}"
+        async with self._lock:
+            topic = self._resources.record(key)
+            if not isinstance(topic, Topic):
+                raise _missing(f"topic/{name}")
+            await self._finish_topic(topic)
+
+    async def reconcile(self) -> None:
+        """Make every stream that a resource needs, and finish deletions that were begun.
+
+        What a connected NATS refuses is logged and left, so that it can't keep all others away.
+        """
+        for record in self._resources.records():
+            if isinstance(record, Instance | Topic):
+                await self._reconcile_one(record)
+
+    async def _reconcile_one(self, record: Instance | Topic) -> None:
+        refusals = 0
+        while True:
+            try:
+                async with self._lock:
+                    await self._bring_into_line(record)
+            except UnavailableError as error:
+                refusals += self._client.is_connected
+                # A wrong request stays wrong; anything else may pass.
+                if isinstance(error.__cause__, BadRequestError) or refusals == ATTEMPTS:
+                    logger.exception("resource has no stream", extra={"key": record.key, "cause": str(error)})
+                    return
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    async def _bring_into_line(self, record: Instance | Topic) -> None:
+        match record:
+            case Instance(deleting=True):
+                await self._finish_instance(record)
+            case Instance():
+                await self._ensure_events(record)
+            case Topic(deleting=True):
+                await self._finish_topic(record)
+            case Topic():
+                await self._ensure_log(record)
+
+    async def _finish_instance(self, instance: Instance) -> None:
+        if not instance.deleting:
+            await self._store.put(dataclasses.replace(instance, deleting=True))
+        # Again and again: another replica may have created something before it saw the mark.
+        while owned := self._resources.owned_by(instance.instance_id):
+            for record in owned:
+                if isinstance(record, Topic):
+                    await self._finish_topic(record)
+                else:
+                    await self._store.delete(record.key)
+        await jetstream.delete_stream(self._js, subjects.event_stream(instance.instance_id))
+        await self._store.delete(instance.key)
+
+    async def _finish_topic(self, topic: Topic) -> None:
+        if not topic.deleting:
+            await self._store.put(dataclasses.replace(topic, deleting=True))
+        await jetstream.delete_stream(self._js, subjects.log_stream(topic.instance_id, topic.topic))
+        await self._store.delete(topic.key)
+
+    async def _ensure_events(self, instance: Instance) -> None:
+        config = api.StreamConfig(
+            name=subjects.event_stream(instance.instance_id),
+            subjects=[subjects.event_filter(instance.instance_id)],
+            storage=api.StorageType.FILE,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.OLD,
+            max_age=EVENTS_MAX_AGE_S,
+            duplicate_window=EVENTS_DUPLICATE_WINDOW_S,
+        )
+        await self._ensure(config)
+
+    async def _ensure_log(self, topic: Topic) -> None:
+        if not topic.logged:
+            return
+        config = api.StreamConfig(
+            name=subjects.log_stream(topic.instance_id, topic.topic),
+            subjects=subjects.log_filter(topic.instance_id, topic.topic),
+            storage=api.StorageType.FILE,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.OLD,
+            max_age=topic.retention_s,
+            # JetStream refuses a window longer than the age.
+            duplicate_window=min(LOG_DUPLICATE_WINDOW_S, topic.retention_s),
+            allow_direct=True,
+        )
+        await self._ensure(config)
+
+    async def _ensure(self, config: api.StreamConfig) -> None:
+        # nats-py would hold the request and send it after the reconnection, long after the caller was refused.
+        if not self._client.is_connected:
+            raise UnavailableError("NATS is not connected", dependency=jetstream.DEPENDENCY)
+        await jetstream.ensure_stream(self._js, config)
+
+    async def _create(self, record: records.Record, resource: str) -> None:
+        try:
+            await self._store.create(record)
+        except AlreadyExistsError as error:
+            raise _exists(resource) from error
+
+    def _require_instance(self, instance_id: str) -> None:
+        if self._resources.instance(instance_id) is None:
+            raise _missing(f"instance/{instance_id}")
+
+
+def _exists(resource: str) -> AlreadyExistsError:
+    return AlreadyExistsError(f"{resource} exists already", resource=resource)
+
+
+def _missing(resource: str) -> NotFoundError:
+    return NotFoundError(f"{resource} does not exist", resource=resource)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,120 @@
+"""Composition root of auth; reads top to bottom as the start order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncGenerator
+
+from grpc import aio
+from starlette.applications import Starlette
+
+from services.auth.administration import Administration
+from services.auth.auth_servicer import AuthServicer
+from services.auth.bootstrap import bootstrap
+from services.auth.domain.resources import Resources
+from services.auth.gate import Gate
+from services.auth.resource_servicer import ResourceServicer
+from services.auth.sealing import Sealer
+from services.auth.settings import AuthSettings
+from services.auth.store import Store
+from services.auth.watchers import Watchers
+from services.common import grpc_server, http_server, jetstream
+from services.common.errors import UnavailableError
+from services.common.readiness import Readiness
+from services.common.runtime import background, unless_stopped
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+RESOURCES = "resources"
+"""Name under which `Readiness` lists the loaded resources, with their streams."""
+
+RETRY_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """Where a running service listens."""
+
+    grpc: list[int]
+    http: int
+
+
+async def serve(settings: AuthSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set."""
+    async with running(settings, stop):
+        await stop.wait()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator[Ports]:
+    """Serve while the body runs; the body begins when everything is loaded.
+
+    Raises:
+        StopRequestedError: `stop` was set before.
+        SealError: the master key is none.
+        BootstrapError: the bootstrap file can't be used.
+        OSError: an address can't be bound.
+    """
+    sealer = Sealer(settings.master_key)
+    readiness = Readiness(jetstream.DEPENDENCY, RESOURCES)
+    gate = Gate()
+    resources = Resources()
+    watchers = Watchers(resources)
+    auth_servicer = AuthServicer(resources=resources, watchers=watchers, gate=gate)
+    resource_servicer = ResourceServicer(resources=resources, gate=gate)
+
+    def register(server: aio.Server) -> list[str]:
+        auth_pb2_grpc.add_AuthServiceServicer_to_server(auth_servicer, server)
+        resource_pb2_grpc.add_ResourceServiceServicer_to_server(resource_servicer, server)
+        services = [auth_pb2.DESCRIPTOR, resource_pb2.DESCRIPTOR]
+        return [service.full_name for file in services for service in file.services_by_name.values()]
+
+    # What is entered into `dependencies` outlives the servers, since running calls need it until they end.
+    async with (
+        contextlib.AsyncExitStack() as dependencies,
+        grpc_server.serving(
+            listen=settings.grpc_listen,
+            token=settings.cluster_token,
+            readiness=readiness,
+            register=register,
+            drain_s=settings.drain_s,
+        ) as grpc_ports,
+        http_server.serving(
+            listen=settings.http_listen,
+            app=Starlette(routes=http_server.health_routes(readiness)),
+            drain_s=settings.drain_s,
+        ) as http_port,
+    ):
+        client = await unless_stopped(stop, jetstream.connect(settings.nats_url, name="auth", readiness=readiness))
+        await dependencies.enter_async_context(jetstream.closing(client))
+        store = Store(client=client, resources=resources, sealer=sealer, changed=watchers.tell)
+        administration = Administration(client=client, store=store, resources=resources, sealer=sealer)
+        await dependencies.enter_async_context(background(store.run()))
+        await unless_stopped(stop, _load(settings, store, administration, resources))
+        resource_servicer.administration = administration
+        gate.open()
+        readiness.mark(RESOURCES, present=True)
+        try:
+            yield Ports(list(grpc_ports), http_port)
+        finally:
+            # Open watches would use up the grace of all other calls.
+            gate.close()
+            watchers.close()
+
+
+async def _load(settings: AuthSettings, store: Store, administration: Administration, resources: Resources) -> None:
+    """Wait for the resources, make the first ones, and bring the streams into line."""
+    await store.loaded.wait()
+    while settings.bootstrap_file is not None:
+        try:
+            await bootstrap(settings.bootstrap_file, administration, resources)
+        except UnavailableError as error:
+            logger.warning("first instance is not made yet, trying on", extra={"cause": str(error)})
+            await asyncio.sleep(RETRY_S)
+        else:
+            break
+    await administration.reconcile()

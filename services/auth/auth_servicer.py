@@ -1,0 +1,162 @@
+"""`weimq.auth.v1.AuthService` over the in-memory view; never asks NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, TypeVar
+
+from grpc import aio
+from typing_extensions import override
+
+from services.auth import metrics
+from services.auth.domain import credentials
+from services.auth.domain.credentials import Attempt, Outcome, QueryOutcome
+from services.auth.domain.records import Instance, Profile, Topic
+from services.auth.domain.resources import ChangeSet, Resources
+from services.auth.gate import Gate
+from services.auth.watchers import Watchers
+from services.common.errors import InvalidFieldError
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
+
+MAX_ATTEMPTS = 1_000
+ITEMS_PER_MESSAGE = 1_000
+"""So many items at about 100 bytes stay far below the largest gRPC message."""
+HEARTBEAT_S = 1.0
+"""A watcher hears something at least so often."""
+
+Context = aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+
+_OUTCOMES = {
+    Outcome.ACCEPTED: auth_pb2.CONNECT_OUTCOME_ACCEPTED,
+    Outcome.IDENTIFIER_REJECTED: auth_pb2.CONNECT_OUTCOME_IDENTIFIER_REJECTED,
+    Outcome.BAD_CREDENTIALS: auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS,
+    Outcome.NOT_AUTHORIZED: auth_pb2.CONNECT_OUTCOME_NOT_AUTHORIZED,
+}
+_QUERY_OUTCOMES = {
+    QueryOutcome.ALLOWED: auth_pb2.QUERY_OUTCOME_ALLOWED,
+    QueryOutcome.BAD_SIGNATURE: auth_pb2.QUERY_OUTCOME_BAD_SIGNATURE,
+    QueryOutcome.GROUP_NOT_OWNED: auth_pb2.QUERY_OUTCOME_GROUP_NOT_OWNED,
+}
+PROFILES = {
+    Profile.LMQ: auth_pb2.PROFILE_LMQ,
+    Profile.STANDARD: auth_pb2.PROFILE_STANDARD,
+}
+
+
+class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
+    """Answers the edges and the status service."""
+
+    def __init__(self, *, resources: Resources, watchers: Watchers, gate: Gate) -> None:
+        self._resources = resources
+        self._watchers = watchers
+        self._gate = gate
+
+    @override
+    async def Authenticate(
+        self, request: auth_pb2.AuthenticateRequest, context: Context
+    ) -> auth_pb2.AuthenticateResponse:
+        self._gate.check()
+        if not 1 <= len(request.attempts) <= MAX_ATTEMPTS:
+            raise InvalidFieldError(f"must hold 1 to {MAX_ATTEMPTS} attempts", field="attempts")
+        return auth_pb2.AuthenticateResponse(results=[self._result(attempt) for attempt in request.attempts])
+
+    def _result(self, message: auth_pb2.ConnectAttempt) -> auth_pb2.ConnectResult:
+        attempt = Attempt(
+            client_id=message.client_id,
+            user_name=message.user_name if message.HasField("user_name") else None,
+            password=message.password if message.HasField("password") else None,
+            default_instance_id=message.default_instance_id,
+        )
+        result = credentials.authenticate(attempt, self._resources)
+        metrics.ATTEMPTS.labels(result.outcome.name.lower()).inc()
+        return auth_pb2.ConnectResult(
+            outcome=_OUTCOMES[result.outcome],
+            instance_id=result.instance_id,
+            account_id=result.account_id,
+            reason=result.reason,
+        )
+
+    @override
+    async def AuthorizeQuery(
+        self, request: auth_pb2.AuthorizeQueryRequest, context: Context
+    ) -> auth_pb2.AuthorizeQueryResponse:
+        self._gate.check()
+        outcome = credentials.authorize_query(
+            instance_id=request.instance_id,
+            access_key_id=request.access_key_id,
+            client_id=request.client_id,
+            signed_text=request.signed_text,
+            given=request.signature,
+            resources=self._resources,
+        )
+        metrics.QUERIES.labels(outcome.name.lower()).inc()
+        return auth_pb2.AuthorizeQueryResponse(outcome=_QUERY_OUTCOMES[outcome])
+
+    @override
+    async def WatchResources(
+        self, request: auth_pb2.WatchResourcesRequest, context: Context
+    ) -> AsyncIterator[auth_pb2.WatchResourcesResponse]:
+        self._gate.check()
+        with self._watchers.watching() as (snapshot, watcher):
+            for message in _messages(snapshot):
+                yield message
+            yield auth_pb2.WatchResourcesResponse(snapshot_complete=True)
+            loop = asyncio.get_running_loop()
+            beat = loop.time() + HEARTBEAT_S
+            while True:
+                changes = await watcher.next(max(0.0, beat - loop.time()))
+                if changes is not None:
+                    for message in _messages(changes):
+                        yield message
+                else:
+                    yield auth_pb2.WatchResourcesResponse()
+                beat = loop.time() + HEARTBEAT_S
+
+
+def _messages(changes: ChangeSet) -> Iterator[auth_pb2.WatchResourcesResponse]:
+    """Spread a change set over messages; instances go first, since topics belong to them."""
+    for instances in _batched(changes.instances.items()):
+        yield auth_pb2.WatchResourcesResponse(
+            instances=[_instance_policy(instance) for _, instance in instances if instance is not None],
+            removed_instance_ids=[instance_id for instance_id, instance in instances if instance is None],
+        )
+    for topics in _batched(changes.topics.items()):
+        yield auth_pb2.WatchResourcesResponse(
+            topics=[_topic_policy(topic) for _, topic in topics if topic is not None],
+            removed_topics=[
+                auth_pb2.TopicPolicy(instance_id=instance_id, topic=name)
+                for (instance_id, name), topic in topics
+                if topic is None
+            ],
+        )
+
+
+def _batched(items: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, ITEMS_PER_MESSAGE)):
+        yield batch
+
+
+def _instance_policy(instance: Instance) -> auth_pb2.InstancePolicy:
+    return auth_pb2.InstancePolicy(
+        instance_id=instance.instance_id,
+        profile=PROFILES[instance.profile],
+        max_topic_characters=instance.max_topic_characters,
+        max_payload_bytes=instance.max_payload_bytes,
+        max_subscriptions=instance.max_subscriptions,
+        takeover=instance.takeover,
+        refuse_filters=instance.refuse_filters,
+    )
+
+
+def _topic_policy(topic: Topic) -> auth_pb2.TopicPolicy:
+    return auth_pb2.TopicPolicy(
+        instance_id=topic.instance_id,
+        topic=topic.topic,
+        account_id=topic.account_id,
+        logged=topic.logged,
+        ordered=topic.ordered,
+    )

@@ -1,0 +1,159 @@
+"""Decides whether a CONNECT packet, or a signed query, may pass (product.md sections 2.1, 2.4 and 4).
+
+An unknown instance, an unknown AccessKey and a wrong signature are answered alike and after the same work, so that a
+stranger can't find out which ids exist: an unknown instance is taken for an `lmq` one without keys, and an unknown
+key for one with a secret that signs nothing. Reasons are for the logs of operators; they repeat nothing that was sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from services.auth.domain import names
+from services.auth.domain.records import AccessKey, Profile
+from services.auth.domain.resources import Resources
+from services.common import signature
+
+_PARTS = 3
+# As long as the secrets that are created here; what it signs is never accepted.
+_NO_SECRET = "x" * 32
+
+
+class Mode(enum.Enum):
+    """How a client proves who it is; the first part of its user name."""
+
+    SIGNATURE = "Signature"
+    TOKEN = "Token"  # noqa: S105 - a word of the protocol
+    DEVICE = "DeviceCredential"
+    PLAIN = ""
+    """No user name, or one without a mode."""
+
+
+_MODES = {mode.value: mode for mode in Mode if mode is not Mode.PLAIN}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """Parts of a user name."""
+
+    mode: Mode
+    access_key_id: str
+    instance_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What a CONNECT packet brought."""
+
+    client_id: str
+    user_name: str | None
+    password: bytes | None = dataclasses.field(repr=False)
+    default_instance_id: str = ""
+
+
+class Outcome(enum.Enum):
+    """What becomes of an attempt."""
+
+    ACCEPTED = enum.auto()
+    IDENTIFIER_REJECTED = enum.auto()
+    BAD_CREDENTIALS = enum.auto()
+    NOT_AUTHORIZED = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """Answer to an attempt; `instance_id` and `account_id` are empty unless it is accepted."""
+
+    outcome: Outcome
+    instance_id: str = ""
+    account_id: str = ""
+    reason: str = ""
+
+
+class QueryOutcome(enum.Enum):
+    """What becomes of a query about a client."""
+
+    ALLOWED = enum.auto()
+    BAD_SIGNATURE = enum.auto()
+    GROUP_NOT_OWNED = enum.auto()
+
+
+def parse_user_name(user_name: str | None, default_instance_id: str) -> Identity:
+    """Take a user name such as `Signature|<AccessKeyId>|<InstanceId>` apart.
+
+    Args:
+        user_name: as sent; None: there was none.
+        default_instance_id: serves user names that name no instance.
+    """
+    parts = (user_name or "").split("|")
+    if len(parts) == _PARTS and (mode := _MODES.get(parts[0])) is not None:
+        return Identity(mode, parts[1], parts[2] or default_instance_id)
+    return Identity(Mode.PLAIN, "", default_instance_id)
+
+
+def authenticate(attempt: Attempt, resources: Resources) -> Result:
+    """Decide about one connection attempt."""
+    identity = parse_user_name(attempt.user_name, attempt.default_instance_id)
+    instance = resources.instance(identity.instance_id)
+    is_standard = instance is not None and instance.profile is Profile.STANDARD
+    if not is_standard and (fault := names.client_id_fault(attempt.client_id)):
+        return Result(Outcome.IDENTIFIER_REJECTED, reason=f"client id {fault}")
+    if identity.mode is Mode.SIGNATURE:
+        return _by_signature(attempt, identity, resources, is_standard=is_standard)
+    if identity.mode is not Mode.PLAIN:
+        reason = f"mode {identity.mode.value} is not served"
+    elif instance is None:
+        reason = "unknown instance" if identity.instance_id else "neither user name nor listener names an instance"
+    elif not is_standard:
+        reason = "user name has no known mode"
+    elif not instance.anonymous:
+        reason = "instance allows no anonymous clients"
+    else:
+        return Result(Outcome.ACCEPTED, instance.instance_id)
+    return Result(Outcome.BAD_CREDENTIALS, reason=reason)
+
+
+def authorize_query(
+    *, instance_id: str, access_key_id: str, client_id: str, signed_text: str, given: str, resources: Resources
+) -> QueryOutcome:
+    """Decide about a signed query: the key must have signed it, and its account own the client's group."""
+    identity = Identity(Mode.SIGNATURE, access_key_id, instance_id)
+    key, _ = _signer(identity, signed_text, given.encode(errors="replace"), resources)
+    if key is None:
+        return QueryOutcome.BAD_SIGNATURE
+    instance = resources.instance(instance_id)
+    # Plain MQTT knows no groups: every key of the instance may ask about its clients.
+    is_standard = instance is not None and instance.profile is Profile.STANDARD
+    if is_standard or _owns_group(key, client_id, resources):
+        return QueryOutcome.ALLOWED
+    return QueryOutcome.GROUP_NOT_OWNED
+
+
+def _by_signature(attempt: Attempt, identity: Identity, resources: Resources, *, is_standard: bool) -> Result:
+    key, reason = _signer(identity, attempt.client_id, attempt.password or b"", resources)
+    if key is None:
+        return Result(Outcome.BAD_CREDENTIALS, reason=reason)
+    if not is_standard and not _owns_group(key, attempt.client_id, resources):
+        return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist or is another account's")
+    return Result(Outcome.ACCEPTED, identity.instance_id, key.account_id)
+
+
+def _signer(identity: Identity, text: str, given: bytes, resources: Resources) -> tuple[AccessKey | None, str]:
+    """Return the AccessKey that signed `text`, or why there is none."""
+    instance = resources.instance(identity.instance_id)
+    key = resources.access_key(identity.instance_id, identity.access_key_id)
+    secret = key.secret if key is not None else None
+    is_right = signature.is_signed(secret or _NO_SECRET, text, given)
+    if instance is None:
+        return None, "unknown instance"
+    if key is None:
+        return None, "unknown AccessKey"
+    if not secret:
+        return None, "secret of the AccessKey can't be decrypted: see the log of auth"
+    return (key, "") if is_right else (None, "wrong signature")
+
+
+def _owns_group(key: AccessKey, client_id: str, resources: Resources) -> bool:
+    group = resources.group(key.instance_id, names.group_of(client_id))
+    return group is not None and group.account_id == key.account_id

@@ -1,0 +1,11 @@
+"""Metrics of auth, beside those of the process."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+ATTEMPTS = Counter("weimq_auth_attempts", "Connection attempts checked, by outcome.", ["outcome"])
+QUERIES = Counter("weimq_auth_queries", "Signed queries checked, by outcome.", ["outcome"])
+WATCHERS = Gauge("weimq_auth_watchers", "Open WatchResources streams.")
+RESOURCES = Gauge("weimq_auth_resources", "Stored resources in memory.")
+READS = Counter("weimq_auth_full_reads", "Full readings of the bucket of resources.")

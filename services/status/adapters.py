@@ -1,0 +1,132 @@
+"""Auth and session as status needs them; with the servicer the only modules that see stubs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+from collections.abc import Generator
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common import grpc_errors
+from services.common.errors import NotFoundError, UnavailableError
+from services.common.readiness import Readiness
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
+from weimq.session.v1 import session_pb2, session_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+AUTH = "auth"
+SESSION = "session"
+
+TIMEOUT_S = 2.0
+"""Deadline of every call."""
+HEALTH_INTERVAL_S = 1.0
+"""How often the health of a dependency is asked."""
+
+
+class Permission(enum.Enum):
+    """Whether a query may be answered."""
+
+    ALLOWED = enum.auto()
+    BAD_SIGNATURE = enum.auto()
+    GROUP_NOT_OWNED = enum.auto()
+
+
+_PERMISSIONS = {
+    auth_pb2.QUERY_OUTCOME_ALLOWED: Permission.ALLOWED,
+    auth_pb2.QUERY_OUTCOME_BAD_SIGNATURE: Permission.BAD_SIGNATURE,
+    auth_pb2.QUERY_OUTCOME_GROUP_NOT_OWNED: Permission.GROUP_NOT_OWNED,
+}
+
+
+class Auth:
+    """Checks signed queries."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._stub = auth_pb2_grpc.AuthServiceStub(channel)
+
+    async def authorize(
+        self, *, instance_id: str, access_key_id: str, client_id: str, signed_text: str, signature: str
+    ) -> Permission:
+        """Check a query.
+
+        Raises:
+            UnavailableError: auth does not answer.
+        """
+        request = auth_pb2.AuthorizeQueryRequest(
+            instance_id=instance_id,
+            access_key_id=access_key_id,
+            client_id=client_id,
+            signed_text=signed_text,
+            signature=signature,
+        )
+        with _rpc_faults(AUTH):
+            response = await self._stub.AuthorizeQuery(request, timeout=TIMEOUT_S)
+        # An outcome that this version does not know yet is a refusal.
+        return _PERMISSIONS.get(response.outcome, Permission.BAD_SIGNATURE)
+
+
+class Sessions:
+    """Presence of clients."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._stub = session_pb2_grpc.SessionServiceStub(channel)
+
+    async def client(self, instance_id: str, client_id: str) -> session_pb2.GetClientResponse:
+        """Return the connections of a client.
+
+        Raises:
+            UnavailableError: session does not answer.
+        """
+        request = session_pb2.GetClientRequest(instance_id=instance_id, client_id=client_id)
+        with _rpc_faults(SESSION):
+            return await self._stub.GetClient(request, timeout=TIMEOUT_S)
+
+    async def close_connections(self, instance_id: str, client_id: str) -> int:
+        """Close every connection of a client and return how many there were.
+
+        Raises:
+            NotFoundError: there is none.
+            UnavailableError: session does not answer.
+        """
+        request = session_pb2.CloseConnectionsRequest(instance_id=instance_id, client_id=client_id)
+        with _rpc_faults(SESSION):
+            response = await self._stub.CloseConnections(request, timeout=TIMEOUT_S)
+        return response.connection_count
+
+
+@contextlib.contextmanager
+def _rpc_faults(dependency: str) -> Generator[None]:
+    """Turn a failed call into what our caller is told: it isn't there, or it can't be asked."""
+    try:
+        yield
+    except aio.AioRpcError as error:
+        domain_error = grpc_errors.from_rpc_error(error)
+        if isinstance(domain_error, NotFoundError):
+            raise domain_error from error
+        logger.warning(
+            "call failed", extra={"dependency": dependency, "code": error.code().name, "cause": error.details()}
+        )
+        raise UnavailableError(f"{dependency} does not answer: retry", dependency=dependency) from error
+
+
+async def follow_health(channel: aio.Channel, dependency: str, readiness: Readiness) -> None:
+    """Keep `readiness` equal to the health that a dependency reports, for ever."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    while True:
+        readiness.mark(dependency, present=await _is_serving(stub))
+        await asyncio.sleep(HEALTH_INTERVAL_S)
+
+
+async def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
+    try:
+        answer = await stub.Check(  # type: ignore[attr-defined]  # set at run time
+            health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
+        )
+    except aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,72 @@
+"""Composition root of status; reads top to bottom as the start order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator
+
+from grpc import aio
+
+from services.common import grpc_client, grpc_server, http_server
+from services.common.readiness import Readiness
+from services.common.runtime import background
+from services.status.adapters import AUTH, SESSION, Auth, Sessions, follow_health
+from services.status.http import OnlineQuery, application
+from services.status.servicer import StatusServicer
+from services.status.settings import StatusSettings
+from weimq.status.v1 import status_pb2, status_pb2_grpc
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """Where a running service listens."""
+
+    grpc: list[int]
+    http: int
+
+
+async def serve(settings: StatusSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set."""
+    async with running(settings):
+        await stop.wait()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
+    """Serve while the body runs. Auth and session may come and go; health tells when they are there.
+
+    Raises:
+        OSError: an address can't be bound.
+    """
+    readiness = Readiness(AUTH, SESSION)
+    async with (
+        grpc_client.channel(settings.auth, settings.cluster_token) as auth_channel,
+        grpc_client.channel(settings.session, settings.cluster_token) as session_channel,
+    ):
+        sessions = Sessions(session_channel)
+        servicer = StatusServicer(sessions)
+        online_query = OnlineQuery(auth=Auth(auth_channel), sessions=sessions)
+
+        def register(server: aio.Server) -> list[str]:
+            status_pb2_grpc.add_StatusServiceServicer_to_server(servicer, server)
+            return [service.full_name for service in status_pb2.DESCRIPTOR.services_by_name.values()]
+
+        # The channels outlive the servers, since running calls need them until they end.
+        async with (
+            grpc_server.serving(
+                listen=settings.grpc_listen,
+                token=settings.cluster_token,
+                readiness=readiness,
+                register=register,
+                drain_s=settings.drain_s,
+            ) as grpc_ports,
+            http_server.serving(
+                listen=settings.http_listen, app=application(online_query, readiness), drain_s=settings.drain_s
+            ) as http_port,
+            background(
+                follow_health(auth_channel, AUTH, readiness), follow_health(session_channel, SESSION, readiness)
+            ),
+        ):
+            yield Ports(list(grpc_ports), http_port)
