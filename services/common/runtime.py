@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 EXIT_WRONG_SETTINGS = 78
 """Exit status for settings that can't be used, `EX_CONFIG` of sysexits.h: a restart can't help."""
 
+CANCEL_AGAIN_S = 1.0
+"""How long background work has for its clean-up before it is cancelled once more."""
+
 S = TypeVar("S", bound=CommonSettings)
 
 
@@ -35,8 +38,13 @@ async def background(*work: Coroutine[object, object, None]) -> AsyncGenerator[N
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            # Again and again: `asyncio.wait_for` before Python 3.12, which nats-py uses, forgets a cancellation
+            # that comes together with its result.
+            pending = set(tasks)
+            while pending:
+                for task in pending:
+                    task.cancel()
+                _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 class StopRequestedError(Exception):

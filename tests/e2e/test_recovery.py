@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -91,6 +93,29 @@ def test_messages_survive_the_death_of(mesh: Mesh, process: str, qos: int) -> No
         numbers = [int(message.data) for message in stored]
         assert set(acknowledged) <= set(numbers)
         assert len(numbers) == len(set(numbers)), "a retried publish is doubled in the log"
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("process", ["router", "session"])
+def test_a_link_that_breaks_by_silence_is_resumed(mesh: Mesh, process: str, qos: int) -> None:
+    """Both processes live on, so nothing is repeated either."""
+    topic = f"{mesh.topic}/{secrets.token_hex(4)}"
+    with Client(mesh, edge=0) as publisher, Client(mesh, edge=1) as subscriber:
+        subscriber.subscribe(topic, qos)
+        flow = Flow(publisher, topic, qos)
+        flow.wait_more()
+        os.kill(mesh.pid(process), signal.SIGSTOP)
+        try:
+            until(lambda: not mesh.is_healthy("edge-0"), seconds=20, what="the edge misses its link")
+            until(lambda: not mesh.is_healthy("edge-1"), seconds=20, what="the edge misses its link")
+        finally:
+            os.kill(mesh.pid(process), signal.SIGCONT)
+        mesh.wait_healthy()
+        flow.wait_more()
+        acknowledged = flow.stop()
+        subscriber.wait_messages(len(acknowledged))
+        assert [int(payload) for _, payload, _ in subscriber.messages[: len(acknowledged)]] == acknowledged
+        assert mesh.json("status", subscriber.client_id)["online"] == 1
 
 
 def test_the_death_of_an_edge_is_announced(mesh: Mesh) -> None:

@@ -119,7 +119,7 @@ def test_default_instance_reaches_every_edge(tmp_path: Path) -> None:
 
 
 def test_configuration_wins_and_moves_endpoints(tmp_path: Path) -> None:
-    given = {service: {} for service in SERVICES} | {
+    given: Environments = {service: {} for service in SERVICES} | {
         "edge": {"EDGE_TCP_LISTEN": "0.0.0.0:1884", "WEIMQ_DRAIN_S": "30"},
         "status": {"STATUS_HTTP_LISTEN": "127.0.0.1:9000"},
     }

@@ -22,7 +22,7 @@ from typing_extensions import override
 from services.cli import supervisor as supervisor_module
 from services.cli.mesh import Process
 from services.cli.process_log import Entry
-from services.cli.supervisor import Report, Supervisor, WrongSettingsError, describe_exit
+from services.cli.supervisor import STEADY_S, Backoff, Report, Supervisor, WrongSettingsError, describe_exit
 from services.common.runtime import background
 
 DEADLINE_S = 20.0
@@ -96,7 +96,7 @@ def text_of(path: Path) -> str:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - other processes set it
             await asyncio.sleep(0.01)
 
 
@@ -187,24 +187,10 @@ def test_crash_loop_backs_off_and_shows_the_last_words(tmp_path: Path) -> None:
     assert exits[0][4] == ("last words",)
 
 
-def test_backoff_is_bounded_and_starts_anew_after_a_steady_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "BACKOFF_LAST_S", 0.3)
-    monkeypatch.setattr(supervisor_module, "STEADY_S", 0.5)
-    counter = tmp_path / "count"
-    code = f"""
-import pathlib, time
-path = pathlib.Path({str(counter)!r})
-runs = len(path.read_text()) if path.exists() else 0
-path.write_text("x" * (runs + 1))
-time.sleep(1 if runs == 3 else 0)
-raise SystemExit(1)
-"""
-
-    async def body(_: Supervisor, recorder: Recorder) -> None:
-        await until(lambda: len(recorder.of("exited")) == 5)
-
-    _, recorder = run(tmp_path, [child("bad", code)], body)
-    assert [event[3] for event in recorder.of("exited")][:5] == [0.2, 0.3, 0.3, 0.2, 0.3]
+def test_backoff_is_bounded_and_starts_anew_after_a_steady_run() -> None:
+    backoff = Backoff()
+    assert [backoff.after(1) for _ in range(7)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert [backoff.after(STEADY_S), backoff.after(0)] == [0.2, 0.4]
 
 
 def test_stages_stop_one_after_the_other(tmp_path: Path) -> None:

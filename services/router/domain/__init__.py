@@ -1,0 +1,1 @@
+"""Interests, routes and gathered deliveries; pure."""

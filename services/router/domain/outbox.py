@@ -1,0 +1,137 @@
+"""Deliveries to one edge, gathered in columns until its link takes them. Pure, hot path."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from services.router.domain.routing import Leg
+
+MAX_BATCH_BYTES = 1 << 20
+MAX_BATCH_MESSAGES = 4_096
+"""A batch is closed when it has reached one of these."""
+
+_MESSAGE_BYTES = 8
+_TOPIC_BYTES = 8
+_TARGET_BYTES = 5
+# What a message, a topic and a target id take beside their text, roughly.
+
+
+class Publisher(Protocol):
+    """Whoever waits for the acknowledgement of what it published."""
+
+    def acknowledge(self, sequence: int) -> None:
+        """Note that the message is in its log and with every edge that it goes to."""
+        ...
+
+
+class Receipt:
+    """What a message of QoS 1 or 2 still waits for: the confirmations of so many edges."""
+
+    __slots__ = ("publisher", "sequence", "waiting")
+
+    def __init__(self, publisher: Publisher, sequence: int, waiting: int) -> None:
+        self.publisher = publisher
+        self.sequence = sequence
+        self.waiting = waiting
+
+    def settle(self) -> None:
+        """Note that an edge confirmed the message or is gone."""
+        self.waiting -= 1
+        if self.waiting == 0:
+            self.publisher.acknowledge(self.sequence)
+
+
+class Batch:
+    """The columns of one `DeliveryBatch`, and what is owed for it."""
+
+    __slots__ = (
+        "flags",
+        "number",
+        "origin_indexes",
+        "origins",
+        "payloads",
+        "receipts",
+        "sequences",
+        "size",
+        "target_counts",
+        "target_ids",
+        "topic_indexes",
+        "topics",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.topics: list[str] = []
+        self.target_counts: list[int] = []
+        self.target_ids: list[int] = []
+        self.topic_indexes: list[int] = []
+        self.payloads: list[bytes] = []
+        self.flags = bytearray()
+        self.origins: dict[str, int] = {}  # incarnation of an edge to its index, in order
+        self.origin_indexes: list[int] = []
+        self.sequences: list[int] = []
+        self.receipts: list[Receipt] = []
+        self.size = 0
+
+
+class Outbox:
+    """Batches for one edge, oldest first."""
+
+    __slots__ = ("_batches", "_number", "size")
+
+    def __init__(self) -> None:
+        self._batches: deque[Batch] = deque()
+        self._number = 0
+        self.size = 0
+        """Bytes gathered."""
+
+    def add(self, leg: Leg, payload: bytes, qos: int, origin: str, sequence: int, receipt: Receipt | None) -> None:
+        """Add a message.
+
+        Args:
+            leg: of the route of its topic; belongs to this edge.
+            payload: of the message.
+            qos: of the publication.
+            origin: incarnation of the publisher's edge; used at QoS 2.
+            sequence: of the message in that incarnation; used at QoS 2.
+            receipt: settled when the edge has confirmed the message; None at QoS 0.
+        """
+        if not self._batches:
+            batch = self._begin()
+        else:
+            batch = self._batches[-1]
+            if batch.size >= MAX_BATCH_BYTES or len(batch.payloads) >= MAX_BATCH_MESSAGES:
+                batch = self._begin()
+        size = len(payload) + _MESSAGE_BYTES
+        if leg.batch != batch.number:
+            leg.batch = batch.number
+            leg.index = len(batch.topics)
+            batch.topics.append(leg.topic)
+            batch.target_counts.append(len(leg.target_ids))
+            batch.target_ids.extend(leg.target_ids)
+            size += len(leg.topic) + _TOPIC_BYTES + len(leg.target_ids) * _TARGET_BYTES
+        batch.topic_indexes.append(leg.index)
+        batch.payloads.append(payload)
+        batch.flags.append(qos)
+        if qos == 2:  # noqa: PLR2004 - exactly once: the edge drops repeats by origin and sequence
+            batch.origin_indexes.append(batch.origins.setdefault(origin, len(batch.origins)))
+            batch.sequences.append(sequence)
+        if receipt is not None:
+            batch.receipts.append(receipt)
+        batch.size += size
+        self.size += size
+
+    def take(self) -> Batch | None:
+        """Return and forget the oldest batch; None when nothing has gathered."""
+        if not self._batches:
+            return None
+        batch = self._batches.popleft()
+        self.size -= batch.size
+        return batch
+
+    def _begin(self) -> Batch:
+        self._number += 1
+        batch = Batch(self._number)
+        self._batches.append(batch)
+        return batch

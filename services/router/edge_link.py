@@ -1,0 +1,218 @@
+"""What the router holds for one process of an edge; outlives the streams of its link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from services.common.errors import DomainError
+from services.common.link import Link
+from services.router.domain.outbox import Batch, Outbox, Receipt
+from services.router.domain.routing import Leg
+from weimq.router.v1 import router_pb2
+
+MAX_FRAME_ACKNOWLEDGEMENTS = 16_384
+"""Acknowledgements in one frame, so that no frame outgrows the window."""
+
+
+class Stream:
+    """One stream of a link, and the way to end it from outside."""
+
+    def __init__(self, *, is_resumed: bool) -> None:
+        self.is_resumed = is_resumed
+        """Whether the frames of the stream before go on."""
+        self._end = asyncio.Event()
+        self._error: DomainError | None = None
+        self.left = asyncio.Event()
+        """Set when the stream is no longer used."""
+
+    def end(self, error: DomainError | None = None) -> None:
+        """End the stream: with the status of `error`, or normally."""
+        if not self._end.is_set():
+            self._error = error
+            self._end.set()
+
+    async def ended(self) -> None:
+        """Wait until `end` is called, and raise its error."""
+        await self._end.wait()
+        if self._error is not None:
+            raise self._error
+
+
+class _Owed:
+    """A frame with deliveries that the edge has not confirmed."""
+
+    __slots__ = ("frame", "receipts", "response", "size")
+
+    def __init__(self, frame: int, response: router_pb2.LinkResponse, receipts: list[Receipt], size: int) -> None:
+        self.frame = frame
+        self.response = response
+        self.receipts = receipts
+        self.size = size
+
+
+class EdgeLink:
+    """Interests of one edge process, the deliveries and acknowledgements it is to get, and its link.
+
+    Args:
+        edge_id: name of the edge.
+        incarnation: of its process.
+        router_incarnation: what the edge is told: unique for this object, so that an edge whose state was dropped
+            meanwhile starts anew and does not resume.
+        slot: number of this object among those that live.
+        take: called with this object and each frame.
+        confirmed: called with this object when deliveries were confirmed.
+    """
+
+    def __init__(
+        self,
+        *,
+        edge_id: str,
+        incarnation: str,
+        router_incarnation: str,
+        slot: int,
+        take: Callable[[EdgeLink, router_pb2.LinkRequest], None],
+        confirmed: Callable[[EdgeLink], None],
+    ) -> None:
+        self.edge_id = edge_id
+        self.incarnation = incarnation
+        self.router_incarnation = router_incarnation
+        self.slot = slot
+        self._on_taken = take
+        self._on_confirmed = confirmed
+        self._outbox = Outbox()
+        self._owed: deque[_Owed] = deque()
+        self._again: deque[_Owed] = deque()  # frames of an earlier numbering, to be sent first
+        self._owed_bytes = 0
+        self._acknowledged: list[int] = []
+        self.targets: dict[int, router_pb2.Target] = {}
+        """Interests by target id."""
+        self.snapshot: set[int] | None = set()
+        """Target ids sent since the link started anew; None once the snapshot is complete."""
+        self.is_gone = False
+        """Whether its state was dropped; nothing is delivered or acknowledged to it any more."""
+        self.is_held = False
+        """Whether its frames are not confirmed for now."""
+        self.is_congested = False
+        """Whether more is pending for it than the high mark."""
+        self.stream: Stream | None = None
+        self.broken_s = 0.0
+        """Seconds without a stream."""
+        self.silent_s = 0.0
+        """Seconds with a stream, without a confirmation, while deliveries are owed."""
+        self.stalls = 0
+        """Streams in a row that were ended because nothing was confirmed."""
+        self.link: Link[router_pb2.LinkResponse, router_pb2.LinkRequest] = Link(
+            build=self._build, bare=router_pb2.LinkResponse, take=self._take, confirmed=self._confirm
+        )
+
+    @property
+    def pending_bytes(self) -> int:
+        """Deliveries gathered and not confirmed."""
+        return self._outbox.size + self._owed_bytes
+
+    @property
+    def owes(self) -> bool:
+        """Whether the edge has deliveries to confirm."""
+        return bool(self._owed)
+
+    def deliver(self, leg: Leg, payload: bytes, qos: int, origin: str, sequence: int, receipt: Receipt | None) -> None:
+        """Send a message to the targets of `leg`; see `Outbox.add`."""
+        self._outbox.add(leg, payload, qos, origin, sequence, receipt)
+        self.link.wake()
+
+    def acknowledge(self, sequence: int) -> None:
+        """Tell the edge that a message it published is safe."""
+        if not self.is_gone:
+            self._acknowledged.append(sequence)
+            self.link.wake()
+
+    def resume(self, received_through: int) -> None:
+        """Go on over a new stream; see `Link.resume`."""
+        self.link.resume(received_through)
+        self._joined()
+
+    def restart(self) -> None:
+        """Go on with an edge process that knows nothing of this link: it sends its interests anew."""
+        self.link.reset()
+        # What was sent and not confirmed stays owed: target ids are not reused while deliveries are on their way.
+        self._again.extendleft(reversed(self._owed))
+        self._owed.clear()
+        self._acknowledged.clear()  # the edge sends again what it has no acknowledgement of
+        self.snapshot = set()
+        self._joined()
+
+    def _joined(self) -> None:
+        self.broken_s = 0.0
+        self.silent_s = 0.0
+
+    def release(self) -> None:
+        """Confirm the frames that were held."""
+        self.is_held = False
+        self.link.confirm(self.link.received_through)
+
+    def leave(self) -> None:
+        """Drop everything: the edge is gone, and nobody waits for it any more."""
+        self.is_gone = True
+        owed = [*self._again, *self._owed]
+        receipts = [receipt for each in owed for receipt in each.receipts]
+        while (batch := self._outbox.take()) is not None:
+            receipts.extend(batch.receipts)
+        self._again.clear()
+        self._owed.clear()
+        self._owed_bytes = 0
+        self._acknowledged.clear()
+        for receipt in receipts:
+            receipt.settle()
+
+    def _take(self, request: router_pb2.LinkRequest) -> None:
+        self._on_taken(self, request)
+
+    def _build(self) -> router_pb2.LinkResponse | None:
+        if self._again:
+            owed = self._again.popleft()
+            owed.frame = self.link.next_frame
+            del owed.response.acknowledged_sequences[:]
+            self._owed.append(owed)
+            return owed.response
+        batch = self._outbox.take()
+        if batch is None and not self._acknowledged:
+            return None
+        response = router_pb2.LinkResponse()
+        if self._acknowledged:
+            response.acknowledged_sequences.extend(self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS])
+            del self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS]
+        if batch is not None:
+            _fill(response.deliveries, batch)
+            if not self._owed:
+                self.silent_s = 0.0
+            self._owed.append(_Owed(self.link.next_frame, response, batch.receipts, batch.size))
+            self._owed_bytes += batch.size
+        return response
+
+    def _confirm(self, through: int) -> None:
+        self.silent_s = 0.0
+        self.stalls = 0
+        owed = self._owed
+        if not owed or owed[0].frame > through:
+            return
+        while owed and owed[0].frame <= through:
+            each = owed.popleft()
+            self._owed_bytes -= each.size
+            for receipt in each.receipts:
+                receipt.settle()
+        self._on_confirmed(self)
+
+
+def _fill(deliveries: router_pb2.DeliveryBatch, batch: Batch) -> None:
+    deliveries.topics.extend(batch.topics)
+    deliveries.target_counts.extend(batch.target_counts)
+    deliveries.target_ids.extend(batch.target_ids)
+    deliveries.topic_indexes.extend(batch.topic_indexes)
+    deliveries.payloads.extend(batch.payloads)
+    deliveries.flags = bytes(batch.flags)
+    if batch.sequences:
+        deliveries.origins.extend(batch.origins)
+        deliveries.origin_indexes.extend(batch.origin_indexes)
+        deliveries.sequences.extend(batch.sequences)
