@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -43,6 +44,14 @@ class Readiness:
         )
         for listener in self._listeners:
             listener()
+
+    async def wait(self) -> None:
+        """Wait until nothing is missing."""
+        changed = asyncio.Event()
+        self._listeners.append(changed.set)
+        while self._missing:
+            await changed.wait()
+            changed.clear()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change."""

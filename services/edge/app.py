@@ -10,7 +10,7 @@ from grpc import aio
 
 from services.common import grpc_client, grpc_server
 from services.common.readiness import Readiness
-from services.common.runtime import background
+from services.common.runtime import background, unless_stopped
 from services.edge.auth_client import AuthClient
 from services.edge.hub import Hub
 from services.edge.policy import Policies
@@ -65,6 +65,8 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
             edge_incarnation=incarnation,
         )
         await enter(background(auth.run_watch(), auth.run_checks(), sessions.run(), router.run()))
+        # Clients that come before could only be refused.
+        await unless_stopped(stop, readiness.wait())
         async with listening(settings, hub, lambda: router.is_idle and sessions.is_idle):
             await stop.wait()
         router.say_goodbye()

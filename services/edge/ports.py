@@ -9,7 +9,7 @@ from services.edge.mqtt.packets import Connect, Publish
 from services.edge.policy import Grant, TopicRule
 
 
-class Client(Protocol):
+class Client:
     """A connection, as the adapters see it. No method may raise."""
 
     channel_id: str
@@ -19,24 +19,31 @@ class Client(Protocol):
 
     def on_authenticated(self, grant: Grant | None, return_code: int, reason: str) -> None:
         """Auth answered: a grant, or the CONNACK return code of the refusal."""
+        raise NotImplementedError
 
     def on_admitted(self, *, accepted: bool) -> None:
         """The session service answered."""
+        raise NotImplementedError
 
     def on_routed(self) -> None:
         """The router knows the client."""
+        raise NotImplementedError
 
     def on_subscribed(self, packet_identifier: int) -> None:
         """The router knows the filters of the SUBSCRIBE packet."""
+        raise NotImplementedError
 
     def on_published(self, packet_identifier: int, qos: int) -> None:
         """The mesh has taken over a message of QoS 1 or 2."""
+        raise NotImplementedError
 
     def evict(self) -> None:
         """Close the connection: the session service wants it."""
+        raise NotImplementedError
 
     def probe(self, answer: Callable[[bool], None]) -> None:
         """Find out whether the peer still answers, call `answer` with that, and close the connection if not."""
+        raise NotImplementedError
 
 
 class Authenticator(Protocol):

@@ -145,7 +145,7 @@ class ReceivedIds:
 
     def discard(self, packet_identifier: int) -> None:
         """Take PUBREL: the identifier is free for a new publication."""
-        if self._recorded.pop(packet_identifier, None) is False:
+        if self._recorded.pop(packet_identifier, None) is False:  # too many: the connection ends
             self.forwarded_count -= 1
 
 

@@ -273,6 +273,10 @@ class ServerConnection:
             if session.sent.is_released(packet.packet_identifier):
                 self._complete(session.sent.complete_qos2(packet.packet_identifier), events)
         elif isinstance(packet, PubRel):
+            if session.received.is_forwarded(packet.packet_identifier):
+                # Its PUBREC was not sent. Freeing the identifier would let the mesh's late answer
+                # acknowledge the next publication that has it.
+                raise ProtocolViolationError("MQTT-4.3.3-1", "PUBREL before PUBREC")
             session.received.discard(packet.packet_identifier)
             self._output.append(_PUBCOMP_HEAD + packet.packet_identifier.to_bytes(2, "big"))
         elif isinstance(packet, PingReq):

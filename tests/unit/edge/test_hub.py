@@ -6,6 +6,7 @@ import asyncio
 from typing import cast
 
 import pytest
+from typing_extensions import override
 
 from services.edge import hub as hub_module
 from services.edge.hub import Hub, Receiver
@@ -38,9 +39,11 @@ class FakeReceiver(Receiver):
         self.instance_id = "i"
         self.flushed = 0
 
+    @override
     def deliver(self, message: OutboundMessage, qos: int) -> None:
         raise NotImplementedError
 
+    @override
     def flush(self) -> None:
         self.flushed += 1
 

@@ -1,0 +1,231 @@
+"""A real edge behind a TCP port, with services that grant, acknowledge and echo, and a client that counts bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, cast
+
+from grpc import aio
+from typing_extensions import override
+
+from services.common import grpc_server
+from services.common.healthcheck import is_serving
+from services.common.readiness import Readiness
+from services.common.runtime import background
+from services.common.settings import Secret
+from services.common.topics import matches
+from services.edge.app import serve
+from services.edge.settings import EdgeSettings
+from tests.support.fakes import FakeAuth, FakeRouter, FakeSession
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
+from weimq.router.v1 import router_pb2, router_pb2_grpc
+from weimq.session.v1 import session_pb2_grpc
+
+TOKEN = Secret("0123456789abcdef")
+DEADLINE_S = 10.0
+MAX_SUBSCRIPTIONS = 30
+
+
+class OpenAuth(FakeAuth):
+    """Lets everybody in, but for the password `wrong`; one instance, of the profile that it is made with."""
+
+    def __init__(self, profile: auth_pb2.Profile.ValueType) -> None:
+        super().__init__()
+        self._profile = profile
+        self.attempts: list[auth_pb2.ConnectAttempt] = []
+
+    @override
+    async def Authenticate(
+        self, request: auth_pb2.AuthenticateRequest, context: aio.ServicerContext[Any, Any]
+    ) -> auth_pb2.AuthenticateResponse:
+        self.attempts.extend(request.attempts)
+        good = auth_pb2.ConnectResult(outcome=auth_pb2.CONNECT_OUTCOME_ACCEPTED, instance_id="i", account_id="default")
+        bad = auth_pb2.ConnectResult(outcome=auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, reason="wrong")
+        return auth_pb2.AuthenticateResponse(
+            results=[bad if attempt.password == b"wrong" else good for attempt in request.attempts]
+        )
+
+    @override
+    async def WatchResources(
+        self, request: auth_pb2.WatchResourcesRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[auth_pb2.WatchResourcesResponse]:
+        yield auth_pb2.WatchResourcesResponse(
+            instances=[
+                auth_pb2.InstancePolicy(
+                    instance_id="i",
+                    profile=self._profile,
+                    max_payload_bytes=1 << 20,
+                    max_subscriptions=MAX_SUBSCRIPTIONS,
+                    takeover=self._profile == auth_pb2.PROFILE_STANDARD,
+                )
+            ],
+            topics=[auth_pb2.TopicPolicy(instance_id="i", topic="demo", account_id="default")],
+            snapshot_complete=True,
+        )
+        while True:
+            await asyncio.sleep(1)
+            yield auth_pb2.WatchResourcesResponse()
+
+
+class EchoRouter(FakeRouter):
+    """Matches as the router does: what comes in goes out to the targets whose filter selects it."""
+
+    @override
+    def _take(self, frame: router_pb2.LinkRequest) -> None:
+        known = len(self.published)
+        super()._take(frame)
+        for topic, payload, flags, sequence, _ in self.published[known:]:
+            filters = [target.topic_filter for target in self.targets.values() if target.topic_filter]
+            selected = [topic_filter for topic_filter in filters if matches(topic_filter, topic)]
+            if selected:
+                self.deliver(topic, payload, flags & 3, *selected, sequence=sequence)
+
+
+class Wire(asyncio.Protocol):
+    """A TCP connection that keeps what it receives."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport
+        self._changed = asyncio.Event()
+        self.received = b""
+        """What has arrived and was not taken."""
+        self.is_closed = False
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self._changed.set()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        # A reset is an end, too: the server closes without reading what we still sent.
+        self.is_closed = True
+        self._changed.set()
+
+    def send(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    async def take(self, count: int) -> bytes:
+        """Return the next `count` bytes, fewer if the connection ends before."""
+        async with asyncio.timeout(DEADLINE_S):
+            while len(self.received) < count and not self.is_closed:
+                self._changed.clear()
+                await self._changed.wait()
+        taken, self.received = self.received[:count], self.received[count:]
+        return taken
+
+    async def wait_closed(self) -> bytes:
+        """Wait for the end of the connection and return what came before it."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not self.is_closed:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.received
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+class LiveEdge:
+    """An edge and what it talks to."""
+
+    def __init__(self, profile: auth_pb2.Profile.ValueType, session: FakeSession) -> None:
+        self.auth = OpenAuth(profile)
+        self.session = session
+        self.router = EchoRouter()
+        self.port = 0
+
+    @contextlib.asynccontextmanager
+    async def wire(self) -> AsyncGenerator[Wire]:
+        """Open a TCP connection to the edge."""
+        loop = asyncio.get_running_loop()
+        _, wire = await loop.create_connection(Wire, "127.0.0.1", self.port)
+        try:
+            yield wire
+        finally:
+            wire.abort()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 - a condition of the world has no event
+            await asyncio.sleep(0.005)
+
+
+async def _ready(port: int, health: str) -> None:
+    """Wait until the edge takes clients and knows all its services; before, it answers CONNACK 3."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not await is_serving(health):  # noqa: ASYNC110 - the health service is asked, it tells nobody
+            await asyncio.sleep(0.005)
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.005)
+            else:
+                writer.close()
+                return
+
+
+@contextlib.asynccontextmanager
+async def live_edge(
+    profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_STANDARD,
+    *,
+    session: FakeSession | None = None,
+    connect_timeout_s: float = 10.0,
+) -> AsyncGenerator[LiveEdge]:
+    """Start services and edge; the edge is ready."""
+    made = LiveEdge(profile, session or FakeSession())
+    stop = asyncio.Event()
+    ended = asyncio.Event()
+
+    def register(server: aio.Server) -> list[str]:
+        auth_pb2_grpc.add_AuthServiceServicer_to_server(made.auth, server)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(made.session, server)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(made.router, server)
+        return []
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        made.port = free.getsockname()[1]
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="weimq-"))
+        health = f"unix:{folder}/health.sock"
+        (port,) = await stack.enter_async_context(
+            grpc_server.serving(
+                listen=["127.0.0.1:0"], token=TOKEN, readiness=Readiness(), register=register, drain_s=0
+            )
+        )
+        address = f"127.0.0.1:{port}"
+        settings = EdgeSettings(
+            cluster_token=TOKEN,
+            drain_s=2,
+            id="edge",
+            tcp_listen=f"127.0.0.1:{made.port}",
+            grpc_listen=(health,),
+            auth=address,
+            session=address,
+            router=address,
+            connect_timeout_s=connect_timeout_s,
+        )
+
+        async def run() -> None:
+            await serve(settings, stop)
+            ended.set()
+
+        async with background(run()):
+            await _ready(made.port, health)
+            try:
+                yield made
+            finally:
+                stop.set()
+                async with asyncio.timeout(DEADLINE_S):
+                    await ended.wait()
