@@ -19,6 +19,105 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class PublishRequest(_message.Message):
+    """Messages to publish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedMessage]:
+        """Required. 1 to 1,000 messages, routed in order."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___PublishedMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishRequest: _TypeAlias = PublishRequest  # noqa: Y015
+
+@_typing.final
+class PublishedMessage(_message.Message):
+    """One message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    QOS_FIELD_NUMBER: _builtins.int
+    RETAIN_FIELD_NUMBER: _builtins.int
+    LOGGED_FIELD_NUMBER: _builtins.int
+    P2P_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CLEAN_SESSION_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required. Instance."""
+    topic: _builtins.str
+    """Required. Topic name."""
+    payload: _builtins.bytes
+    """Application message."""
+    qos: _builtins.int
+    """0, 1 or 2."""
+    retain: _builtins.bool
+    """Whether it is kept as the retained message of its topic; an empty payload removes that."""
+    logged: _builtins.bool
+    """Whether the topic is logged."""
+    p2p: _builtins.bool
+    """Whether the topic is `<parent>/p2p/<client id>`."""
+    client_id: _builtins.str
+    """Client id of the publisher; empty: another system."""
+    clean_session: _builtins.bool
+    """Clean session flag of the publisher."""
+    message_id: _builtins.str
+    """Required. Unique for the message within ten minutes, up to 128 printable ASCII characters; becomes `Nats-Msg-Id`."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        qos: _builtins.int = ...,
+        retain: _builtins.bool = ...,
+        logged: _builtins.bool = ...,
+        p2p: _builtins.bool = ...,
+        client_id: _builtins.str = ...,
+        clean_session: _builtins.bool = ...,
+        message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "client_id", b"client_id", "instance_id", b"instance_id", "logged", b"logged", "message_id", b"message_id", "p2p", b"p2p", "payload", b"payload", "qos", b"qos", "retain", b"retain", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishedMessage: _TypeAlias = PublishedMessage  # noqa: Y015
+
+@_typing.final
+class PublishResponse(_message.Message):
+    """All messages were taken over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishResponse: _TypeAlias = PublishResponse  # noqa: Y015
+
+@_typing.final
 class LinkRequest(_message.Message):
     """Edge to router."""
 
@@ -32,6 +131,7 @@ class LinkRequest(_message.Message):
     SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
     PUBLISHES_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    RETAINED_QUERIES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -56,6 +156,10 @@ class LinkRequest(_message.Message):
     def publishes(self) -> Global___PublishBatch:
         """Messages that clients of the edge published."""
 
+    @_builtins.property
+    def retained_queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetainedQuery]:
+        """Retained messages wanted for new subscriptions, taken after `added_targets`."""
+
     def __init__(
         self,
         *,
@@ -67,14 +171,47 @@ class LinkRequest(_message.Message):
         snapshot_complete: _builtins.bool = ...,
         publishes: Global___PublishBatch | None = ...,
         goodbye: _builtins.bool = ...,
+        retained_queries: _abc.Iterable[Global___RetainedQuery] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "publishes", b"publishes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
+
+@_typing.final
+class RetainedQuery(_message.Message):
+    """Asks for the retained messages that match a new subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FILTER_FIELD_NUMBER: _builtins.int
+    query_id: _builtins.int
+    """Target id of the answer alone: chosen like any other, used for this query only. The retained messages are delivered
+    to it with the retain flag; then `answered_query_ids` names it.
+    """
+    instance_id: _builtins.str
+    """Instance."""
+    topic_filter: _builtins.str
+    """Topic filter of the subscription."""
+    def __init__(
+        self,
+        *,
+        query_id: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        topic_filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "query_id", b"query_id", "topic_filter", b"topic_filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetainedQuery: _TypeAlias = RetainedQuery  # noqa: Y015
 
 @_typing.final
 class LinkOpen(_message.Message):
@@ -233,6 +370,7 @@ class LinkResponse(_message.Message):
     RECEIVED_THROUGH_FIELD_NUMBER: _builtins.int
     DELIVERIES_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_SEQUENCES_FIELD_NUMBER: _builtins.int
+    ANSWERED_QUERY_IDS_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -251,6 +389,12 @@ class LinkResponse(_message.Message):
         interest confirmed: the edge answers PUBACK or PUBREC.
         """
 
+    @_builtins.property
+    def answered_query_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Queries whose retained messages are in this frame or an earlier one, all of them. A query that the link lost is
+        asked again by the edge after `opened` without `resumed`.
+        """
+
     def __init__(
         self,
         *,
@@ -259,10 +403,11 @@ class LinkResponse(_message.Message):
         received_through: _builtins.int = ...,
         deliveries: Global___DeliveryBatch | None = ...,
         acknowledged_sequences: _abc.Iterable[_builtins.int] | None = ...,
+        answered_query_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequences", b"acknowledged_sequences", "deliveries", b"deliveries", "frame", b"frame", "opened", b"opened", "received_through", b"received_through"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequences", b"acknowledged_sequences", "answered_query_ids", b"answered_query_ids", "deliveries", b"deliveries", "frame", b"frame", "opened", b"opened", "received_through", b"received_through"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -316,7 +461,9 @@ class DeliveryBatch(_message.Message):
     ORIGIN_INDEXES_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     flags: _builtins.bytes
-    """For each message a byte of flags: bits 0-1 QoS of the publication, 4 retain."""
+    """For each message a byte of flags: bits 0-1 QoS of the publication, 4 retain (an answer to a query, never a live
+    message, [MQTT-3.3.1-9]).
+    """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Topic names of the batch; a topic may occur again when its targets changed."""

@@ -40,6 +40,11 @@ class RouterServiceStub:
                 request_serializer=weimq_dot_router_dot_v1_dot_router__pb2.LinkRequest.SerializeToString,
                 response_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.LinkResponse.FromString,
                 _registered_method=True)
+        self.Publish = channel.unary_unary(
+                '/weimq.router.v1.RouterService/Publish',
+                request_serializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishRequest.SerializeToString,
+                response_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -72,6 +77,18 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Publish(self, request, context):
+        """Publishes messages that come from no edge: wills of clients whose edge died, and messages of other systems. Answers
+        when each message of QoS 1 and 2 is in its log, when it has one, and every edge with a matching interest has
+        confirmed it. Repeating a call is safe: `message_id` keeps logs from storing a message twice; deliveries may repeat.
+
+        Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, more than 1,000 messages), `UNAVAILABLE`
+        (NATS does not answer, or the edges are not known yet: try again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +96,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Link,
                     request_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.LinkRequest.FromString,
                     response_serializer=weimq_dot_router_dot_v1_dot_router__pb2.LinkResponse.SerializeToString,
+            ),
+            'Publish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishRequest.FromString,
+                    response_serializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -109,6 +131,33 @@ class RouterService:
             '/weimq.router.v1.RouterService/Link',
             weimq_dot_router_dot_v1_dot_router__pb2.LinkRequest.SerializeToString,
             weimq_dot_router_dot_v1_dot_router__pb2.LinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.router.v1.RouterService/Publish',
+            weimq_dot_router_dot_v1_dot_router__pb2.PublishRequest.SerializeToString,
+            weimq_dot_router_dot_v1_dot_router__pb2.PublishResponse.FromString,
             options,
             channel_credentials,
             insecure,

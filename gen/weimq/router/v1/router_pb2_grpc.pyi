@@ -38,6 +38,14 @@ class RouterServiceStub:
     Closing: `goodbye`. The end of the stream without it counts as a break. The server may end the
     stream with `UNAVAILABLE` at any time, and with `ABORTED` when the edge opened another.
     """
+    Publish: _aio.UnaryUnaryMultiCallable[_router_pb2.PublishRequest, _router_pb2.PublishResponse]
+    """Publishes messages that come from no edge: wills of clients whose edge died, and messages of other systems. Answers
+    when each message of QoS 1 and 2 is in its log, when it has one, and every edge with a matching interest has
+    confirmed it. Repeating a call is safe: `message_id` keeps logs from storing a message twice; deliveries may repeat.
+
+    Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, more than 1,000 messages), `UNAVAILABLE`
+    (NATS does not answer, or the edges are not known yet: try again).
+    """
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Routes messages between edges."""
@@ -68,6 +76,20 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Closing: `goodbye`. The end of the stream without it counts as a break. The server may end the
         stream with `UNAVAILABLE` at any time, and with `ABORTED` when the edge opened another.
+        """
+
+    @_abc_1.abstractmethod
+    def Publish(
+        self,
+        request: _router_pb2.PublishRequest,
+        context: _aio.ServicerContext[_router_pb2.PublishRequest, _abc.Awaitable[_router_pb2.PublishResponse]],
+    ) -> _abc.Awaitable[_router_pb2.PublishResponse]:
+        """Publishes messages that come from no edge: wills of clients whose edge died, and messages of other systems. Answers
+        when each message of QoS 1 and 2 is in its log, when it has one, and every edge with a matching interest has
+        confirmed it. Repeating a call is safe: `message_id` keeps logs from storing a message twice; deliveries may repeat.
+
+        Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, more than 1,000 messages), `UNAVAILABLE`
+        (NATS does not answer, or the edges are not known yet: try again).
         """
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _aio.Server) -> None: ...

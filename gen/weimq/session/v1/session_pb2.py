@@ -24,43 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweimq/session/v1/session.proto\x12\x10weimq.session.v1\"\x9c\x02\n\x0bLinkRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x1a.weimq.session.v1.LinkOpen\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12+\n\x08openings\x18\x04 \x03(\x0b\x32\x19.weimq.session.v1.Opening\x12+\n\x08\x63losings\x18\x05 \x03(\x0b\x32\x19.weimq.session.v1.Closing\x12\x34\n\rprobe_results\x18\x06 \x03(\x0b\x32\x1d.weimq.session.v1.ProbeResult\x12\x19\n\x11snapshot_complete\x18\x07 \x01(\x08\x12\x0f\n\x07goodbye\x18\x08 \x01(\x08\"l\n\x08LinkOpen\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x18\n\x10\x65\x64ge_incarnation\x18\x02 \x01(\t\x12\x1b\n\x13session_incarnation\x18\x03 \x01(\t\x12\x18\n\x10received_through\x18\x04 \x01(\x04\"\x83\x01\n\nConnection\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x17\n\x0f\x63onnect_time_ms\x18\x05 \x01(\x03\x12\x0f\n\x07\x65\x64ge_id\x18\x06 \x01(\t\"y\n\x07Opening\x12\x30\n\nconnection\x18\x01 \x01(\x0b\x32\x1c.weimq.session.v1.Connection\x12\x13\n\x0b\x65stablished\x18\x02 \x01(\x08\x12\x10\n\x08takeover\x18\x03 \x01(\x08\x12\x15\n\rclean_session\x18\x04 \x01(\x08\"j\n\x07\x43losing\x12\x30\n\nconnection\x18\x01 \x01(\x0b\x32\x1c.weimq.session.v1.Connection\x12-\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.weimq.session.v1.CloseReason\"0\n\x0bProbeResult\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\r\n\x05\x61live\x18\x02 \x01(\x08\"\xcc\x01\n\x0cLinkResponse\x12,\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.weimq.session.v1.LinkOpened\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12-\n\tdecisions\x18\x04 \x03(\x0b\x32\x1a.weimq.session.v1.Decision\x12\x19\n\x11probe_channel_ids\x18\x05 \x03(\t\x12\x1b\n\x13\x65victed_channel_ids\x18\x06 \x03(\t\"T\n\nLinkOpened\x12\x1b\n\x13session_incarnation\x18\x01 \x01(\t\x12\x18\n\x10received_through\x18\x02 \x01(\x04\x12\x0f\n\x07resumed\x18\x03 \x01(\x08\"g\n\x08\x44\x65\x63ision\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12.\n\tadmission\x18\x02 \x01(\x0e\x32\x1b.weimq.session.v1.Admission\x12\x17\n\x0f\x63onnect_time_ms\x18\x03 \x01(\x03\":\n\x10GetClientRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"\\\n\x11GetClientResponse\x12\x31\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x1c.weimq.session.v1.Connection\x12\x14\n\x0csynchronized\x18\x02 \x01(\x08\"A\n\x17\x43loseConnectionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"4\n\x18\x43loseConnectionsResponse\x12\x18\n\x10\x63onnection_count\x18\x01 \x01(\x05*\xad\x02\n\x0b\x43loseReason\x12\x1c\n\x18\x43LOSE_REASON_UNSPECIFIED\x10\x00\x12\"\n\x1e\x43LOSE_REASON_CLIENT_DISCONNECT\x10\x01\x12 \n\x1c\x43LOSE_REASON_CONNECTION_LOST\x10\x02\x12#\n\x1f\x43LOSE_REASON_KEEP_ALIVE_TIMEOUT\x10\x03\x12\x1f\n\x1b\x43LOSE_REASON_PROTOCOL_ERROR\x10\x04\x12\x1f\n\x1b\x43LOSE_REASON_NOT_AUTHORIZED\x10\x05\x12\x18\n\x14\x43LOSE_REASON_EVICTED\x10\x06\x12\x19\n\x15\x43LOSE_REASON_SHUTDOWN\x10\x07\x12\x1e\n\x1a\x43LOSE_REASON_SLOW_CONSUMER\x10\x08*W\n\tAdmission\x12\x19\n\x15\x41\x44MISSION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x44MISSION_ACCEPTED\x10\x01\x12\x17\n\x13\x41\x44MISSION_DUPLICATE\x10\x02\x32\x9c\x02\n\x0eSessionService\x12I\n\x04Link\x12\x1d.weimq.session.v1.LinkRequest\x1a\x1e.weimq.session.v1.LinkResponse(\x01\x30\x01\x12T\n\tGetClient\x12\".weimq.session.v1.GetClientRequest\x1a#.weimq.session.v1.GetClientResponse\x12i\n\x10\x43loseConnections\x12).weimq.session.v1.CloseConnectionsRequest\x1a*.weimq.session.v1.CloseConnectionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweimq/session/v1/session.proto\x12\x10weimq.session.v1\"\x9c\x02\n\x0bLinkRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x1a.weimq.session.v1.LinkOpen\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12+\n\x08openings\x18\x04 \x03(\x0b\x32\x19.weimq.session.v1.Opening\x12+\n\x08\x63losings\x18\x05 \x03(\x0b\x32\x19.weimq.session.v1.Closing\x12\x34\n\rprobe_results\x18\x06 \x03(\x0b\x32\x1d.weimq.session.v1.ProbeResult\x12\x19\n\x11snapshot_complete\x18\x07 \x01(\x08\x12\x0f\n\x07goodbye\x18\x08 \x01(\x08\"l\n\x08LinkOpen\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x18\n\x10\x65\x64ge_incarnation\x18\x02 \x01(\t\x12\x1b\n\x13session_incarnation\x18\x03 \x01(\t\x12\x18\n\x10received_through\x18\x04 \x01(\x04\"\x83\x01\n\nConnection\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x17\n\x0f\x63onnect_time_ms\x18\x05 \x01(\x03\x12\x0f\n\x07\x65\x64ge_id\x18\x06 \x01(\t\"\x9f\x01\n\x07Opening\x12\x30\n\nconnection\x18\x01 \x01(\x0b\x32\x1c.weimq.session.v1.Connection\x12\x13\n\x0b\x65stablished\x18\x02 \x01(\x08\x12\x10\n\x08takeover\x18\x03 \x01(\x08\x12\x15\n\rclean_session\x18\x04 \x01(\x08\x12$\n\x04will\x18\x05 \x01(\x0b\x32\x16.weimq.session.v1.Will\"`\n\x04Will\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0b\n\x03qos\x18\x03 \x01(\x05\x12\x0e\n\x06retain\x18\x04 \x01(\x08\x12\x0e\n\x06logged\x18\x05 \x01(\x08\x12\x0b\n\x03p2p\x18\x06 \x01(\x08\"j\n\x07\x43losing\x12\x30\n\nconnection\x18\x01 \x01(\x0b\x32\x1c.weimq.session.v1.Connection\x12-\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.weimq.session.v1.CloseReason\"0\n\x0bProbeResult\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\r\n\x05\x61live\x18\x02 \x01(\x08\"\xcc\x01\n\x0cLinkResponse\x12,\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.weimq.session.v1.LinkOpened\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12-\n\tdecisions\x18\x04 \x03(\x0b\x32\x1a.weimq.session.v1.Decision\x12\x19\n\x11probe_channel_ids\x18\x05 \x03(\t\x12\x1b\n\x13\x65victed_channel_ids\x18\x06 \x03(\t\"T\n\nLinkOpened\x12\x1b\n\x13session_incarnation\x18\x01 \x01(\t\x12\x18\n\x10received_through\x18\x02 \x01(\x04\x12\x0f\n\x07resumed\x18\x03 \x01(\x08\"g\n\x08\x44\x65\x63ision\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12.\n\tadmission\x18\x02 \x01(\x0e\x32\x1b.weimq.session.v1.Admission\x12\x17\n\x0f\x63onnect_time_ms\x18\x03 \x01(\x03\":\n\x10GetClientRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"\\\n\x11GetClientResponse\x12\x31\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x1c.weimq.session.v1.Connection\x12\x14\n\x0csynchronized\x18\x02 \x01(\x08\"A\n\x17\x43loseConnectionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"4\n\x18\x43loseConnectionsResponse\x12\x18\n\x10\x63onnection_count\x18\x01 \x01(\x05*\xad\x02\n\x0b\x43loseReason\x12\x1c\n\x18\x43LOSE_REASON_UNSPECIFIED\x10\x00\x12\"\n\x1e\x43LOSE_REASON_CLIENT_DISCONNECT\x10\x01\x12 \n\x1c\x43LOSE_REASON_CONNECTION_LOST\x10\x02\x12#\n\x1f\x43LOSE_REASON_KEEP_ALIVE_TIMEOUT\x10\x03\x12\x1f\n\x1b\x43LOSE_REASON_PROTOCOL_ERROR\x10\x04\x12\x1f\n\x1b\x43LOSE_REASON_NOT_AUTHORIZED\x10\x05\x12\x18\n\x14\x43LOSE_REASON_EVICTED\x10\x06\x12\x19\n\x15\x43LOSE_REASON_SHUTDOWN\x10\x07\x12\x1e\n\x1a\x43LOSE_REASON_SLOW_CONSUMER\x10\x08*W\n\tAdmission\x12\x19\n\x15\x41\x44MISSION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x44MISSION_ACCEPTED\x10\x01\x12\x17\n\x13\x41\x44MISSION_DUPLICATE\x10\x02\x32\x9c\x02\n\x0eSessionService\x12I\n\x04Link\x12\x1d.weimq.session.v1.LinkRequest\x1a\x1e.weimq.session.v1.LinkResponse(\x01\x30\x01\x12T\n\tGetClient\x12\".weimq.session.v1.GetClientRequest\x1a#.weimq.session.v1.GetClientResponse\x12i\n\x10\x43loseConnections\x12).weimq.session.v1.CloseConnectionsRequest\x1a*.weimq.session.v1.CloseConnectionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weimq.session.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLOSEREASON']._serialized_start=1538
-  _globals['_CLOSEREASON']._serialized_end=1839
-  _globals['_ADMISSION']._serialized_start=1841
-  _globals['_ADMISSION']._serialized_end=1928
+  _globals['_CLOSEREASON']._serialized_start=1675
+  _globals['_CLOSEREASON']._serialized_end=1976
+  _globals['_ADMISSION']._serialized_start=1978
+  _globals['_ADMISSION']._serialized_end=2065
   _globals['_LINKREQUEST']._serialized_start=53
   _globals['_LINKREQUEST']._serialized_end=337
   _globals['_LINKOPEN']._serialized_start=339
   _globals['_LINKOPEN']._serialized_end=447
   _globals['_CONNECTION']._serialized_start=450
   _globals['_CONNECTION']._serialized_end=581
-  _globals['_OPENING']._serialized_start=583
-  _globals['_OPENING']._serialized_end=704
-  _globals['_CLOSING']._serialized_start=706
-  _globals['_CLOSING']._serialized_end=812
-  _globals['_PROBERESULT']._serialized_start=814
-  _globals['_PROBERESULT']._serialized_end=862
-  _globals['_LINKRESPONSE']._serialized_start=865
-  _globals['_LINKRESPONSE']._serialized_end=1069
-  _globals['_LINKOPENED']._serialized_start=1071
-  _globals['_LINKOPENED']._serialized_end=1155
-  _globals['_DECISION']._serialized_start=1157
-  _globals['_DECISION']._serialized_end=1260
-  _globals['_GETCLIENTREQUEST']._serialized_start=1262
-  _globals['_GETCLIENTREQUEST']._serialized_end=1320
-  _globals['_GETCLIENTRESPONSE']._serialized_start=1322
-  _globals['_GETCLIENTRESPONSE']._serialized_end=1414
-  _globals['_CLOSECONNECTIONSREQUEST']._serialized_start=1416
-  _globals['_CLOSECONNECTIONSREQUEST']._serialized_end=1481
-  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_start=1483
-  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_end=1535
-  _globals['_SESSIONSERVICE']._serialized_start=1931
-  _globals['_SESSIONSERVICE']._serialized_end=2215
+  _globals['_OPENING']._serialized_start=584
+  _globals['_OPENING']._serialized_end=743
+  _globals['_WILL']._serialized_start=745
+  _globals['_WILL']._serialized_end=841
+  _globals['_CLOSING']._serialized_start=843
+  _globals['_CLOSING']._serialized_end=949
+  _globals['_PROBERESULT']._serialized_start=951
+  _globals['_PROBERESULT']._serialized_end=999
+  _globals['_LINKRESPONSE']._serialized_start=1002
+  _globals['_LINKRESPONSE']._serialized_end=1206
+  _globals['_LINKOPENED']._serialized_start=1208
+  _globals['_LINKOPENED']._serialized_end=1292
+  _globals['_DECISION']._serialized_start=1294
+  _globals['_DECISION']._serialized_end=1397
+  _globals['_GETCLIENTREQUEST']._serialized_start=1399
+  _globals['_GETCLIENTREQUEST']._serialized_end=1457
+  _globals['_GETCLIENTRESPONSE']._serialized_start=1459
+  _globals['_GETCLIENTRESPONSE']._serialized_end=1551
+  _globals['_CLOSECONNECTIONSREQUEST']._serialized_start=1553
+  _globals['_CLOSECONNECTIONSREQUEST']._serialized_end=1618
+  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_start=1620
+  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_end=1672
+  _globals['_SESSIONSERVICE']._serialized_start=2068
+  _globals['_SESSIONSERVICE']._serialized_end=2352
 # @@protoc_insertion_point(module_scope)

@@ -235,6 +235,7 @@ class Opening(_message.Message):
     ESTABLISHED_FIELD_NUMBER: _builtins.int
     TAKEOVER_FIELD_NUMBER: _builtins.int
     CLEAN_SESSION_FIELD_NUMBER: _builtins.int
+    WILL_FIELD_NUMBER: _builtins.int
     established: _builtins.bool
     """It was let in before this link: no decision is wanted, and one is not given."""
     takeover: _builtins.bool
@@ -245,6 +246,12 @@ class Opening(_message.Message):
     def connection(self) -> Global___Connection:
         """The connection."""
 
+    @_builtins.property
+    def will(self) -> Global___Will:
+        """Will message of CONNECT. The edge sends it itself when it closes the connection; the session service does when the
+        edge is gone. Absence: none.
+        """
+
     def __init__(
         self,
         *,
@@ -252,14 +259,57 @@ class Opening(_message.Message):
         established: _builtins.bool = ...,
         takeover: _builtins.bool = ...,
         clean_session: _builtins.bool = ...,
+        will: Global___Will | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "will", b"will"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "connection", b"connection", "established", b"established", "takeover", b"takeover"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "connection", b"connection", "established", b"established", "takeover", b"takeover", "will", b"will"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Opening: _TypeAlias = Opening  # noqa: Y015
+
+@_typing.final
+class Will(_message.Message):
+    """Message that is published when a connection ends without DISCONNECT (MQTT 3.1.1 section 3.1.2.5)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    QOS_FIELD_NUMBER: _builtins.int
+    RETAIN_FIELD_NUMBER: _builtins.int
+    LOGGED_FIELD_NUMBER: _builtins.int
+    P2P_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    """Topic name."""
+    payload: _builtins.bytes
+    """Application message."""
+    qos: _builtins.int
+    """0, 1 or 2."""
+    retain: _builtins.bool
+    """Whether it becomes the retained message of its topic."""
+    logged: _builtins.bool
+    """Whether the topic is logged."""
+    p2p: _builtins.bool
+    """Whether the topic is `<parent>/p2p/<client id>`."""
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        qos: _builtins.int = ...,
+        retain: _builtins.bool = ...,
+        logged: _builtins.bool = ...,
+        p2p: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logged", b"logged", "p2p", b"p2p", "payload", b"payload", "qos", b"qos", "retain", b"retain", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Will: _TypeAlias = Will  # noqa: Y015
 
 @_typing.final
 class Closing(_message.Message):
