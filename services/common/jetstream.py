@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator
 
-import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
@@ -51,13 +50,14 @@ async def connect(url: Secret, *, name: str, readiness: Readiness) -> Client:
         readiness.mark(DEPENDENCY, present=True)
 
     while True:
+        client = Client()
         try:
-            client = await nats.connect(
+            await client.connect(
                 url.reveal().split(","),
                 name=name,
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,
+                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # nats-py only sleeps for it
                 connect_timeout=2,
                 ping_interval=5,
                 max_outstanding_pings=2,
@@ -67,6 +67,10 @@ async def connect(url: Secret, *, name: str, readiness: Readiness) -> Client:
                 disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
             )
+        except asyncio.CancelledError:
+            async with asyncio.timeout(2):  # else its connection and tasks would outlive us
+                await client.close()
+            raise
         except (OSError, nats.errors.Error, TimeoutError) as error:
             if not logged:
                 logged = True

@@ -28,6 +28,7 @@ from services.edge.mqtt.packets import (
     Publish,
     Subscribe,
     Unsubscribe,
+    Will,
 )
 from services.edge.policy import Grant
 from weimq.session.v1 import session_pb2
@@ -75,6 +76,7 @@ class Connection(Receiver):
         self.address = ""
         self._grant: Grant
         self._clean_session = True
+        self._will: Will | None = None
         self._is_admitted = False
         self._is_announced = False
         self._is_dirty = False
@@ -147,6 +149,7 @@ class Connection(Receiver):
 
     def _on_connect(self, packet: Connect) -> None:
         self._clean_session = packet.clean_session
+        self._will = packet.will
         self.client_id = packet.client_id
         if not packet.client_id and not packet.clean_session:
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "empty client id with cleanSession 0")  # [MQTT-3.1.3-8]
@@ -217,9 +220,21 @@ class Connection(Receiver):
         self.instance_id = grant.instance.instance_id
         if not self.client_id:
             self.client_id = f"auto-{secrets.token_hex(12)}"  # [MQTT-3.1.3-6]
+        will_rule = None
+        if self._will is not None:
+            will_rule = grant.publish_rule(self._will.topic)
+            if will_rule is None:
+                self._refuse(ConnectReturnCode.NOT_AUTHORIZED, "the will's topic may not be published to")
+                return
         self._is_announced = True
         self._hub.by_channel[self.channel_id] = self
-        self._hub.sessions.open(self, takeover=grant.instance.takeover, clean_session=self._clean_session)
+        self._hub.sessions.open(
+            self,
+            takeover=grant.instance.takeover,
+            clean_session=self._clean_session,
+            will=self._will,
+            will_rule=will_rule,
+        )
 
     @override
     def on_admitted(self, *, accepted: bool) -> None:
@@ -361,6 +376,13 @@ class Connection(Receiver):
                 self._machine.feed(b"", now)
             self._handle(self._machine.on_deadline(now))
 
+    def _publish_will(self, will: Will) -> None:
+        # [MQTT-3.1.2-8]; the permission is that of now
+        rule = self._grant.publish_rule(will.topic)
+        if rule is not None and len(will.payload) <= self._grant.instance.max_payload_bytes:
+            publication = Publish(will.topic, will.payload, will.qos, will.retain, False, 0)  # noqa: FBT003 - DUP
+            self._hub.router.publish(self, rule, publication, clean_session=self._clean_session)
+
     def _refuse(self, return_code: int, reason: str) -> None:
         logger.info(
             "client refused",
@@ -380,6 +402,8 @@ class Connection(Receiver):
         if self._closed:
             return
         self._closed = True
+        if self._will is not None and self._is_admitted and reason != CLIENT_DISCONNECT:
+            self._publish_will(self._will)
         for topic_filter in self._subscriptions:
             self._hub.unsubscribe(self, topic_filter)
         if self._target_id:

@@ -47,13 +47,15 @@ class Receiver(Client):
 class Target:
     """An interest of this edge under its id."""
 
-    __slots__ = ("instance_id", "receivers", "target_id", "topic_filter")
+    __slots__ = ("instance_id", "is_query", "receivers", "target_id", "topic_filter")
 
-    def __init__(self, target_id: int, instance_id: str, topic_filter: str) -> None:
+    def __init__(self, target_id: int, instance_id: str, topic_filter: str, *, is_query: bool = False) -> None:
         self.target_id = target_id
         self.instance_id = instance_id
         self.topic_filter = topic_filter
         """Empty for a client's own target."""
+        self.is_query = is_query
+        """Whether it is there for the retained messages of one new subscription only."""
         self.receivers: dict[Receiver, int] = {}
         """Each receiver with its granted QoS."""
 
@@ -92,13 +94,20 @@ class Hub:
             self.router.remove_target(target_id)
 
     def subscribe(self, receiver: Receiver, topic_filter: str, qos: int) -> None:
-        """Add a subscription or change its QoS."""
+        """Add a subscription or change its QoS, and have it get the retained messages [MQTT-3.3.1-6]."""
         key = (receiver.instance_id, topic_filter)
         target = self._filters.get(key)
         if target is None:
             target = self._filters[key] = self._new_target(receiver.instance_id, topic_filter)
             self.router.add_filter(target.target_id, receiver.instance_id, topic_filter)
         target.receivers[receiver] = qos
+        query = self._new_target(receiver.instance_id, topic_filter, is_query=True)
+        query.receivers[receiver] = qos
+        self.router.query_retained(query.target_id, receiver.instance_id, topic_filter)
+
+    def end_query(self, query_id: int) -> None:
+        """Note that a new subscription has its retained messages."""
+        self._targets.pop(query_id, None)
 
     def unsubscribe(self, receiver: Receiver, topic_filter: str) -> None:
         """Remove a subscription; one that does not exist is no fault."""
@@ -112,13 +121,13 @@ class Hub:
             self.router.remove_target(target.target_id)
 
     def interests(self) -> list[Target]:
-        """Return every target, for a router that knows none."""
+        """Return every target, queries too, for a router that knows none."""
         return list(self._targets.values())
 
-    def _new_target(self, instance_id: str, topic_filter: str) -> Target:
+    def _new_target(self, instance_id: str, topic_filter: str, *, is_query: bool = False) -> Target:
         target_id = self._next_target_id
         self._next_target_id = target_id + 1
-        target = self._targets[target_id] = Target(target_id, instance_id, topic_filter)
+        target = self._targets[target_id] = Target(target_id, instance_id, topic_filter, is_query=is_query)
         return target
 
     # --- deliveries ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from services.edge.mqtt.packets import Connect, Publish
+from services.edge.mqtt.packets import Connect, Publish, Will
 from services.edge.policy import Grant, TopicRule
 
 
@@ -56,8 +56,10 @@ class Authenticator(Protocol):
 class Sessions(Protocol):
     """Knows who is connected where."""
 
-    def open(self, client: Client, *, takeover: bool, clean_session: bool) -> None:
-        """Have `client.on_admitted` called; `close` must follow, also after a refusal."""
+    def open(
+        self, client: Client, *, takeover: bool, clean_session: bool, will: Will | None, will_rule: TopicRule | None
+    ) -> None:
+        """Have `client.on_admitted` called; `close` must follow unless it was refused."""
 
     def close(self, client: Client, reason: int) -> None:
         """Note that the connection is gone; `reason` is a `weimq.session.v1.CloseReason`."""
@@ -78,6 +80,9 @@ class Router(Protocol):
 
     def remove_target(self, target_id: int) -> None:
         """Have no more delivered to the target."""
+
+    def query_retained(self, query_id: int, instance_id: str, topic_filter: str) -> None:
+        """Have the retained messages that match delivered to the target `query_id`; then `Hub.end_query` is called."""
 
     def notify_subscribed(self, client: Client, packet_identifier: int) -> None:
         """Call `client.on_subscribed` once the router has every filter added before."""

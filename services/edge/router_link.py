@@ -140,6 +140,7 @@ class RouterLink:
         self._added: list[router_pb2.Target] = []
         self._clients: dict[int, Client] = {}
         self._removed: list[int] = []
+        self._queries: list[router_pb2.RetainedQuery] = []
         self._routed: list[Client] = []
         self._subscribed: list[tuple[Client, int]] = []
         self._waiting: deque[tuple[int, list[Client], list[tuple[Client, int]]]] = deque()
@@ -184,6 +185,13 @@ class RouterLink:
         """Withdraw an interest; see `ports.Router`."""
         self._clients.pop(target_id, None)
         self._removed.append(target_id)
+        self.link.wake()
+
+    def query_retained(self, query_id: int, instance_id: str, topic_filter: str) -> None:
+        """Ask for retained messages; see `ports.Router`."""
+        self._queries.append(
+            router_pb2.RetainedQuery(query_id=query_id, instance_id=instance_id, topic_filter=topic_filter)
+        )
         self.link.wake()
 
     def notify_subscribed(self, client: Client, packet_identifier: int) -> None:
@@ -233,7 +241,7 @@ class RouterLink:
 
     def _build(self) -> router_pb2.LinkRequest | None:
         columns = self._full.popleft() if self._full else self._columns
-        has_changes = bool(self._added or self._removed or self._subscribed or self._routed)
+        has_changes = bool(self._added or self._removed or self._queries or self._subscribed or self._routed)
         if not columns.sequences and not has_changes and self._snapshot_complete:
             if not self._goodbye:
                 return None
@@ -257,6 +265,8 @@ class RouterLink:
     def _add_changes(self, frame: router_pb2.LinkRequest) -> None:
         frame.added_targets.extend(self._added)
         frame.removed_target_ids.extend(self._removed)
+        frame.retained_queries.extend(self._queries)
+        self._queries.clear()
         self._added.clear()
         self._removed.clear()
         if self._routed or self._subscribed:
@@ -295,13 +305,12 @@ class RouterLink:
         """Gather every interest and every unacknowledged publication for a router that knows nothing of us."""
         self._added = []
         self._removed = []
+        self._queries = []
         for target in self._hub.interests():
-            if target.topic_filter:
-                self._added.append(
-                    router_pb2.Target(
-                        target_id=target.target_id, instance_id=target.instance_id, topic_filter=target.topic_filter
-                    )
-                )
+            if target.is_query:
+                self.query_retained(target.target_id, target.instance_id, target.topic_filter)
+            elif target.topic_filter:
+                self.add_filter(target.target_id, target.instance_id, target.topic_filter)
             else:
                 self._added.append(_client_target(target.target_id, self._clients[target.target_id]))
         for _, routed, subscribed in self._waiting:
@@ -340,6 +349,8 @@ class RouterLink:
                     entry.client.on_published(entry.packet_identifier, entry.flags & 3)
         if frame.HasField("deliveries"):
             self._deliver(frame.deliveries)
+        for query_id in frame.answered_query_ids:
+            self._hub.end_query(query_id)
         self.link.confirm(frame.frame)
 
     def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
@@ -363,7 +374,7 @@ class RouterLink:
             route = routes[topic]
             if not route:
                 continue
-            message = OutboundMessage(topics[topic], payload, False)  # noqa: FBT003 - [MQTT-3.3.1-9]
+            message = OutboundMessage(topics[topic], payload, bool(flags & RETAIN))
             for receiver, granted in route:
                 receiver.deliver(message, qos if qos < granted else granted)
 

@@ -14,6 +14,8 @@ from services.common.readiness import Readiness
 from services.common.settings import Secret
 from services.edge.hub import Hub
 from services.edge.linking import Opened, keep_linked
+from services.edge.mqtt.packets import Will
+from services.edge.policy import FLAG_LOGGED, FLAG_P2P, TopicRule
 from services.edge.ports import Client
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
@@ -72,9 +74,18 @@ class SessionLink:
 
     # --- the port ------------------------------------------------------------------------------
 
-    def open(self, client: Client, *, takeover: bool, clean_session: bool) -> None:
+    def open(
+        self, client: Client, *, takeover: bool, clean_session: bool, will: Will | None, will_rule: TopicRule | None
+    ) -> None:
         """Ask for a client to be let in; see `ports.Sessions`."""
         opening = session_pb2.Opening(connection=_connection(client), takeover=takeover, clean_session=clean_session)
+        if will is not None and will_rule is not None:
+            opening.will.topic = will.topic
+            opening.will.payload = will.payload
+            opening.will.qos = will.qos
+            opening.will.retain = will.retain
+            opening.will.logged = bool(will_rule.flags & FLAG_LOGGED)
+            opening.will.p2p = bool(will_rule.flags & FLAG_P2P)
         self._waiting[client.channel_id] = opening
         self._to_open.append(opening)
         self.link.wake()

@@ -381,3 +381,94 @@ async def test_a_lost_connection_is_reported() -> None:
         device.abort()
         await until(lambda: w.session.closings)
         assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_CONNECTION_LOST
+
+
+WILL = packets.Will("fast/will", b"gone", 1, True)
+
+
+@pytest.mark.spec("MQTT-3.1.2-8")
+async def test_a_will_is_published_when_the_connection_is_lost() -> None:
+    async with world() as w:
+        device = await w.connect(will=WILL)
+        assert await device.receive() == packets.ConnAck(False, 0)
+        opening = w.session.openings[0]
+        assert (opening.will.topic, opening.will.payload, opening.will.qos) == ("fast/will", b"gone", 1)
+        device.abort()
+        await until(lambda: w.router.published)
+        topic, payload, flags, _, publisher = w.router.published[0]
+        assert (topic, payload, flags & 7, publisher) == ("fast/will", b"gone", 1 | 4, "GID_demo@@@1")
+
+
+@pytest.mark.spec("MQTT-3.1.2-10")
+async def test_a_will_is_forgotten_with_disconnect() -> None:
+    async with world() as w:
+        device = await w.connect(will=WILL)
+        assert await device.receive() == packets.ConnAck(False, 0)
+        await device.send(packets.Disconnect())
+        assert await device.receive() is None
+        await until(lambda: w.session.closings)
+        witness = await w.connected("GID_demo@@@2")
+        await witness.send(packets.Publish("fast/x", b"", 1, False, False, 1))
+        assert await witness.receive() == packets.PubAck(1)
+        assert [topic for topic, *_ in w.router.published] == ["fast/x"]
+
+
+async def test_a_will_is_published_when_the_client_breaks_the_protocol() -> None:
+    async with world() as w:
+        device = await w.connect(will=WILL)
+        assert await device.receive() == packets.ConnAck(False, 0)
+        await device.send(packets.ConnAck(False, 0))
+        assert await device.receive() is None
+        await until(lambda: w.router.published)
+
+
+async def test_a_will_that_may_not_be_published_refuses_the_connection() -> None:
+    async with world() as w:
+        device = await w.connect(will=packets.Will("other/x", b"", 0, False))
+        assert await device.receive() == packets.ConnAck(False, packets.ConnectReturnCode.NOT_AUTHORIZED)
+        assert not w.session.openings
+
+
+@pytest.mark.spec("MQTT-3.3.1-8")
+async def test_a_new_subscription_gets_the_retained_messages_alone() -> None:
+    async with world() as w:
+        first = await w.connected()
+        await first.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await first.receive() == packets.SubAck(1, [1])
+        second = await w.connected("GID_demo@@@2")
+        await second.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await second.receive() == packets.SubAck(1, [1])
+        query = w.router.queries[-1]
+        assert (query.instance_id, query.topic_filter) == ("i", "fast/#")
+        batch = w.router.to_send.deliveries
+        batch.topics.append("fast/a")
+        batch.target_counts.append(1)
+        batch.target_ids.append(query.query_id)
+        batch.topic_indexes.append(0)
+        batch.payloads.append(b"kept")
+        batch.flags += bytes((1 | 4,))
+        w.router.to_send.answered_query_ids.append(query.query_id)
+        w.router.deliver("fast/a", b"live", 1, "fast/#")
+        assert await second.receive() == packets.Publish("fast/a", b"kept", 1, True, False, 1)
+        assert await second.receive() == packets.Publish("fast/a", b"live", 1, False, False, 2)
+        assert await first.receive() == packets.Publish("fast/a", b"live", 1, False, False, 1)
+
+
+async def test_an_unanswered_query_is_asked_again_of_a_new_router() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await device.receive() == packets.SubAck(1, [1])
+        asked = list(w.router.queries)
+        w.router.queries.clear()
+        w.router.cut.set()
+        await until(lambda: w.router.queries)
+        assert w.router.queries == asked
+        w.router.to_send.answered_query_ids.append(asked[0].query_id)
+        w.router.link.wake()
+        await until(lambda: not w.router.link.has_unconfirmed and not w.router.to_send.ByteSize())
+        w.router.queries.clear()
+        w.router.targets.clear()
+        w.router.cut.set()
+        await until(lambda: len(w.router.targets) == 2)
+        assert not w.router.queries

@@ -140,6 +140,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         self.targets: dict[int, router_pb2.Target] = {}
         self.published: list[tuple[str, bytes, int, int, str]] = []
         """(topic, payload, flags, sequence, publisher)."""
+        self.queries: list[router_pb2.RetainedQuery] = []
         self.acknowledges = True
         self.confirms = True
         self.goodbyes = 0
@@ -181,6 +182,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         for target_id in frame.removed_target_ids:
             self.targets.pop(target_id, None)
         self.goodbyes += frame.goodbye
+        self.queries.extend(frame.retained_queries)
         batch = frame.publishes
         for n, sequence in enumerate(batch.sequences):
             topic = batch.topics[batch.topic_indexes[n]]
@@ -191,6 +193,12 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         if self.confirms:
             self.link.confirm(frame.frame)
         self.link.wake()
+
+    @override
+    async def Publish(
+        self, request: router_pb2.PublishRequest, context: aio.ServicerContext[Any, Any]
+    ) -> router_pb2.PublishResponse:
+        raise NotImplementedError
 
     async def _read(self, context: aio.ServicerContext[Any, Any]) -> Any:
         reading = asyncio.ensure_future(_read(context))

@@ -19,12 +19,16 @@ class FakeRouter:
 
     def __init__(self) -> None:
         self.targets: dict[int, str] = {}
+        self.queries: list[int] = []
 
     def add_client(self, target_id: int, client: Receiver) -> None:
         self.targets[target_id] = f"client {client.client_id}"
 
     def add_filter(self, target_id: int, instance_id: str, topic_filter: str) -> None:
         self.targets[target_id] = topic_filter
+
+    def query_retained(self, query_id: int, instance_id: str, topic_filter: str) -> None:
+        self.queries.append(query_id)
 
     def remove_target(self, target_id: int) -> None:
         del self.targets[target_id]
@@ -79,6 +83,18 @@ def test_target_ids_are_not_used_again() -> None:
     hub.unsubscribe(a, "x")
     hub.subscribe(a, "x", 1)
     assert first not in router.targets
+
+
+def test_a_query_is_a_target_until_it_is_answered() -> None:
+    hub, router = _hub()
+    a = FakeReceiver("a")
+    hub.subscribe(a, "x/#", 1)
+    hub.subscribe(a, "x/#", 1)
+    assert len(router.queries) == 2
+    assert hub.route(router.queries[:1]) == [(a, 1)]
+    for query_id in router.queries:
+        hub.end_query(query_id)
+    assert [target.target_id for target in hub.interests()] == list(router.targets)
 
 
 @pytest.mark.spec("MQTT-3.3.5-1")
