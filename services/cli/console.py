@@ -117,6 +117,9 @@ class UpReport(Report):
 
 _LABELS = {
     "mqtt": ("MQTT", "{}"),
+    "mqtts": ("MQTT over TLS", "{}"),
+    "ws": ("MQTT over WebSocket", "ws://{}/mqtt"),
+    "wss": ("MQTT over WSS", "wss://{}/mqtt"),
     "status_http": ("online query (HTTP)", "http://{}/route/clientId/get"),
     "auth_http": ("auth (HTTP)", "http://{}/healthz"),
     "auth": ("auth (gRPC)", "{}"),
@@ -127,9 +130,13 @@ _LABELS = {
 }
 
 
+_TRANSPORTS = ("mqtt", "mqtts", "ws", "wss")
+
+
 def _shown(endpoints: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    edges = sorted((name for name in endpoints if name.startswith("mqtt-")), key=lambda name: int(name[5:]))
-    for name in ("mqtt", *edges, *(other for other in _LABELS if other != "mqtt")):
+    edges = sorted({int(name.partition("-")[2] or 0) for name in endpoints if name.partition("-")[0] in _TRANSPORTS})
+    names = [f"{label}-{edge}" if edge else label for edge in edges for label in _TRANSPORTS]
+    for name in (*names, *(other for other in _LABELS if other not in _TRANSPORTS)):
         if address := endpoints.get(name):
             label, form = _LABELS[name.partition("-")[0]]
             yield label, form.format(address)

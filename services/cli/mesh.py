@@ -22,6 +22,9 @@ _INHERITED_PREFIXES = ("PYTHON", "LC_")
 DRAIN_VARIABLE = "WEIMQ_DRAIN_S"
 DEFAULT_DRAIN_S = 5.0
 
+_TRANSPORTS = {"mqtt": "TCP", "mqtts": "TLS", "ws": "WS", "wss": "WSS"}
+"""Label of an edge's endpoint -> transport, as in the names of the settings."""
+
 NATS_STAGE = 2
 """NATS stops last: services hand over what they hold."""
 
@@ -92,7 +95,7 @@ def plan(
             "AUTH_BOOTSTRAP_FILE": str(data.bootstrap),
             "AUTH_HTTP_LISTEN": f"{LOOPBACK}:{ports.token_http}",
         },
-        "session": {"SESSION_NATS_URL_FILE": str(data.nats_url)},
+        "session": {"SESSION_NATS_URL_FILE": str(data.nats_url), "SESSION_ROUTER": local["router"]},
         "router": {"ROUTER_NATS_URL_FILE": str(data.nats_url)},
         "status": {
             "STATUS_HTTP_LISTEN": f"{LOOPBACK}:{ports.status_http}",
@@ -122,14 +125,20 @@ def plan(
             **shared,
             "EDGE_ID": name,
             "EDGE_TCP_LISTEN": f"{LOOPBACK}:{edge.tcp}",
+            "EDGE_TLS_LISTEN": f"{LOOPBACK}:{edge.tls}",
+            "EDGE_WS_LISTEN": f"{LOOPBACK}:{edge.ws}",
+            "EDGE_WSS_LISTEN": f"{LOOPBACK}:{edge.wss}",
+            "EDGE_TLS_CERTIFICATE_FILE": str(data.tls_certificate),
+            "EDGE_TLS_KEY_FILE": str(data.tls_key),
             "EDGE_GRPC_LISTEN": health,
             **{f"EDGE_{service.upper()}": local[service] for service in ("auth", "session", "router")},
             **({"EDGE_DEFAULT_INSTANCE": default_instance} if default_instance else {}),
             **given["edge"],
         }
-        tcp = environ["EDGE_TCP_LISTEN"]
-        processes.append(_service(name, "edge", environ, health, (tcp,), stage=0))
-        endpoints[f"mqtt-{index}" if index else "mqtt"] = tcp
+        listens = {label: environ[f"EDGE_{transport}_LISTEN"] for label, transport in _TRANSPORTS.items()}
+        listens = {label: address for label, address in listens.items() if address}
+        processes.append(_service(name, "edge", environ, health, tuple(listens.values()), stage=0))
+        endpoints.update({f"{label}-{index}" if index else label: address for label, address in listens.items()})
     endpoints["nats"] = f"{LOOPBACK}:{ports.nats}"
     return Mesh(processes=tuple(processes), endpoints=endpoints)
 

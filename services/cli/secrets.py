@@ -7,6 +7,7 @@
         bootstrap.json        the first instance, AccessKey, group and parent topic
         nats.json             passwords of the NATS users `weimq` and `backend`
         nats.url              URL of NATS for the services; written anew at every start
+      tls/                    certificate.pem and key.pem of the edges, self-signed unless replaced
       nats.conf               0600, configuration of NATS; written anew at every start
       nats/                   JetStream's files
       logs/                   one file per process
@@ -61,6 +62,8 @@ class DataDir:
         self.bootstrap = self.secrets / "bootstrap.json"
         self.nats_passwords = self.secrets / "nats.json"
         self.nats_url = self.secrets / "nats.url"
+        self.tls_certificate = self.path / "tls" / "certificate.pem"
+        self.tls_key = self.path / "tls" / "key.pem"
         self.nats_conf = self.path / "nats.conf"
         self.nats_store = self.path / "nats"
         self.logs = self.path / "logs"

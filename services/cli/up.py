@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import config_file, mesh, nats_config, run_file
+from services.cli import certificate, config_file, mesh, nats_config, run_file
 from services.cli.console import UpReport
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.options import DataOption, data_options
@@ -26,7 +26,7 @@ def up(
         int | None,
         typer.Option(
             metavar="N",
-            show_default="1883, 8080, 8081, 7001-7004, 4222",
+            show_default="1883, 8883, 8083, 8084, 8080, 8081, 7001-7004, 4222",
             help="First port: MQTT on N to N+3, HTTP on N+4 and N+5, gRPC on N+6 to N+9, NATS on N+10.",
         ),
     ] = None,
@@ -47,6 +47,7 @@ def up(
     nats_server = mesh.find_nats_server()
     directory = DataDir(data)
     directory.initialize()
+    certificate.ensure(directory)
     with run_file.locked(directory), run_file.socket_directory() as sockets:
         planned = mesh.plan(
             data=directory,
@@ -142,6 +143,7 @@ def init(
             raise CliError(f"{error}.", status=WRONG_USE) from error
     directory = DataDir(data)
     directory.initialize()
+    certificate.ensure(directory)
     nats_config.write_files(
         directory,
         listen=nats_listen,

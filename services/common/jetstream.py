@@ -67,6 +67,8 @@ async def connect(url: Secret, *, name: str, readiness: Readiness) -> Client:
                 disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
             )
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # noqa: TRY301 - nats-py may have swallowed it
         except asyncio.CancelledError:
             async with asyncio.timeout(2):  # else its connection and tasks would outlive us
                 await client.close()
@@ -88,9 +90,10 @@ async def closing(client: Client) -> AsyncGenerator[Client]:
         yield client
     finally:
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-            async with asyncio.timeout(2):
-                if client.is_connected:
-                    await client.flush(timeout=1)
+            if client.is_connected:
+                await client.flush(timeout=1)
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            async with asyncio.timeout(1):
                 await client.close()
 
 

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 """How often the connection and the acknowledgement time are looked at while something is in flight."""
+SETTLE_S = 0.002
+"""How often is looked at whether the subscription was sent."""
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 """Bounds of the pause after a failure; it doubles from one to the other."""
@@ -234,13 +236,13 @@ class LogWriter:
                 await subscription.unsubscribe()
 
     async def _settle(self) -> None:
-        """Wait until NATS knows the subscription, so that no answer is lost."""
-        while not self._client.is_closed:
-            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError, RuntimeError):
-                if self._client.is_connected:
-                    await self._client.flush(timeout=2)
-                    return
-            await asyncio.sleep(TICK_S)
+        """Wait until the subscription is on its way to NATS, ahead of the messages, so that no answer is lost.
+
+        Not by `Client.flush`: when that is cancelled, nats-py stops reading.
+        """
+        client = self._client
+        while not client.is_closed and (client.pending_data_size or not client.is_connected):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(SETTLE_S)
 
     def _lane(self, subject: str) -> _Lane:
         name = self._lane_names.get(subject)

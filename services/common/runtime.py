@@ -113,6 +113,9 @@ def main(
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_signalled(lambda stop: serve(settings, stop)))
+    except SettingsError as error:  # found by `serve`, such as files that can't be used
+        sys.stderr.write(f"weimq {service}: {error}\n")
+        sys.exit(EXIT_WRONG_SETTINGS)
     except Exception:
         logger.exception("service failed")
         sys.exit(1)

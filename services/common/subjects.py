@@ -9,6 +9,7 @@ becomes `=`.
 |---|---|
 | message log of a parent topic | stream `MQ_<instance>_<parent>`, subject `mq.out.<instance>.<parent>.<levels...>` |
 | lifecycle events | stream `EVENTS_<instance>`, subject `mq.event.<instance>.<GroupID>_MQTT.<tag>` |
+| retained messages | stream `RETAINED_<instance>`, subject `mq.retained.<instance>.<levels...>` |
 | inbound from backends | stream `MQ_IN`, subject `mq.in.<instance>.<parent>` |
 """
 
@@ -26,6 +27,10 @@ IN = "mq.in"
 """Prefix of the subjects that backend applications publish to."""
 EVENT = "mq.event"
 """Prefix of the subjects of lifecycle events."""
+RETAINED = "mq.retained"
+"""Prefix of the subjects of retained messages."""
+RETAINED_STREAM = "RETAINED_"
+"""What the names of the streams of retained messages begin with."""
 
 
 def encode_token(text: str) -> str:
@@ -62,11 +67,7 @@ def log_topic(subject: str) -> tuple[str, str]:
     Raises:
         ValueError: the subject is not one of a message log.
     """
-    prefix, _, rest = subject.partition(f"{OUT}.")
-    instance_id, _, levels = rest.partition(".")
-    if prefix or not levels:
-        raise ValueError(f"{subject!r} is not the subject of a message log")
-    return decode_token(instance_id), "/".join(map(decode_token, levels.split(".")))
+    return _topic(OUT, subject)
 
 
 def log_filter(instance_id: str, parent_topic: str) -> list[str]:
@@ -93,6 +94,38 @@ def event_filter(instance_id: str) -> str:
 def event_subject(instance_id: str, group_id: str, tag: str) -> str:
     """Return the subject of a lifecycle event; `tag` is `connect`, `disconnect` or `tcpclean`."""
     return f"{EVENT}.{encode_token(instance_id)}.{encode_token(group_id)}_MQTT.{tag}"
+
+
+def retained_subject(instance_id: str, topic: str) -> str:
+    """Return the subject of the retained message of `topic`: `mq.retained.<instance>.<levels...>`."""
+    return ".".join((RETAINED, encode_token(instance_id), *map(encode_token, topic.split("/"))))
+
+
+def retained_topic(subject: str) -> tuple[str, str]:
+    """Return the instance id and topic of a subject that `retained_subject` made.
+
+    Raises:
+        ValueError: the subject is not one of a retained message.
+    """
+    return _topic(RETAINED, subject)
+
+
+def retained_filter(instance_id: str) -> str:
+    """Return the subject that matches every retained message of an instance."""
+    return f"{RETAINED}.{encode_token(instance_id)}.>"
+
+
+def retained_stream(instance_id: str) -> str:
+    """Return the name of the stream of an instance's retained messages."""
+    return f"{RETAINED_STREAM}{_stream_part(instance_id)}"
+
+
+def _topic(root: str, subject: str) -> tuple[str, str]:
+    prefix, _, rest = subject.partition(f"{root}.")
+    instance_id, _, levels = rest.partition(".")
+    if prefix or not levels:
+        raise ValueError(f"{subject!r} is not a subject of {root}")
+    return decode_token(instance_id), "/".join(map(decode_token, levels.split(".")))
 
 
 def _stream_part(name: str) -> str:

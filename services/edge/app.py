@@ -15,7 +15,7 @@ from services.edge.auth_client import AuthClient
 from services.edge.hub import Hub
 from services.edge.policy import Policies
 from services.edge.router_link import RouterLink
-from services.edge.server import listening
+from services.edge.server import listening, specs
 from services.edge.session_link import SessionLink
 from services.edge.settings import EdgeSettings
 
@@ -26,6 +26,7 @@ def _register(_server: aio.Server) -> list[str]:
 
 async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
     """Serve MQTT until `stop` is set; reads top to bottom as the start order."""
+    specs(settings)  # refuses settings that do not fit, before anything starts
     readiness = Readiness("auth", "session", "router")
     incarnation = secrets.token_hex(8)
     hub = Hub(asyncio.get_running_loop())

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncGenerator, Callable
 
 from services.common.runtime import background
+from services.common.settings import SettingsError
 from services.edge.connection import SHUTDOWN, Connection
 from services.edge.hub import Hub
 from services.edge.mqtt.machine import Limits
 from services.edge.settings import EdgeSettings
+from services.edge.transports.flash_policy import FlashPolicyProtocol, policy
+from services.edge.transports.listen import ListenerSpec, open_listener
+from services.edge.transports.tls import Reloader, TlsError, TlsFiles, build_context
+from services.edge.transports.websocket_handshake import WebSocketOptions
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,14 @@ SWEEP_S = 0.5
 """How often deadlines are looked at; one timer for all connections."""
 CLOSE_BATCH = 200
 """Clients that are closed in one go when the edge stops."""
+
+
+_LISTENERS = {"tcp": "tcp_listen", "tls": "tls_listen", "ws": "ws_listen", "wss": "wss_listen"}
+_TLS = {"tls", "wss"}
+_WEBSOCKET = {"ws", "wss"}
+
+LONGEST_CONNECT_BYTES = 327_701
+"""Headers and the five fields of a CONNECT, each as long as its two length bytes can say."""
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -35,8 +49,78 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def specs(settings: EdgeSettings) -> tuple[list[ListenerSpec], Reloader | None]:
+    """Return the listeners of an edge, and what keeps their certificate fresh.
+
+    Raises:
+        SettingsError: naming every setting that does not fit.
+    """
+    faults: list[str] = []
+    addresses: dict[str, tuple[str, int]] = {}
+    for name, variable in _LISTENERS.items():
+        address = getattr(settings, variable)
+        if address:
+            try:
+                addresses[name] = split_address(address)
+            except ValueError as error:
+                faults.append(f"EDGE_{variable.upper()}: {error}")
+    faults.extend(
+        f"EDGE_PROXY_PROTOCOL: there is no listener {name!r}, only tcp, tls, ws and wss"
+        for name in settings.proxy_protocol
+        if name not in _LISTENERS
+    )
+    tls, reloader = _tls(settings, faults) if addresses.keys() & _TLS else (None, None)
+    if faults:
+        raise SettingsError(faults)
+    websocket = WebSocketOptions(
+        max_message_bytes=2 * settings.max_packet_bytes,
+        max_first_message_bytes=min(2 * settings.max_packet_bytes, LONGEST_CONNECT_BYTES),
+        allowed_origins=settings.ws_allowed_origins,
+        trust_forwarded_for=settings.ws_trust_forwarded_for,
+        handshake_timeout_s=settings.connect_timeout_s,
+    )
+    listeners = [
+        ListenerSpec(
+            name=name,
+            host=host,
+            port=port,
+            tls=tls if name in _TLS else None,
+            websocket=websocket if name in _WEBSOCKET else None,
+            proxy_protocol=name in settings.proxy_protocol,
+            handshake_timeout_s=settings.connect_timeout_s,
+            backlog=BACKLOG,
+        )
+        for name, (host, port) in addresses.items()
+    ]
+    return listeners, reloader
+
+
+def _tls(settings: EdgeSettings, faults: list[str]) -> tuple[ssl.SSLContext | None, Reloader | None]:
+    clients = settings.tls_client_certificates
+    if clients not in {"none", "optional", "required"}:
+        faults.append("EDGE_TLS_CLIENT_CERTIFICATES: must be none, optional or required")
+        return None, None
+    if not (settings.tls_certificate_file and settings.tls_key_file):
+        faults.append("EDGE_TLS_CERTIFICATE_FILE and EDGE_TLS_KEY_FILE: needed by the TLS listeners")
+        return None, None
+    files = TlsFiles(
+        certificate=settings.tls_certificate_file,
+        key=settings.tls_key_file,
+        client_ca=settings.tls_client_ca_file,
+        client_certificates=clients,  # type: ignore[arg-type]  # one of the three
+    )
+    try:
+        context = build_context(files)
+    except TlsError as error:
+        faults.append(f"EDGE_TLS_*: {error}")
+        return None, None
+    return context, Reloader(context, files)
+
+
 @contextlib.asynccontextmanager
-async def listening(settings: EdgeSettings, hub: Hub, is_drained: Callable[[], bool]) -> AsyncGenerator[list[int]]:
+async def listening(
+    settings: EdgeSettings, hub: Hub, is_drained: Callable[[], bool]
+) -> AsyncGenerator[dict[str, list[int]]]:
     """Accept MQTT clients while the body runs; drain on leaving.
 
     Draining: no more connections, no more reading; what was read gets its answers, within half of `drain_s`;
@@ -48,10 +132,11 @@ async def listening(settings: EdgeSettings, hub: Hub, is_drained: Callable[[], b
         is_drained: whether the services have all that the edge had to tell them.
 
     Yields:
-        The bound ports.
+        The bound ports of each listener.
 
     Raises:
-        OSError: the address can't be bound.
+        SettingsError: a listener's settings don't fit.
+        OSError: an address can't be bound.
     """
     loop = asyncio.get_running_loop()
     limits = Limits(
@@ -60,26 +145,35 @@ async def listening(settings: EdgeSettings, hub: Hub, is_drained: Callable[[], b
         max_inflight=settings.max_inflight,
         max_queued=settings.max_queued,
     )
-    host, port = split_address(settings.tcp_listen)
 
-    def new_connection() -> asyncio.BaseProtocol:
-        connection: object = Connection(
+    def new_connection() -> Connection:
+        return Connection(
             hub,
             loop,
             limits,
             write_buffer_bytes=settings.write_buffer_bytes,
             connect_timeout_s=settings.connect_timeout_s,
         )
-        return connection  # type: ignore[return-value]  # a protocol by its methods
 
-    server = await loop.create_server(new_connection, host, port, backlog=BACKLOG)
-    ports = [socket.getsockname()[1] for socket in server.sockets]
-    logger.info("mqtt listening", extra={"host": host, "ports": ports})
+    listeners, reloader = specs(settings)
     try:
-        async with background(_sweep(hub, loop)):
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(background(_sweep(hub, loop)))
+            if reloader is not None:
+                await stack.enter_async_context(background(reloader.run()))
+            ports = {
+                spec.name: await stack.enter_async_context(open_listener(spec, new_connection)) for spec in listeners
+            }
+            if settings.flash_policy_listen:
+                host, port = split_address(settings.flash_policy_listen)
+                answer = policy([port for bound in ports.values() for port in bound])
+                flash = ListenerSpec(name="flash", host=host, port=port, backlog=BACKLOG)
+                timeout_s = settings.connect_timeout_s
+                await stack.enter_async_context(
+                    open_listener(flash, lambda: FlashPolicyProtocol(loop, answer, timeout_s=timeout_s))
+                )
             yield ports
     finally:
-        server.close()
         await _drain(hub, is_drained, settings.drain_s)
 
 

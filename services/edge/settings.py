@@ -12,7 +12,33 @@ class EdgeSettings(CommonSettings):
     """What an edge is told; environment variables `EDGE_*`."""
 
     id: str = setting(text="Name of this edge, unique in the mesh and kept across restarts.")
-    tcp_listen: str = setting("127.0.0.1:1883", text="Address for MQTT over TCP, `host:port`.")
+    tcp_listen: str = setting("127.0.0.1:1883", text="Address for MQTT over TCP, `host:port`; empty: none.")
+    tls_listen: str = setting("", text="Address for MQTT over TLS, `host:port`, usually port 8883; empty: none.")
+    ws_listen: str = setting("", text="Address for MQTT over WebSocket, `host:port`, usually port 8083; empty: none.")
+    wss_listen: str = setting(
+        "", text="Address for MQTT over WebSocket and TLS, `host:port`, usually port 8084; empty: none."
+    )
+    flash_policy_listen: str = setting(
+        "", text="Address that answers Flash policy requests, `host:port`, usually port 843; empty: none."
+    )
+    tls_certificate_file: str = setting(
+        "", text="PEM file of the certificate and its intermediates; loaded again when it changes."
+    )
+    tls_key_file: str = setting("", text="PEM file of its private key, not encrypted; loaded again when it changes.")
+    tls_client_ca_file: str = setting(
+        "", text="PEM file of the authorities for client certificates; a change needs a restart."
+    )
+    tls_client_certificates: str = setting("none", text="Client certificates: `none`, `optional` or `required`.")
+    proxy_protocol: tuple[str, ...] = setting(
+        (), text="Listeners (`tcp`, `tls`, `ws`, `wss`) whose connections must begin with a PROXY header."
+    )
+    ws_allowed_origins: tuple[str, ...] = setting(
+        (), text="Origins of pages that browsers may connect from; empty: all. Who sends no Origin is let in."
+    )
+    ws_trust_forwarded_for: bool = setting(
+        False,  # noqa: FBT003 - the default
+        text="Whether the last X-Forwarded-For address is the client's; only behind a proxy that sets it.",
+    )
     grpc_listen: tuple[str, ...] = setting(
         ("127.0.0.1:7005",), text="Addresses of the health service, `host:port` or `unix:/path`, joined by commas."
     )

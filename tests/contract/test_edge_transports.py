@@ -117,8 +117,25 @@ def trusting(authority: Authority, identity: str = "") -> ssl.SSLContext:
 @contextlib.asynccontextmanager
 async def listener(**layers: Any) -> AsyncGenerator[int]:
     spec = ListenerSpec(name="test", host=HOST, port=0, **layers)
-    async with open_listener(spec, Echo) as ports:
-        yield ports[0]
+    # A deadline for all that a test waits for: an idle uvloop does not see the alarm of pytest-timeout.
+    async with asyncio.timeout(15), open_listener(spec, Echo) as ports:
+        try:
+            yield ports[0]
+        finally:
+            # Else closing the loop hangs when a test has failed and its traceback keeps the connections.
+            for transport in [writer.transport for writer in OPENED] + [e.transport for e in Echo.all if e.is_made]:
+                transport.abort()
+            OPENED.clear()
+
+
+OPENED: list[asyncio.StreamWriter] = []
+
+
+async def dial(port: int, tls: ssl.SSLContext | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to `port`; `listener` closes what a test leaves open."""
+    reader, writer = await asyncio.open_connection(HOST, port, ssl=tls, server_hostname="localhost" if tls else None)
+    OPENED.append(writer)
+    return reader, writer
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -130,9 +147,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def exchange(port: int, sent: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
     """Send `sent` on a new connection and return all that comes until its end."""
     async with asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection(
-            HOST, port, ssl=tls, server_hostname="localhost" if tls else None
-        )
+        reader, writer = await dial(port, tls)
         writer.write(sent)
         try:
             return await reader.read()
@@ -319,13 +334,13 @@ async def test_replaced_certificate_is_used_without_a_restart(authority: Authori
     trust.check_hostname = False
 
     async def name_seen(port: int) -> str:
-        _, writer = await asyncio.open_connection(HOST, port, ssl=trust)
+        _, writer = await dial(port, trust)
         certificate = writer.get_extra_info("peercert")
         writer.close()
         return str(certificate["subjectAltName"][0][1])
 
     async with listener(tls=context) as port, background(Reloader(context, files).run(0.01)):
-        reader, writer = await asyncio.open_connection(HOST, port, ssl=trust)
+        reader, writer = await dial(port, trust)
         assert await name_seen(port) == "localhost"
         authority.issue("renewed", "server")
         async with asyncio.timeout(10):
@@ -347,7 +362,7 @@ async def test_silent_tls_client_is_closed_at_its_deadline(authority: Authority)
 @pytest.mark.parametrize("header", [V1, V2])
 async def test_proxy_header_names_the_client(header: bytes) -> None:
     async with listener(proxy_protocol=True) as port:
-        reader, writer = await asyncio.open_connection(HOST, port)
+        reader, writer = await dial(port)
         writer.write(header + b"?")
         assert await reader.readexactly(len(repr(SOURCE))) == repr(SOURCE).encode()
         writer.write(b"!")
@@ -358,7 +373,7 @@ async def test_proxy_header_names_the_client(header: bytes) -> None:
 @pytest.mark.parametrize("header", [V1, V2])
 async def test_proxy_header_in_pieces(header: bytes) -> None:
     async with listener(proxy_protocol=True) as port:
-        reader, writer = await asyncio.open_connection(HOST, port)
+        reader, writer = await dial(port)
         for byte in header:
             writer.write(bytes([byte]))
             await asyncio.sleep(0)
@@ -369,7 +384,7 @@ async def test_proxy_header_in_pieces(header: bytes) -> None:
 
 async def test_connection_of_the_proxy_itself_keeps_its_address() -> None:
     async with listener(proxy_protocol=True) as port:
-        reader, writer = await asyncio.open_connection(HOST, port)
+        reader, writer = await dial(port)
         own = repr(writer.get_extra_info("sockname")).encode()
         writer.write(b"PROXY UNKNOWN\r\n?")
         assert await reader.readexactly(len(own)) == own
@@ -395,7 +410,7 @@ async def test_proxy_header_in_front_of_tls_and_websocket(header: bytes, authori
                     await client.send(b"?")
                     assert await client.recv() == repr(SOURCE).encode()
             else:
-                reader, writer = await asyncio.open_connection(HOST, front, ssl=trust, server_hostname="localhost")
+                reader, writer = await dial(front, trust)
                 writer.write(b"?")
                 assert await reader.readexactly(len(repr(SOURCE))) == repr(SOURCE).encode()
                 writer.write(bytes(1_000_000))
@@ -417,14 +432,16 @@ async def test_failed_tls_behind_a_proxy_header_ends_that_connection_only(sent: 
 
 async def test_handshakes_in_progress_end_with_the_listener(authority: Authority) -> None:
     context = build_context(server_files(authority))
-    async with listener(proxy_protocol=True, tls=context) as port:
-        reader, writer = await asyncio.open_connection(HOST, port)
-        writer.write(V1)
-        await writer.drain()
-        await exchange(port, b"not a header, and answered after the one before")
-    with contextlib.suppress(ConnectionResetError):
-        assert await asyncio.wait_for(reader.read(), 5) == b""
-    writer.close()
+    spec = ListenerSpec(name="test", host=HOST, port=0, proxy_protocol=True, tls=context)
+    async with asyncio.timeout(5):  # less than a handshake may take
+        async with open_listener(spec, Echo) as (port,):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            writer.write(V1)
+            await writer.drain()
+            await exchange(port, b"a connection refused after the one before was accepted")
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
 
 
 @contextlib.asynccontextmanager
@@ -440,7 +457,7 @@ async def forwarder(port: int, header: bytes) -> AsyncGenerator[int]:
         writer.close()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back_reader, back_writer = await asyncio.open_connection(HOST, port)
+        back_reader, back_writer = await dial(port)
         async with asyncio.TaskGroup() as group:
             group.create_task(pump(reader, back_writer, header))
             group.create_task(pump(back_reader, writer, b""))
@@ -465,17 +482,18 @@ async def test_flash_policy_is_answered() -> None:
 
 
 async def test_connections_outlive_their_listener() -> None:
-    async with listener() as port:
-        reader, writer = await asyncio.open_connection(HOST, port)
-        await until(lambda: Echo.all)
-    writer.write(b"!")
-    assert await reader.read() == b"!"
-    writer.close()
+    async with asyncio.timeout(10):
+        async with open_listener(ListenerSpec(name="test", host=HOST, port=0), Echo) as (port,):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            await until(lambda: Echo.all)
+        writer.write(b"!")
+        assert await reader.read() == b"!"
+        writer.close()
 
 
 async def test_layers_add_nothing_to_plain_tcp() -> None:
     async with listener() as port:
-        _, writer = await asyncio.open_connection(HOST, port)
+        _, writer = await dial(port)
         await until(lambda: Echo.all)
         assert not isinstance(Echo.all[0].transport, WebSocketLayer)
         assert type(Echo.all[0].transport).__module__.startswith("uvloop")

@@ -37,6 +37,8 @@ class Client:
         clean_session: bool = True,
         keepalive: int = 60,
         reconnect: bool = False,
+        transport: str = "tcp",
+        will: tuple[str, bytes, int, bool] | None = None,
     ) -> None:
         self.client_id = client_id or mesh.client_id(device or secrets.token_hex(4))
         user, right_password = mesh.login(self.client_id)
@@ -46,7 +48,12 @@ class Client:
             clean_session=clean_session,
             protocol=paho.MQTTv311,
             reconnect_on_failure=reconnect,
+            transport="websockets" if transport in {"ws", "wss"} else "tcp",
         )
+        if transport in {"tls", "wss"}:
+            self._paho.tls_set(ca_certs=str(mesh.data / "tls" / "certificate.pem"))
+        if will is not None:
+            self._paho.will_set(*will)
         self._paho.username_pw_set(user, right_password if password is None else password)
         self._paho.max_inflight_messages_set(20)
         self._paho.reconnect_delay_set(1, 1)
@@ -59,7 +66,7 @@ class Client:
         self._paho.on_disconnect = self._on_disconnect
         self._paho.on_message = self._on_message
         self._paho.on_subscribe = self._on_subscribe
-        self._port = mesh.mqtt_port(edge)
+        self._port = mesh.mqtt_port(edge, transport)
         self._keepalive = keepalive
 
     def _on_connect(self, _client: object, _userdata: object, _flags: object, reason: Any, _properties: object) -> None:
@@ -119,13 +126,13 @@ class Client:
         self._paho.unsubscribe(topic_filter)
         assert done.wait(TIMEOUT_S), "no UNSUBACK"
 
-    def publish(self, topic: str, payload: bytes, qos: int = 0) -> paho.MQTTMessageInfo:
+    def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> paho.MQTTMessageInfo:
         """Publish without waiting; `wait_for_publish` of the result waits for the acknowledgement."""
-        return self._paho.publish(topic, payload, qos)
+        return self._paho.publish(topic, payload, qos, retain)
 
-    def publish_and_wait(self, topic: str, payload: bytes, qos: int = 1) -> None:
+    def publish_and_wait(self, topic: str, payload: bytes, qos: int = 1, *, retain: bool = False) -> None:
         """Publish and wait until the broker acknowledged it."""
-        info = self.publish(topic, payload, qos)
+        info = self.publish(topic, payload, qos, retain=retain)
         info.wait_for_publish(TIMEOUT_S)
         assert info.is_published(), "not acknowledged"
 

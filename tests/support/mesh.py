@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -113,9 +114,18 @@ class Mesh:
 
     # --- what tests need to know ---------------------------------------------------------------
 
-    def mqtt_port(self, edge: int = 0) -> int:
-        """Return the MQTT port of an edge."""
-        return self.base + 20 * edge
+    def mqtt_port(self, edge: int = 0, transport: str = "tcp") -> int:
+        """Return the MQTT port of an edge for `tcp`, `tls`, `ws` or `wss`."""
+        return self.base + 20 * edge + ("tcp", "tls", "ws", "wss").index(transport)
+
+    def tls_socket(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """Return a connection to the TLS listener of the first edge."""
+        sock = socket.create_connection(("127.0.0.1", self.mqtt_port(transport="tls")), timeout=10)
+        try:
+            return context.wrap_socket(sock, server_hostname="localhost")
+        except BaseException:
+            sock.close()
+            raise
 
     @property
     def status_url(self) -> str:

@@ -49,6 +49,7 @@ def test_environment_of_each_service(tmp_path: Path) -> None:
     assert environ(made, "session") == token | {
         "SESSION_NATS_URL_FILE": f"{secrets}/nats.url",
         "SESSION_GRPC_LISTEN": "127.0.0.1:20007,unix:/s/session.sock",
+        "SESSION_ROUTER": "unix:/s/router.sock",
     }
     assert environ(made, "router") == token | {
         "ROUTER_NATS_URL_FILE": f"{secrets}/nats.url",
@@ -63,6 +64,11 @@ def test_environment_of_each_service(tmp_path: Path) -> None:
     assert environ(made, "edge-1") == token | {
         "EDGE_ID": "edge-1",
         "EDGE_TCP_LISTEN": "127.0.0.1:20020",
+        "EDGE_TLS_LISTEN": "127.0.0.1:20021",
+        "EDGE_WS_LISTEN": "127.0.0.1:20022",
+        "EDGE_WSS_LISTEN": "127.0.0.1:20023",
+        "EDGE_TLS_CERTIFICATE_FILE": f"{tmp_path}/data/tls/certificate.pem",
+        "EDGE_TLS_KEY_FILE": f"{tmp_path}/data/tls/key.pem",
         "EDGE_GRPC_LISTEN": "unix:/s/edge-1.sock",
         "EDGE_AUTH": "unix:/s/auth.sock",
         "EDGE_SESSION": "unix:/s/session.sock",
@@ -92,7 +98,13 @@ def test_endpoints_are_those_that_listen(tmp_path: Path) -> None:
     made = plan(tmp_path, edges=2)
     assert made.endpoints == {
         "mqtt": "127.0.0.1:20000",
+        "mqtts": "127.0.0.1:20001",
+        "ws": "127.0.0.1:20002",
+        "wss": "127.0.0.1:20003",
         "mqtt-1": "127.0.0.1:20020",
+        "mqtts-1": "127.0.0.1:20021",
+        "ws-1": "127.0.0.1:20022",
+        "wss-1": "127.0.0.1:20023",
         "status_http": "127.0.0.1:20004",
         "auth_http": "127.0.0.1:20005",
         "auth": "127.0.0.1:20006",
@@ -120,13 +132,14 @@ def test_default_instance_reaches_every_edge(tmp_path: Path) -> None:
 
 def test_configuration_wins_and_moves_endpoints(tmp_path: Path) -> None:
     given: Environments = {service: {} for service in SERVICES} | {
-        "edge": {"EDGE_TCP_LISTEN": "0.0.0.0:1884", "WEIMQ_DRAIN_S": "30"},
+        "edge": {"EDGE_TCP_LISTEN": "0.0.0.0:1884", "EDGE_WS_LISTEN": "", "WEIMQ_DRAIN_S": "30"},
         "status": {"STATUS_HTTP_LISTEN": "127.0.0.1:9000"},
     }
     made = plan(tmp_path, config=given)
     edge = next(process for process in made.processes if process.name == "edge-0")
     assert edge.environ["EDGE_TCP_LISTEN"] == made.endpoints["mqtt"] == "0.0.0.0:1884"
-    assert edge.listens == ("0.0.0.0:1884",)
+    assert edge.listens == ("0.0.0.0:1884", "127.0.0.1:20001", "127.0.0.1:20003")
+    assert "ws" not in made.endpoints
     assert edge.stop_s > 30
     assert made.endpoints["status_http"] == "127.0.0.1:9000"
 
