@@ -130,7 +130,13 @@ def test_a_client_id_in_use_is_refused_on_any_edge(mesh: Mesh) -> None:
         second.disconnect()
         first.publish_and_wait(f"{mesh.topic}/p2p/{first.client_id}", b"still here")
         first.wait_messages(1)
-    until(lambda: Client(mesh, "twin", edge=1).connect().return_code == 0, what="the client id is free again")
+
+    def is_free() -> bool:
+        again = Client(mesh, "twin", edge=1).connect()
+        again.disconnect()
+        return again.return_code == 0
+
+    until(is_free, what="the client id is free again")
 
 
 def test_large_payload_and_binary(mesh: Mesh) -> None:

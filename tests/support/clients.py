@@ -17,12 +17,18 @@ from tests.support.wait import until
 TIMEOUT_S = 10.0
 
 
+def close_sockets(client: paho.Client) -> None:
+    """Close what paho keeps open until it is collected, when pytest would complain of it."""
+    client._reset_sockets()
+
+
 class Client:
     """A connected client; leaving the context disconnects it.
 
     Attributes:
         client_id: full client id.
         messages: (topic, payload, QoS) of what was received, in order.
+        retained: the retain flag of each of them.
         return_code: of CONNACK, once it came.
     """
 
@@ -58,6 +64,7 @@ class Client:
         self._paho.max_inflight_messages_set(20)
         self._paho.reconnect_delay_set(1, 1)
         self.messages: list[tuple[str, bytes, int]] = []
+        self.retained: list[bool] = []
         self.return_code: int | None = None
         self._connected = threading.Event()
         self._disconnected = threading.Event()
@@ -77,6 +84,7 @@ class Client:
         self._disconnected.set()
 
     def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
+        self.retained.append(message.retain)
         self.messages.append((message.topic, bytes(message.payload), message.qos))
 
     def _on_subscribe(
@@ -105,6 +113,7 @@ class Client:
         """Send DISCONNECT and stop."""
         self._paho.disconnect()
         self._paho.loop_stop()
+        close_sockets(self._paho)
 
     def abort(self) -> None:
         """Drop the TCP connection without DISCONNECT."""
@@ -113,6 +122,7 @@ class Client:
         self._paho.loop_stop()
         if sock is not None:
             sock.close()
+        close_sockets(self._paho)
 
     def subscribe(self, topic_filter: str, qos: int = 0) -> list[int]:
         """Subscribe and return the codes of SUBACK."""

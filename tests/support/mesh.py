@@ -24,6 +24,8 @@ from tests.support.wait import until
 
 READY_S = 60.0
 EDGES = 2
+PLAIN = "plain"
+"""Instance of the standard profile that serves clients without user name."""
 
 
 def weimq(*args: str, timeout: float = 30.0, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -182,7 +184,8 @@ class Mesh:
 @pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A mesh with two edges, shared by the session; tests use client ids and topics of their own."""
-    started = Mesh(tmp_path_factory.mktemp("mesh"))
+    started = Mesh(tmp_path_factory.mktemp("mesh"), "--default-instance", PLAIN)
     started.start()
+    started.weimq("instance", "create", PLAIN, "--profile", "standard", "--anonymous")
     yield started
     assert started.stop() == 0
