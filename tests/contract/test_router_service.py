@@ -554,6 +554,7 @@ async def test_router_started_without_nats_takes_links_and_waits(mesh: Mesh, nat
 
 async def test_second_stream_of_an_edge_ends_the_first(mesh: Mesh) -> None:
     async with mesh.router(), FakeEdge(mesh, "one").running() as first:
+        await mesh.serving()
         async with FakeEdge(mesh, "one").running():
             await until(lambda: first.code is not None)
         assert first.code == grpc.StatusCode.ABORTED
@@ -698,6 +699,7 @@ async def has_violated(call: Any) -> None:
 )
 async def test_wrong_opening_is_an_invalid_argument(mesh: Mesh, first: router_pb2.LinkRequest) -> None:
     async with mesh.router(), channel(mesh.address, TOKEN) as opened:
+        await mesh.serving()
         call: Any = router_pb2_grpc.RouterServiceStub(opened).Link(metadata=call_metadata(TOKEN))
         await call.write(first)
         await has_violated(call)
@@ -705,6 +707,7 @@ async def test_wrong_opening_is_an_invalid_argument(mesh: Mesh, first: router_pb
 
 async def test_confirmation_of_what_was_not_sent_is_an_invalid_argument(mesh: Mesh) -> None:
     async with mesh.router(), channel(mesh.address, TOKEN) as opened:
+        await mesh.serving()
         call: Any = router_pb2_grpc.RouterServiceStub(opened).Link(metadata=call_metadata(TOKEN))
         await call.write(router_pb2.LinkRequest(open=router_pb2.LinkOpen(edge_id="raw", edge_incarnation="1")))
         incarnation = (await call.read()).opened.router_incarnation

@@ -75,3 +75,24 @@ def test_event_names() -> None:
     assert subjects.event_stream("i_1") == "EVENTS_i=5F1"
     assert subjects.event_filter("i") == "mq.event.i.>"
     assert subjects.event_subject("i", "GID_demo", "tcpclean") == "mq.event.i.GID_demo_MQTT.tcpclean"
+
+
+@hypothesis.given(TEXT, st.lists(TEXT.map(lambda text: text.replace("/", "")), min_size=1, max_size=5))
+def test_retained_subject_comes_back_as_instance_and_topic(instance_id: str, levels: list[str]) -> None:
+    topic = "/".join(levels)
+    subject = subjects.retained_subject(instance_id, topic)
+    assert all(TOKEN.fullmatch(token) for token in subject.split("."))
+    assert subjects.retained_topic(subject) == (instance_id, topic)
+    assert subject.startswith(subjects.retained_filter(instance_id).removesuffix(">"))
+
+
+@pytest.mark.parametrize("subject", ["mq.out.i.a", "mq.retained.i", "x.mq.retained.i.a", "mq.retained.i.a..b"])
+def test_subject_of_no_retained_message_is_refused(subject: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - several texts
+        subjects.retained_topic(subject)
+
+
+def test_retained_names() -> None:
+    assert subjects.retained_subject("mqtt-demo", "/demo/a b") == "mq.retained.mqtt-demo.=.demo.a=20b"
+    assert subjects.retained_filter("i.1") == "mq.retained.i=2E1.>"
+    assert subjects.retained_stream("i_1") == "RETAINED_i=5F1"

@@ -94,6 +94,7 @@ def masked(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
 # --- opening -----------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("MQTT-6.0.0-4")
 @pytest.mark.parametrize("path", ["/mqtt", "/", "/mqtt?token=1"])
 @pytest.mark.parametrize(
     ("offered", "chosen"),
@@ -191,6 +192,7 @@ def test_forwarded_for_counts_only_when_trusted(trust: bool, value: str, address
 # --- messages ----------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("MQTT-6.0.0-2")
 @given(st.data())
 def test_stream_is_the_same_whatever_frames_and_chunks(data: st.DataObject) -> None:
     stream = data.draw(st.binary(min_size=1, max_size=400))
@@ -239,6 +241,7 @@ def test_ping_is_answered() -> None:
     assert wire.pull() == [Frame(Opcode.PONG, b"hello")]
 
 
+@pytest.mark.spec("MQTT-6.0.0-1")
 @pytest.mark.parametrize(
     ("frames", "code"),
     [

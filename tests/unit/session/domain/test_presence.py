@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from services.session.domain.arbiter import CLAIM_MS, MAX_WAITING
-from services.session.domain.effects import Announce, Decide, Effect, Evict, Forget, Probe
+from services.session.domain.effects import Announce, Decide, Effect, Evict, Forget, Probe, PublishWills
 from services.session.domain.events import Fold
 from services.session.domain.presence import SLICE, Presence
+from services.session.domain.records import Will
 
 GRACE_MS = 5_000
 INSTANCE, CLIENT = "mqtt-demo", "GID_A@@@1"
+
+
+def a_will(channel: str, payload: bytes = b"gone") -> Will:
+    return Will(
+        INSTANCE, CLIENT, channel, "t", payload, qos=1, retain=False, logged=False, p2p=False, clean_session=True
+    )
 
 
 class Scene:
@@ -23,12 +30,32 @@ class Scene:
             self.presence.complete_snapshot(edge, self.now_ms)
 
     def open(
-        self, edge: str, channel: str, *, takeover: bool = False, established_ms: int = 0, client: str = CLIENT
+        self,
+        edge: str,
+        channel: str,
+        *,
+        takeover: bool = False,
+        established_ms: int = 0,
+        client: str = CLIENT,
+        will: bool = False,
     ) -> list[str]:
         self.presence.open(
-            edge, INSTANCE, client, channel, "10.0.0.1:1", self.now_ms, established_ms=established_ms, takeover=takeover
+            edge,
+            INSTANCE,
+            client,
+            channel,
+            "10.0.0.1:1",
+            self.now_ms,
+            established_ms=established_ms,
+            takeover=takeover,
+            will=a_will(channel) if will else None,
         )
         return self.effects()
+
+    def lose(self, edge: str) -> list[str]:
+        """Have an edge die, and return what follows when its grace is over."""
+        self.presence.break_edge(edge, "1", self.now_ms)
+        return self.after(GRACE_MS)
 
     def close(self, edge: str, channel: str, *, disconnected: bool = False, connect_time_ms: int = 1) -> list[str]:
         self.presence.close(
@@ -68,6 +95,8 @@ class Scene:
                 return f"evict {effect.edge_id} {effect.channel_id}"
             case Forget():
                 return f"forget {effect.edge_id}"
+            case PublishWills():
+                return " ".join(["wills", *(will.channel_id for will in effect.wills)])
 
     def online(self) -> list[str]:
         return [c.channel_id for c in self.presence.connections(INSTANCE, CLIENT)]
@@ -288,3 +317,164 @@ def test_event_times_do_not_follow_a_clock_that_goes_back() -> None:
     scene.presence.close("A", INSTANCE, CLIENT, "c1", "", scene.now_ms, connect_time_ms=1, disconnected=False)
     times = [e.event.time_ms for e in scene.presence.take_effects() if isinstance(e, Announce)]
     assert times == [1_000]
+
+
+# Wills
+
+
+def test_the_wills_of_a_lost_edge_are_published_once() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("A", "c2", client="GID_A@@@2")
+    scene.open("A", "c3", client="GID_A@@@3", will=True)
+    scene.open("B", "c4", client="GID_A@@@4", will=True)
+    effects = scene.lose("A")
+    assert effects[:2] == ["wills c1 c3", "forget A"]
+    assert sorted(effects[2:]) == ["tcpclean c1", "tcpclean c2", "tcpclean c3"]
+    assert scene.after(10 * GRACE_MS) == []
+
+
+def test_a_new_process_of_an_edge_has_the_wills_of_the_old_one_published() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.presence.open_edge("A", "2", scene.now_ms, resumed=False)
+    assert scene.effects() == ["wills c1", "forget A", "tcpclean c1"]
+
+
+def test_a_closing_leaves_the_will_to_the_edge_that_lives() -> None:
+    for disconnected in (True, False):
+        scene = Scene()
+        scene.open("A", "c1", will=True)
+        assert not any("will" in effect for effect in scene.close("A", "c1", disconnected=disconnected))
+        assert scene.lose("A") == ["forget A"]
+
+
+def test_an_edge_that_resumes_in_time_keeps_its_wills() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.presence.break_edge("A", "1", scene.now_ms)
+    scene.presence.open_edge("A", "1", scene.now_ms + 1, resumed=True)
+    assert scene.after(2 * GRACE_MS) == []
+    assert scene.lose("A") == ["wills c1", "forget A", "tcpclean c1"]
+
+
+def test_a_goodbye_has_no_wills_published() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.presence.close_edge("A", scene.now_ms)
+    assert scene.effects() == ["forget A", "tcpclean c1"]
+
+
+def test_a_connection_that_was_never_let_in_has_no_will() -> None:
+    scene = Scene()
+    scene.open("A", "c1")
+    scene.open("B", "c2", will=True)
+    assert scene.lose("B") == ["refuse c2", "forget B"]
+    scene = Scene()
+    scene.open("A", "c1")
+    scene.open("B", "c2", will=True)
+    scene.presence.open_edge("B", "2", scene.now_ms, resumed=False)
+    assert scene.effects() == ["forget B"]
+
+
+def test_a_claim_that_waited_has_its_will_kept() -> None:
+    scene = Scene()
+    scene.open("A", "c1")
+    scene.open("B", "c2", will=True)
+    scene.probed("A", "c1", alive=False)
+    assert scene.lose("B") == ["wills c2", "forget B", "tcpclean c2"]
+
+
+def test_an_edge_that_does_not_close_what_was_taken_over_owes_the_will_until_it_is_lost() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("B", "c2", takeover=True)
+    assert scene.after(CLAIM_MS) == ["tcpclean c1", "connect c2", "accept c2"]
+    assert scene.lose("A") == ["wills c1", "forget A"]
+
+
+def test_an_edge_that_closes_what_was_taken_over_late_has_sent_the_will() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("B", "c2", takeover=True)
+    scene.after(CLAIM_MS)
+    scene.close("A", "c1")
+    assert scene.lose("A") == ["forget A"]
+
+
+def test_an_edge_that_dies_before_it_closed_a_dead_connection_owes_the_will() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("B", "c2")
+    scene.probed("A", "c1", alive=False)
+    assert scene.lose("A") == ["wills c1", "forget A"]
+
+
+def test_a_snapshot_brings_wills_again_and_drops_those_it_does_not_name() -> None:
+    scene = Scene()
+    for number in (1, 2, 3):
+        scene.open("A", f"c{number}", client=f"GID_A@@@{number}", will=True)
+    scene.presence.open_edge("A", "1", scene.now_ms, resumed=False)
+    scene.open("A", "c1", established_ms=1_000, client="GID_A@@@1", will=True)
+    scene.open("A", "c2", established_ms=1_000, client="GID_A@@@2")
+    scene.presence.complete_snapshot("A", scene.now_ms)
+    assert scene.effects() == ["tcpclean c3"]
+    assert scene.lose("A")[0] == "wills c1"
+
+
+def test_an_edge_lost_in_the_middle_of_its_snapshot_has_all_wills_published() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("A", "c2", client="GID_A@@@2", will=True)
+    scene.presence.open_edge("A", "1", scene.now_ms, resumed=False)
+    scene.open("A", "c1", established_ms=1_000, will=True)
+    assert scene.lose("A")[0] == "wills c1 c2"
+
+
+def test_wills_of_a_snapshot_are_known_after_a_restart() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("B", "c2", client="GID_A@@@2", will=True)
+    restarted = Scene()
+    restarted.presence = Presence(edge_grace_ms=GRACE_MS)
+    restarted.presence.restore(scene.fold, restarted.now_ms)
+    restarted.presence.open_edge("A", "1", restarted.now_ms, resumed=False)
+    restarted.open("A", "c1", established_ms=1_000, will=True)
+    restarted.presence.complete_snapshot("A", restarted.now_ms)
+    assert restarted.after(GRACE_MS) == ["forget B", "tcpclean c2"]  # died with its session process: lost
+    assert restarted.lose("A") == ["wills c1", "forget A", "tcpclean c1"]
+
+
+def test_the_will_of_a_connection_evicted_across_a_restart_is_owed_until_it_is_closed() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("B", "c2", takeover=True)
+    scene.after(CLAIM_MS)
+    restarted = Scene()
+    restarted.now_ms = scene.now_ms
+    restarted.presence = Presence(edge_grace_ms=GRACE_MS)
+    restarted.presence.restore(scene.fold, restarted.now_ms)
+    restarted.presence.open_edge("A", "1", restarted.now_ms, resumed=False)
+    assert restarted.open("A", "c1", established_ms=1_000, will=True) == ["evict A c1"]
+    restarted.presence.complete_snapshot("A", restarted.now_ms)
+    assert "wills c1" in restarted.lose("A")
+
+
+def test_an_edge_given_up_that_comes_back_has_no_will_published_twice() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    assert "wills c1" in scene.lose("A")
+    scene.presence.open_edge("A", "1", scene.now_ms, resumed=False)
+    assert scene.open("A", "c1", established_ms=1_000, will=True) == ["evict A c1"]
+    scene.presence.complete_snapshot("A", scene.now_ms)
+    assert scene.lose("A") == ["forget A"]
+
+
+def test_a_snapshot_drops_the_will_of_a_dead_connection_that_it_does_not_name() -> None:
+    scene = Scene()
+    scene.open("A", "c1", will=True)
+    scene.open("B", "c2")
+    scene.probed("A", "c1", alive=False)
+    scene.presence.open_edge("A", "1", scene.now_ms, resumed=False)
+    scene.presence.complete_snapshot("A", scene.now_ms)
+    assert scene.lose("A") == ["forget A"]

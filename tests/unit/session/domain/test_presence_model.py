@@ -1,7 +1,8 @@
 """Presence against simulated edges, with broken links, dying edges and crashes of the session process.
 
 Whatever happens, once all is quiet: the events that are stored, folded, are the connections that the edges hold; each
-connection has one `connect`, one `tcpclean` when it ended, and `disconnect` only between them; times never fall.
+connection has one `connect`, one `tcpclean` when it ended, and `disconnect` only between them; times never fall. The
+wills published are those of the connections that a process of an edge held when it was given up, once each.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe
+from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe, PublishWills
 from services.session.domain.events import CONNECT, DISCONNECT, TCPCLEAN, Event, Fold
 from services.session.domain.presence import Presence
+from services.session.domain.records import Will
 
 GRACE_MS = 5_000
 INSTANCE = "i"
@@ -71,6 +73,9 @@ class World:
         self.channels = 0
         self.processes = 0
         self.events: list[Event] = []  # emitted, in order; a crash loses the tail
+        self.wills: list[str] = []  # channels whose will was published
+        self.owed: dict[str, list[str]] = {}  # by edge process: channels that were let in and have sent no closing
+        self.due: list[str] = []  # channels that an edge process owed when it was given up
         self.presence = Presence(edge_grace_ms=GRACE_MS)
         self.edges = [self.new_edge(name) for name in "ABC"]
 
@@ -82,9 +87,15 @@ class World:
         for effect in self.presence.take_effects():
             if isinstance(effect, Announce):
                 self.events.append(effect.event)
+                if effect.event.tag == CONNECT:
+                    self.owed.setdefault(effect.event.edge, []).append(effect.event.channel_id)
+                continue
+            if isinstance(effect, PublishWills):
+                self.wills += [will.channel_id for will in effect.wills]
                 continue
             edge = next(e for e in self.edges if e.edge_id == effect.edge_id)
             if isinstance(effect, Forget):
+                self.due += self.owed.pop(f"{effect.edge_id}/{effect.incarnation}", [])
                 if edge.incarnation == effect.incarnation:
                     edge.is_known = False
                     edge.inbox.clear()
@@ -124,6 +135,9 @@ class World:
             self.now_ms,
             established_ms=connect_ms,
             takeover=takeover,
+            will=Will(
+                INSTANCE, client, channel, "t", b"", qos=0, retain=False, logged=False, p2p=False, clean_session=True
+            ),
         )
         self.drain()
 
@@ -139,6 +153,8 @@ class World:
             disconnected=closed.disconnected,
         )
         self.drain()
+        name = f"{edge.edge_id}/{edge.incarnation}"
+        self.owed[name] = [channel for channel in self.owed.get(name, ()) if channel != closed.channel]
         closed.confirmed_at = len(self.events)
 
     def send(self, edge: EdgeModel, what: Asked | Closed | Probed) -> None:
@@ -323,3 +339,15 @@ def test_without_crashes_each_event_is_emitted_once_and_ids_are_never_shared(see
     world.quiet()
     emitted = [(event.channel_id, event.tag) for event in world.events]
     assert len(emitted) == len(set(emitted))
+
+
+@settings(max_examples=300)
+@given(seed=st.integers(min_value=0, max_value=2**32), steps=st.integers(min_value=10, max_value=250))
+def test_wills_published_are_those_of_connections_that_were_open_on_edges_given_up(seed: int, steps: int) -> None:
+    world = World(seed)
+    world.crash = lambda: None  # type: ignore[method-assign]
+    for _ in range(steps):
+        world.step()
+    world.quiet()
+    assert sorted(world.wills) == sorted(world.due)
+    assert len(world.wills) == len(set(world.wills))

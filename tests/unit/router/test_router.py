@@ -1,0 +1,220 @@
+"""Back-pressure, refusals and acknowledgements, without a stream between."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.router.edge_link import EdgeLink
+from services.router.router import Router
+from weimq.router.v1 import router_pb2
+
+HIGH = 10_000
+LOW = 5_000
+
+
+class FakeLog:
+    """Stores nothing until told."""
+
+    def __init__(self) -> None:
+        self.is_connected = True
+        self.written: list[tuple[bytes, object]] = []
+
+    @property
+    def backlog_bytes(self) -> int:
+        return sum(len(payload) for payload, _ in self.written)
+
+    def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
+        self.written.append((payload, token))
+
+    def store(self, router: Router) -> None:
+        _, token = self.written.pop(0)
+        if token is not None:
+            router.stored(token, 1, False)
+
+
+@pytest.fixture
+def router() -> Router:
+    return Router(high_bytes=HIGH, low_bytes=LOW)
+
+
+@pytest.fixture
+def log(router: Router) -> FakeLog:
+    made = FakeLog()
+    router.begin(made)
+    return made
+
+
+def join(router: Router, name: str) -> EdgeLink:
+    edge = EdgeLink(
+        edge_id=name,
+        incarnation=f"{name}.1",
+        router_incarnation="r",
+        slot=router.new_slot(),
+        take=router.take,
+        confirmed=router.on_confirmed,
+    )
+    router.join(edge)
+    return edge
+
+
+def take(edge: EdgeLink, **fields: object) -> None:
+    """Let the edge's next frame arrive."""
+    frame = edge.link.received_through + 1
+    edge.link.received_through = frame
+    edge._take(router_pb2.LinkRequest(frame=frame, **fields))  # type: ignore[arg-type]
+
+
+def subscribe(edge: EdgeLink, target_id: int, topic_filter: str) -> None:
+    take(edge, added_targets=[router_pb2.Target(target_id=target_id, instance_id="i", topic_filter=topic_filter)])
+
+
+def publish(edge: EdgeLink, payload: bytes, *, qos: int = 1, is_logged: bool = False, sequence: int = 1) -> None:
+    take(
+        edge,
+        publishes=router_pb2.PublishBatch(
+            instances=["i"],
+            topics=["a"],
+            topic_instances=[0],
+            topic_flags=bytes([is_logged]),
+            publishers=["c"],
+            topic_indexes=[0],
+            sequences=[sequence],
+            payloads=[payload],
+            flags=bytes([qos]),
+            publisher_indexes=[0],
+        ),
+    )
+
+
+def sent(edge: EdgeLink) -> router_pb2.LinkResponse:
+    """Return the next frame to the edge, as its link would send it."""
+    message = edge.link._next_message()
+    assert message is not None
+    return message
+
+
+@pytest.mark.usefixtures("log")
+def test_publisher_of_a_slow_edge_is_held_until_it_confirmed(router: Router) -> None:
+    publisher, slow, other = join(router, "publisher"), join(router, "slow"), join(router, "other")
+    subscribe(slow, 1, "a")
+    publish(publisher, bytes(HIGH))
+    assert slow.is_congested
+    assert publisher.is_held
+    assert publisher.link.confirmed_through == 0
+    publish(other, b"")
+    assert other.link.confirmed_through == 0  # it sends to the slow edge, too
+    subscribe(other, 1, "b")
+    assert other.link.confirmed_through == 0  # confirmations are in order
+    frame = sent(slow)
+    assert frame.deliveries.payloads == [bytes(HIGH), b""]
+    slow.link._drop_confirmed(frame.frame)
+    assert not slow.is_congested
+    assert publisher.link.confirmed_through == 1
+    assert other.link.confirmed_through == 2
+    assert sent(publisher).acknowledged_sequences == [1]
+
+
+@pytest.mark.usefixtures("log")
+def test_publisher_that_sends_elsewhere_is_not_held(router: Router) -> None:
+    publisher, slow, other = join(router, "publisher"), join(router, "slow"), join(router, "other")
+    subscribe(slow, 1, "a")
+    publish(publisher, bytes(HIGH + 1))
+    subscribe(other, 1, "b")
+    assert publisher.is_held
+    assert other.link.confirmed_through == 1
+
+
+@pytest.mark.usefixtures("log")
+def test_slow_edge_that_leaves_frees_its_publishers(router: Router) -> None:
+    publisher, slow = join(router, "publisher"), join(router, "slow")
+    subscribe(slow, 1, "a")
+    publish(publisher, bytes(HIGH + 1))
+    router.leave(slow)
+    assert publisher.link.confirmed_through == 1
+    assert sent(publisher).acknowledged_sequences == [1]
+    publish(publisher, b"", sequence=2)
+    assert sent(publisher).acknowledged_sequences == [2]
+
+
+def test_publishers_are_held_while_the_log_is_behind(router: Router, log: FakeLog) -> None:
+    edge = join(router, "edge")
+    publish(edge, bytes(HIGH + 1), is_logged=True)
+    assert edge.link.confirmed_through == 1
+    publish(edge, b"next", is_logged=True, sequence=2)
+    assert edge.link.confirmed_through == 1
+    publish(edge, b"at most once", is_logged=True, qos=0)
+    assert edge.link.confirmed_through == 1
+    log.store(router)
+    assert edge.link.confirmed_through == 3
+    log.store(router)
+    assert sent(edge).acknowledged_sequences == [1, 2]
+    assert router.unlogged_messages == 0
+
+
+def test_qos_0_passes_a_log_that_is_away(router: Router, log: FakeLog) -> None:
+    publisher, subscriber = join(router, "publisher"), join(router, "subscriber")
+    subscribe(subscriber, 1, "a")
+    publish(publisher, bytes(HIGH + 1), is_logged=True)
+    log.is_connected = False
+    publish(publisher, b"live", is_logged=True, qos=0)
+    assert publisher.link.confirmed_through == 2
+    assert router.unlogged_messages == 1
+    assert sent(subscriber).deliveries.payloads == [b"live"]
+    publish(publisher, b"safe", is_logged=True, sequence=2)
+    assert publisher.link.confirmed_through == 2
+
+
+def test_message_that_the_log_refuses_is_acknowledged_and_dropped(router: Router, log: FakeLog) -> None:
+    publisher, subscriber = join(router, "publisher"), join(router, "subscriber")
+    subscribe(subscriber, 1, "a")
+    publish(publisher, b"", is_logged=True)
+    _, token = log.written.pop()
+    router.failed(token, "too large")
+    assert sent(publisher).acknowledged_sequences == [1]
+    assert router.refused_messages == 1
+    assert subscriber.pending_bytes == 0
+
+
+def test_message_stored_after_its_edge_left_is_delivered(router: Router, log: FakeLog) -> None:
+    publisher, subscriber = join(router, "publisher"), join(router, "subscriber")
+    subscribe(subscriber, 1, "a")
+    publish(publisher, b"payload", is_logged=True, qos=2)
+    router.leave(publisher)
+    newcomer = join(router, "newcomer")
+    assert newcomer.slot == publisher.slot
+    log.store(router)
+    frame = sent(subscriber)
+    assert frame.deliveries.payloads == [b"payload"]
+    assert frame.deliveries.origins == ["publisher.1"]
+    subscriber.link._drop_confirmed(frame.frame)
+    assert newcomer.link._next_message() is None
+
+
+def test_nothing_is_routed_before_the_beginning(router: Router) -> None:
+    publisher, subscriber, gone = join(router, "publisher"), join(router, "subscriber"), join(router, "gone")
+    publish(publisher, b"1")
+    publish(gone, b"dropped with its edge")
+    publish(publisher, b"2", sequence=2)
+    assert publisher.link.confirmed_through == 0
+    subscribe(subscriber, 1, "a")
+    assert subscriber.link.confirmed_through == 1
+    router.leave(gone)
+    router.begin(FakeLog())
+    assert publisher.link.confirmed_through == 2
+    assert sent(subscriber).deliveries.payloads == [b"1", b"2"]
+
+
+@pytest.mark.usefixtures("log")
+def test_deliveries_on_their_way_are_sent_again_when_the_edge_starts_anew(router: Router) -> None:
+    publisher, subscriber = join(router, "publisher"), join(router, "subscriber")
+    subscribe(subscriber, 1, "a")
+    publish(publisher, b"1")
+    sent(subscriber)
+    publish(publisher, b"2", sequence=2)
+    subscriber.restart()
+    first, second = sent(subscriber), sent(subscriber)
+    assert [first.frame, second.frame] == [1, 2]
+    assert [*first.deliveries.payloads, *second.deliveries.payloads] == [b"1", b"2"]
+    subscriber.link._drop_confirmed(2)
+    assert sent(publisher).acknowledged_sequences == [1, 2]
+    assert subscriber.pending_bytes == 0
