@@ -104,6 +104,9 @@ class Connection(Receiver):
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""
         self._handle(self._machine.feed(data, self._loop.time()))
+        if not (self._is_admitted or self._closed or self._hub.may_hold(self, self._machine.pending_bytes)):
+            logger.warning("too many large CONNECT packets at once", extra={"address": self.address})
+            self.close(PROTOCOL_ERROR)
 
     def eof_received(self) -> bool:
         """Close our side too."""
@@ -253,6 +256,7 @@ class Connection(Receiver):
         if self._closed:
             return
         self._is_admitted = True
+        self._hub.let_in(self)
         events = self._machine.accept(self._loop.time(), session_present=False)
         early, self._early = self._early, []
         for message, qos in early:

@@ -16,6 +16,12 @@ MAX_SEEN = 65_536
 """Message ids of QoS 2 kept for each origin, to drop what comes again after a break."""
 
 
+STRANGER_BYTES = 4096
+"""What any connection may make us hold before it is let in; a CONNECT seldom has more than some hundred bytes."""
+STRANGERS_BYTES = 16 << 20
+"""What all of those together may hold beyond that: long client ids and wills are allowed, not by the thousand."""
+
+
 class Receiver(Client):
     """A connection that takes deliveries."""
 
@@ -78,6 +84,8 @@ class Hub:
         self._dirty: list[Receiver] = []
         self._paused: set[Receiver] = set()
         self._seen: dict[str, tuple[set[int], deque[int]]] = {}
+        self._strangers: dict[Receiver, int] = {}
+        self._stranger_bytes = 0
 
     # --- interests -----------------------------------------------------------------------------
 
@@ -184,8 +192,21 @@ class Hub:
         for receiver in paused:
             receiver.resume()
 
+    def may_hold(self, receiver: Receiver, size: int) -> bool:
+        """Note that a connection that is not let in makes us hold `size` bytes; False: it must be closed."""
+        if size <= STRANGER_BYTES and receiver not in self._strangers:
+            return True
+        self._stranger_bytes += size - self._strangers.get(receiver, 0)
+        self._strangers[receiver] = size
+        return self._stranger_bytes <= STRANGERS_BYTES
+
+    def let_in(self, receiver: Receiver) -> None:
+        """Note that a connection is let in, or gone."""
+        self._stranger_bytes -= self._strangers.pop(receiver, 0)
+
     def forget(self, receiver: Receiver) -> None:
         """Drop a connection that is gone."""
+        self.let_in(receiver)
         self.connections.discard(receiver)
         self._paused.discard(receiver)
         self.by_channel.pop(receiver.channel_id, None)

@@ -8,7 +8,7 @@ import logging
 
 from grpc import aio
 
-from services.common import grpc_server, jetstream
+from services.common import grpc_client, grpc_server, jetstream
 from services.common.readiness import Readiness
 from services.common.runtime import background, unless_stopped
 from services.session.checkpoints import Checkpoints
@@ -19,6 +19,8 @@ from services.session.hub import Hub
 from services.session.servicer import SessionServicer
 from services.session.settings import SessionSettings
 from services.session.store import Store
+from services.session.wills import WillPublisher
+from weimq.router.v1 import router_pb2_grpc
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -56,25 +58,33 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
         store = Store(client, js)
         fold = Fold()
         sequences = await unless_stopped(stop, store.recover(fold))
+        # The router may be away: clients are let in without it, and wills wait.
+        router = router_pb2_grpc.RouterServiceStub(
+            await enter(grpc_client.channel(settings.router, settings.cluster_token))
+        )
+        wills = WillPublisher(router.Publish)
         events = EventLog(client, js)
         for instance_id, sequence in sequences.items():
             events.restore(instance_id, sequence)
         checkpoints = Checkpoints(hub.presence, events, store, interval_s=settings.checkpoint_s)
-        await enter(background(events.run(), events.keep_streams(), hub.run(), checkpoints.run()))
-        hub.start(events, fold)
-        readiness.mark(PRESENCE, present=True)
-
-        await stop.wait()
+        await enter(background(events.run(), events.keep_streams(), wills.run(), checkpoints.run()))
+        hub.start(events, wills, fold)
+        # Inside, since nothing may come due once the links have ended: no edge is lost because we stop.
+        async with background(hub.run()):
+            readiness.mark(PRESENCE, present=True)
+            await stop.wait()
         readiness.mark(PRESENCE, present=False)
         await servicer.end_links()
-        await _finish(events, checkpoints, settings.drain_s)
+        await _finish(events, wills, checkpoints, settings.drain_s)
 
 
-async def _finish(events: EventLog, checkpoints: Checkpoints, drain_s: float) -> None:
-    """Have the last events stored and checkpoints written, within a time."""
+async def _finish(events: EventLog, wills: WillPublisher, checkpoints: Checkpoints, drain_s: float) -> None:
+    """Have the last events stored, checkpoints written and wills published, within a time."""
     try:
         async with asyncio.timeout(drain_s):
             await events.drained()
             await checkpoints.write()
+            await wills.drained()
     except TimeoutError:
-        logger.warning("stopped before everything was stored; the edges will repeat it")
+        extra = {"wills": wills.waiting}
+        logger.warning("stopped before everything was stored; the edges will repeat it, but no wills", extra=extra)

@@ -8,12 +8,13 @@ from typing import assert_never
 
 from services.common.errors import NotServingError, StreamContractError
 from services.session.clock import Clock
-from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe
+from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe, PublishWills
 from services.session.domain.events import Fold
 from services.session.domain.presence import SLICE, Presence
 from services.session.domain.records import Connection
 from services.session.edge_link import EdgeLink, FrameEvents
 from services.session.event_log import EventLog
+from services.session.wills import WillPublisher, will_of
 from weimq.session.v1 import session_pb2
 
 TICK_S = 0.1
@@ -22,6 +23,8 @@ MAX_INSTANCE_BYTES = 128
 """Longest instance id: it becomes part of stream names and subjects."""
 MAX_CLIENT_ID_BYTES = 65_535
 MAX_ADDRESS_BYTES = 256
+MAX_WILL_BYTES = 65_535
+"""Longest topic name, and longest payload, of a will: CONNECT has 16 bits for each length."""
 
 _CHANNEL_ID = re.compile(r"[0-9A-Fa-f]{32}\Z")
 
@@ -34,6 +37,7 @@ class Hub:
         self._presence = Presence(edge_grace_ms=int(edge_grace_s * 1000))
         self._links: dict[str, EdgeLink] = {}
         self._events: EventLog | None = None
+        self._wills: WillPublisher | None = None
 
     @property
     def presence(self) -> Presence:
@@ -45,9 +49,10 @@ class Hub:
         """Whether what the events of the past tell is known."""
         return self._events is not None
 
-    def start(self, events: EventLog, fold: Fold) -> None:
+    def start(self, events: EventLog, wills: WillPublisher, fold: Fold) -> None:
         """Start from what the events of the past left behind."""
         self._events = events
+        self._wills = wills
         self._presence.restore(fold, self._clock.now_ms())
         self._apply(None)
 
@@ -124,6 +129,7 @@ class Hub:
         try:
             for opening in request.openings:
                 _check(opening.connection)
+                _check_will(opening.will)
             for closing in request.closings:
                 _check(closing.connection)
         except StreamContractError:
@@ -144,6 +150,7 @@ class Hub:
                 now_ms,
                 established_ms=max(1, connection.connect_time_ms) if opening.established else 0,
                 takeover=opening.takeover,
+                will=will_of(opening),
             )
         for closing in request.closings:
             connection = closing.connection
@@ -167,7 +174,7 @@ class Hub:
 
     def _apply(self, frame: FrameEvents | None) -> None:
         """Carry out what the presence asks for; `frame` is what it follows from."""
-        if self._events is None:
+        if self._events is None or self._wills is None:
             raise AssertionError("effects follow from frames, which come after the start")
         for effect in self._presence.take_effects():
             match effect:
@@ -175,6 +182,8 @@ class Hub:
                     if frame is not None:
                         frame.pending += 1
                     self._events.write(effect.event, frame)
+                case PublishWills():
+                    self._wills.add(effect.wills)
                 case Forget():
                     edge_link = self._links.get(effect.edge_id)
                     if edge_link is not None and edge_link.incarnation == effect.incarnation:
@@ -212,3 +221,13 @@ def _check(connection: session_pb2.Connection) -> None:
         raise StreamContractError(f"client_id has 1 to {MAX_CLIENT_ID_BYTES} bytes", rule="client_id")
     if len(connection.address.encode()) > MAX_ADDRESS_BYTES:
         raise StreamContractError(f"address has at most {MAX_ADDRESS_BYTES} bytes", rule="address")
+
+
+def _check_will(will: session_pb2.Will) -> None:
+    """Refuse a will that no CONNECT can hold; whether its topic is one, the router knows.
+
+    Raises:
+        StreamContractError: a field is too long.
+    """
+    if len(will.payload) > MAX_WILL_BYTES or len(will.topic.encode()) > MAX_WILL_BYTES:
+        raise StreamContractError(f"topic and payload of a will have at most {MAX_WILL_BYTES} bytes", rule="will")

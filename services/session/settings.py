@@ -15,6 +15,9 @@ class SessionSettings(CommonSettings):
     grpc_listen: tuple[str, ...] = setting(
         ("127.0.0.1:7002",), text="Addresses for gRPC, `host:port` or `unix:/path`, joined by commas."
     )
+    router: str = setting(
+        "127.0.0.1:7003", text="Address of the router, which publishes the wills of clients whose edge was lost."
+    )
     edge_grace_s: float = setting(
         5.0, text="Seconds that the connections of an edge outlive its link.", minimum=0.1, maximum=600
     )

@@ -137,6 +137,11 @@ class ServerConnection:
         return unanswered >= self._limits.receive_maximum
 
     @property
+    def pending_bytes(self) -> int:
+        """Received bytes that make no whole packet yet, or wait for `accept`."""
+        return self._decoder.pending_bytes
+
+    @property
     def has_output(self) -> bool:
         """Whether `take_output` would return anything."""
         return bool(self._output)

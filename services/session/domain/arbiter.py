@@ -115,6 +115,8 @@ class Arbiter:
         connection = Connection(claim.instance_id, claim.client_id, claim.channel_id, claim.address, time_ms, edge)
         connection.takeover = claim.takeover
         self.add(connection)
+        if claim.will is not None:
+            edge.wills[claim.channel_id] = claim.will
         self.effects.append(Decide(edge.edge_id, claim.channel_id, accepted=True, connect_time_ms=time_ms))
 
     def _refuse(self, claims: Iterable[Claim]) -> None:

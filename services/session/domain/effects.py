@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.session.domain.events import Event
+from services.session.domain.records import Will
 
 
 class Announce:
@@ -56,4 +57,13 @@ class Forget:
         self.incarnation = incarnation
 
 
-Effect = Announce | Decide | Probe | Evict | Forget
+class PublishWills:
+    """Publish the wills of connections that their edge can't publish any more."""
+
+    __slots__ = ("wills",)
+
+    def __init__(self, wills: list[Will]) -> None:
+        self.wills = wills
+
+
+Effect = Announce | Decide | Probe | Evict | Forget | PublishWills

@@ -5,6 +5,12 @@ they are gone: they count no more, and their `tcpclean` events come in slices (`
 Connections that such an edge still has, should it come back, are evicted. A connection that ended does not come back:
 its channel id is remembered for a while, and what arrives about it afterwards is ignored.
 
+Wills are the edge's to send: it does whenever it closes a connection without DISCONNECT, and then sends a closing. The
+session service keeps the will of a connection until that closing, in memory only; the edge's snapshot brings it again.
+When the edge is lost before - its grace is over, or a new process of it links - the will is published, once. That
+includes connections that were ended while the edge was still to close them: a takeover it did not answer, a dead peer.
+An edge that says goodbye has closed its connections and sent what was due.
+
 Every event time is at least that of the event before it, whatever the clock does.
 """
 
@@ -13,9 +19,9 @@ from __future__ import annotations
 from collections import deque
 
 from services.session.domain.arbiter import CLAIM_MS, Arbiter
-from services.session.domain.effects import Decide, Effect, Evict, Forget
+from services.session.domain.effects import Decide, Effect, Evict, Forget, PublishWills
 from services.session.domain.events import CONNECT, DISCONNECT, TCPCLEAN, Fold
-from services.session.domain.records import Claim, Connection, Edge
+from services.session.domain.records import Claim, Connection, Edge, Will
 
 MAX_LOST_EDGES = 1_024
 """Edge processes given up that are remembered."""
@@ -135,7 +141,7 @@ class Presence:
             for claim in edge.claims.values():
                 self._arbiter.withdraw(claim)  # the edge asks again
             edge.claims.clear()
-            edge.unseen = set(edge.connections)
+            edge.unseen = edge.connections.keys() | edge.wills.keys()
             self._awaited.add(edge_id)
         self._clear(SLICE, now_ms)
 
@@ -153,16 +159,20 @@ class Presence:
             vanished = Edge(edge_id, edge.incarnation)
             vanished.is_lost = True
             for channel_id in edge.unseen:
-                connection = edge.connections.pop(channel_id)
-                connection.edge = vanished
-                vanished.connections[channel_id] = connection
+                edge.wills.pop(channel_id, None)  # the edge lives and has closed it
+                connection = edge.connections.pop(channel_id, None)
+                if connection is not None:
+                    connection.edge = vanished
+                    vanished.connections[channel_id] = connection
             edge.unseen = set()
             self._gone.append(vanished)
             self._clear(SLICE, now_ms)
 
     def close_edge(self, edge_id: str, now_ms: int) -> None:
-        """Note that an edge has ended for good."""
-        self._lose(self._edges[edge_id], now_ms)
+        """Note that an edge has ended for good, having closed its connections and sent the wills that were due."""
+        edge = self._edges[edge_id]
+        edge.wills.clear()
+        self._lose(edge, now_ms)
         self._clear(SLICE, now_ms)
 
     # Connections
@@ -178,6 +188,7 @@ class Presence:
         *,
         established_ms: int,
         takeover: bool,
+        will: Will | None = None,
     ) -> None:
         """Take an opening.
 
@@ -190,16 +201,22 @@ class Presence:
             now_ms: the time.
             established_ms: when it was let in before this link; 0: it asks to be let in.
             takeover: it displaces a connection with the same client id.
+            will: what is published should the edge be lost; None: nothing.
         """
         edge = self._edges[edge_id]
+        edge.unseen.discard(channel_id)
         known = edge.connections.get(channel_id)
         if known is not None:
+            _keep_will(edge, channel_id, will)
             self._arbiter.see(known, established=established_ms > 0, takeover=takeover)
             return
         if channel_id in edge.claims:
             return  # it waits already
-        if channel_id in self._arbiter.ended or self._is_past(edge, established_ms):
+        is_past = self._is_past(edge, established_ms)
+        if is_past or channel_id in self._arbiter.ended:
             if established_ms > 0:
+                if not is_past:  # else it was published when the edge was given up
+                    _keep_will(edge, channel_id, will)
                 self._arbiter.effects.append(Evict(edge_id, channel_id))
             else:
                 self._arbiter.effects.append(Decide(edge_id, channel_id, accepted=False, connect_time_ms=0))
@@ -209,9 +226,12 @@ class Presence:
             connection = Connection(instance_id, client_id, channel_id, address, min(established_ms, time_ms), edge)
             connection.takeover = takeover
             self._arbiter.add(connection)
+            _keep_will(edge, channel_id, will)
             self._arbiter.confront(connection)
             return
-        claim = Claim(instance_id, client_id, channel_id, address, edge, now_ms + CLAIM_MS, takeover=takeover)
+        claim = Claim(
+            instance_id, client_id, channel_id, address, edge, now_ms + CLAIM_MS, takeover=takeover, will=will
+        )
         edge.claims[channel_id] = claim
         self._arbiter.claim(claim, now_ms)
 
@@ -240,6 +260,7 @@ class Presence:
             disconnected: the client sent DISCONNECT.
         """
         edge = self._edges[edge_id]
+        edge.wills.pop(channel_id, None)  # the edge has sent it, or the client sent DISCONNECT
         connection = edge.connections.get(channel_id)
         if connection is not None:
             self._arbiter.end(connection, now_ms, disconnected=disconnected)
@@ -292,6 +313,9 @@ class Presence:
         edge.claims.clear()
         if edge.connections:
             self._gone.append(edge)
+        if edge.wills:
+            self._arbiter.effects.append(PublishWills(list(edge.wills.values())))
+            edge.wills.clear()
         self._lost_edges.pop(edge.name, None)
         lost_ms = max(now_ms, self._arbiter.last_time_ms)
         self._lost_edges[edge.name] = lost_ms
@@ -312,3 +336,11 @@ class Presence:
                 continue
             limit -= 1
             self._arbiter.end(connections[next(reversed(connections))], now_ms, disconnected=False)
+
+
+def _keep_will(edge: Edge, channel_id: str, will: Will | None) -> None:
+    """Take what an opening says of the will of its connection."""
+    if will is None:
+        edge.wills.pop(channel_id, None)
+    else:
+        edge.wills[channel_id] = will

@@ -1,4 +1,4 @@
-"""Records of the presence: connections, claims for a client id, and edges."""
+"""Records of the presence: connections, their wills, claims for a client id, and edges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from __future__ import annotations
 class Edge:
     """One process of an edge, and what it holds."""
 
-    __slots__ = ("claims", "connections", "deadline_ms", "edge_id", "incarnation", "is_lost", "name", "unseen")
+    __slots__ = (
+        "claims", "connections", "deadline_ms", "edge_id", "incarnation", "is_lost", "name", "unseen", "wills",
+    )  # fmt: skip
 
     def __init__(self, edge_id: str, incarnation: str) -> None:
         self.edge_id = edge_id
@@ -14,6 +16,9 @@ class Edge:
         self.name = f"{edge_id}/{incarnation}"
         self.connections: dict[str, Connection] = {}  # by channel id
         self.claims: dict[str, Claim] = {}  # by channel id
+        # By channel id. Here and not with the connections: a connection that was ended without the edge's closing may
+        # still be open there, and its will is the edge's to send until the edge is lost.
+        self.wills: dict[str, Will] = {}
         self.unseen: set[str] = set()  # channel ids that the running snapshot has not named yet
         self.deadline_ms = 0  # when it is given up; 0: it is linked
         self.is_lost = False  # its connections are gone, though not all announced so
@@ -39,10 +44,49 @@ class Connection:
         self.takeover = False  # it displaces older ones
 
 
+class Will:
+    """The message that is published when a connection ends without DISCONNECT [MQTT-3.1.2-8]."""
+
+    __slots__ = (
+        "channel_id", "clean_session", "client_id", "instance_id", "logged", "p2p", "payload", "qos", "retain", "topic",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        instance_id: str,
+        client_id: str,
+        channel_id: str,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool,
+        logged: bool,
+        p2p: bool,
+        clean_session: bool,
+    ) -> None:
+        self.instance_id = instance_id
+        self.client_id = client_id
+        self.channel_id = channel_id
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+        self.logged = logged
+        self.p2p = p2p
+        self.clean_session = clean_session  # of the client
+
+    def size(self) -> int:
+        """Return about how many bytes it takes."""
+        return len(self.payload) + len(self.topic) + len(self.client_id)
+
+
 class Claim:
     """An opening that waits for what holds its client id to go."""
 
-    __slots__ = ("address", "channel_id", "client_id", "deadline_ms", "edge", "instance_id", "is_done", "takeover")
+    __slots__ = (
+        "address", "channel_id", "client_id", "deadline_ms", "edge", "instance_id", "is_done", "takeover", "will",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -54,6 +98,7 @@ class Claim:
         deadline_ms: int,
         *,
         takeover: bool,
+        will: Will | None,
     ) -> None:
         self.instance_id = instance_id
         self.client_id = client_id
@@ -62,6 +107,7 @@ class Claim:
         self.edge = edge
         self.deadline_ms = deadline_ms
         self.takeover = takeover
+        self.will = will
         self.is_done = False
 
 

@@ -1,0 +1,1 @@
+"""Tests of weimq; a package by name, since some wheel on the path brings one called `tests` too."""
