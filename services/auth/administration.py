@@ -258,6 +258,7 @@ class Administration:
                 else:
                     await self._store.delete(record.key)
         await jetstream.delete_stream(self._js, subjects.event_stream(instance.instance_id))
+        await jetstream.delete_stream(self._js, subjects.retained_stream(instance.instance_id))
         await self._store.delete(instance.key)
 
     async def _finish_topic(self, topic: Topic) -> None:

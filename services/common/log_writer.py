@@ -296,7 +296,7 @@ class LogWriter:
             self._send_lane(lane, parts, now)
             if lane.waiting and not lane.is_probing:
                 self._enqueue(lane)
-            elif not lane.waiting and not lane.flight:
+            elif not lane.waiting and not lane.flight and not lane.is_queued:  # a callback may have written to it
                 del self._lanes[lane.name]
         if parts:
             # What the transport refuses counts as sent and lost: the client is about to reconnect.

@@ -11,7 +11,8 @@ from grpc import aio
 from services.common import grpc_server, jetstream, runtime
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
-from services.router import members, servicer
+from services.router import members, retained, servicer
+from services.router.publisher import ExternalPublisher
 from services.router.router import STREAM_TOKENS, Router
 from services.router.settings import RouterSettings
 from services.router.store import KnownEdges
@@ -21,16 +22,18 @@ from weimq.router.v1 import router_pb2, router_pb2_grpc
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; reads top to bottom as the start order.
 
-    Edges may link from the beginning; what they publish waits until NATS answers and the edges that the process
-    before this one knew are back.
+    Edges may link from the beginning; what they publish waits until NATS answers, the retained messages are read and
+    the edges that the process before this one knew are back.
     """
-    readiness = Readiness(jetstream.DEPENDENCY, members.DEPENDENCY)
-    router = Router()
+    readiness = Readiness(jetstream.DEPENDENCY, retained.DEPENDENCY, members.DEPENDENCY)
+    kept = retained.Retained(max_messages=settings.max_retained_messages, max_bytes=settings.max_retained_bytes)
+    router = Router(retained=kept)
+    publisher = ExternalPublisher(router)
     known = KnownEdges()
     edges = members.Members(router=router, known=known, readiness=readiness, edge_grace_s=settings.edge_grace_s)
 
     def register(server: aio.Server) -> Iterable[str]:
-        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges), server)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges, publisher), server)
         return [router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name]
 
     async with contextlib.AsyncExitStack() as stack:
@@ -44,6 +47,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
                 drain_s=settings.drain_s,
             )
         )
+        stack.callback(publisher.close)
         stack.callback(edges.close)  # ends the streams, which would use up the grace of the server
         await enter(runtime.background(edges.run()))
         connecting = jetstream.connect(settings.nats_url, name="router", readiness=readiness)
@@ -51,6 +55,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         js = client.jetstream()
         log = LogWriter(client, stored=router.stored, failed=router.failed, stream_tokens=STREAM_TOKENS)
         noted = await runtime.unless_stopped(stop, known.load(js))
-        await enter(runtime.background(log.run(), known.run(js)))
+        await runtime.unless_stopped(stop, kept.load(client))
+        readiness.mark(retained.DEPENDENCY, present=True)
+        await enter(runtime.background(log.run(), known.run(js), kept.run(js)))
         edges.await_edges(noted, log)
         await stop.wait()

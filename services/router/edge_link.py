@@ -10,6 +10,7 @@ from services.common.errors import DomainError
 from services.common.link import Link
 from services.router.domain.outbox import Batch, Outbox, Receipt
 from services.router.domain.routing import Leg
+from services.router.queries import Query
 from weimq.router.v1 import router_pb2
 
 MAX_FRAME_ACKNOWLEDGEMENTS = 16_384
@@ -90,6 +91,9 @@ class EdgeLink:
         """Interests by target id."""
         self.snapshot: set[int] | None = set()
         """Target ids sent since the link started anew; None once the snapshot is complete."""
+        self.queries: deque[Query] = deque()
+        """Queries for retained messages that are not answered; the first may be in part."""
+        self._query_bytes = 0
         self.is_gone = False
         """Whether its state was dropped; nothing is delivered or acknowledged to it any more."""
         self.is_held = False
@@ -109,6 +113,11 @@ class EdgeLink:
 
     @property
     def pending_bytes(self) -> int:
+        """Deliveries gathered and not confirmed, and queries that wait."""
+        return self._outbox.size + self._owed_bytes + self._query_bytes
+
+    @property
+    def delivery_bytes(self) -> int:
         """Deliveries gathered and not confirmed."""
         return self._outbox.size + self._owed_bytes
 
@@ -117,9 +126,27 @@ class EdgeLink:
         """Whether the edge has deliveries to confirm."""
         return bool(self._owed)
 
-    def deliver(self, leg: Leg, payload: bytes, qos: int, origin: str, sequence: int, receipt: Receipt | None) -> None:
+    def deliver(
+        self, leg: Leg, payload: bytes, flags: int, origin: str, sequence: int, receipt: Receipt | None
+    ) -> None:
         """Send a message to the targets of `leg`; see `Outbox.add`."""
-        self._outbox.add(leg, payload, qos, origin, sequence, receipt)
+        self._outbox.add(leg, payload, flags, origin, sequence, receipt)
+        self.link.wake()
+
+    def ask(self, query: Query) -> None:
+        """Add a query for retained messages."""
+        self.queries.append(query)
+        self._query_bytes += query.size
+
+    def next_query(self) -> Query:
+        """Return and forget the oldest query."""
+        query = self.queries.popleft()
+        self._query_bytes -= query.size
+        return query
+
+    def answered(self, query_id: int) -> None:
+        """Tell the edge, after what was delivered before, that a query has its answer."""
+        self._outbox.answer(query_id)
         self.link.wake()
 
     def acknowledge(self, sequence: int) -> None:
@@ -140,12 +167,18 @@ class EdgeLink:
         self._again.extendleft(reversed(self._owed))
         self._owed.clear()
         self._acknowledged.clear()  # the edge sends again what it has no acknowledgement of
+        self._forget_queries()  # it asks again
         self.snapshot = set()
         self._joined()
 
     def _joined(self) -> None:
         self.broken_s = 0.0
         self.silent_s = 0.0
+
+    def _forget_queries(self) -> None:
+        self.queries.clear()
+        self._query_bytes = 0
+        self._outbox.forget_answers()
 
     def release(self) -> None:
         """Confirm the frames that were held."""
@@ -155,6 +188,7 @@ class EdgeLink:
     def leave(self) -> None:
         """Drop everything: the edge is gone, and nobody waits for it any more."""
         self.is_gone = True
+        self._forget_queries()
         owed = [*self._again, *self._owed]
         receipts = [receipt for each in owed for receipt in each.receipts]
         while (batch := self._outbox.take()) is not None:
@@ -174,6 +208,7 @@ class EdgeLink:
             owed = self._again.popleft()
             owed.frame = self.link.next_frame
             del owed.response.acknowledged_sequences[:]
+            del owed.response.answered_query_ids[:]
             self._owed.append(owed)
             return owed.response
         batch = self._outbox.take()
@@ -184,7 +219,9 @@ class EdgeLink:
             response.acknowledged_sequences.extend(self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS])
             del self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS]
         if batch is not None:
-            _fill(response.deliveries, batch)
+            response.answered_query_ids.extend(batch.answered)
+            if batch.payloads:
+                _fill(response.deliveries, batch)
             if not self._owed:
                 self.silent_s = 0.0
             self._owed.append(_Owed(self.link.next_frame, response, batch.receipts, batch.size))

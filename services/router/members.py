@@ -17,9 +17,9 @@ import secrets
 
 from services.common.errors import DomainError, NotServingError, StreamContractError, SupersededError
 from services.common.link import LinkBrokenError
-from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 from services.router.edge_link import EdgeLink, Stream
+from services.router.ports import Log
 from services.router.router import Router
 from services.router.store import KnownEdges
 from weimq.router.v1 import router_pb2
@@ -69,11 +69,11 @@ class Members:
         self._incarnation = secrets.token_hex(8)
         self._opened = 0
         self._is_closed = False
-        self._log: LogWriter | None = None
+        self._log: Log | None = None
         self._awaited: dict[str, float] = {}  # edge id to the seconds it has been waited for
         self._is_settled = False
 
-    def await_edges(self, known: dict[str, str], log: LogWriter) -> None:
+    def await_edges(self, known: dict[str, str], log: Log) -> None:
         """Begin to route to `log` once all `known` edges are back or their grace is over."""
         self._log = log
         self._awaited = dict.fromkeys(known, 0.0)

@@ -7,20 +7,25 @@ their clients. When all of them are below the low mark, the held frames are conf
 
 - a message of QoS 0 is not written to a log above the high mark while NATS is away; it is delivered all the same;
 - an edge that confirms nothing is not waited for longer than `services.router.members` says.
+
+A retained message counts like one of QoS 1 even at QoS 0: were its copy not written, an older one would come back.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 
 from services.common.errors import StreamContractError
-from services.common.log_writer import LogWriter
 from services.common.topics import InvalidTopicError, validate_topic_filter
-from services.router.domain.columns import CLEAN_SESSION, LOGGED, P2P, QOS, Columns
+from services.router.domain.columns import CLEAN_SESSION, LOGGED, P2P, QOS, RETAIN, Columns
 from services.router.domain.outbox import Receipt
 from services.router.domain.routing import Route, Routing
 from services.router.edge_link import EdgeLink
+from services.router.ports import Log, Source
+from services.router.queries import Answers, Query
+from services.router.retained import Retained, RetainedWrite
 from weimq.router.v1 import router_pb2
 
 logger = logging.getLogger(__name__)
@@ -38,35 +43,51 @@ _QOS_TEXT = ("0", "1", "2")
 class _Publication:
     """A message of QoS 1 or 2 on its way to the log."""
 
-    __slots__ = ("edge", "instance_id", "is_p2p", "payload", "qos", "sequence", "topic")
+    __slots__ = ("instance_id", "is_p2p", "payload", "qos", "retained_by", "sequence", "source", "topic")
 
-    def __init__(self, edge: EdgeLink, route: Route, payload: bytes, qos: int, sequence: int, *, is_p2p: bool) -> None:
-        self.edge = edge
+    def __init__(
+        self,
+        source: Source,
+        route: Route,
+        payload: bytes,
+        qos: int,
+        sequence: int,
+        retained_by: str | None,
+        *,
+        is_p2p: bool,
+    ) -> None:
+        self.source = source
         self.instance_id = route.instance_id
         self.topic = route.topic
         self.is_p2p = is_p2p
         self.payload = payload
         self.qos = qos
         self.sequence = sequence
+        self.retained_by = retained_by
 
 
 class Router:
     """Interests and messages of all edges. Owned by one event loop.
 
     Args:
+        retained: the retained messages.
         high_bytes: pending bytes above which sources are held.
         low_bytes: pending bytes below which they go on.
     """
 
-    def __init__(self, *, high_bytes: int = HIGH_BYTES, low_bytes: int = LOW_BYTES) -> None:
+    def __init__(self, *, retained: Retained, high_bytes: int = HIGH_BYTES, low_bytes: int = LOW_BYTES) -> None:
+        self._retained = retained
+        self._answers = Answers(
+            retained=retained, origin=f"retained-{secrets.token_hex(8)}", max_pending_bytes=low_bytes
+        )
         self._high_bytes = high_bytes
         self._low_bytes = low_bytes
         self._routing = Routing()
         self._edges: list[EdgeLink | None] = []  # by slot
         self._free: list[int] = []
-        self._log: LogWriter | None = None
+        self._log: Log | None = None
         self._waiting: deque[tuple[EdgeLink, Columns]] = deque()  # until `begin`
-        self._held: list[EdgeLink] = []
+        self._held: list[Source] = []
         self._congested_edges = 0
         self._is_log_congested = False
         self.refused_messages = 0
@@ -74,16 +95,43 @@ class Router:
         self.unlogged_messages = 0
         """Messages of QoS 0 that were not written to their log while NATS was away."""
 
-    def begin(self, log: LogWriter) -> None:
+    def begin(self, log: Log) -> None:
         """Route what waits, and from now on what comes.
 
         Args:
             log: calls `stored` and `failed`; made with `STREAM_TOKENS`.
         """
         self._log = log
+        self._retained.begin(log)
         while self._waiting:
             self._publish(*self._waiting.popleft())
+        for edge in self._edges:
+            if edge is not None:
+                self.on_confirmed(edge)
         self.relieve()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether messages are routed."""
+        return self._log is not None
+
+    @property
+    def can_store(self) -> bool:
+        """Whether NATS takes messages now."""
+        return self._log is not None and self._log.is_connected
+
+    def publish(self, source: Source, columns: Columns, message_ids: dict[int, str]) -> None:
+        """Route messages that come from no edge.
+
+        Args:
+            source: is told when those of QoS 1 and 2 are safe.
+            columns: of the messages.
+            message_ids: by sequence.
+
+        Raises:
+            StreamContractError: a topic is not acceptable.
+        """
+        self._publish(source, columns, message_ids)
 
     def join(self, edge: EdgeLink) -> None:
         """Let a new edge take part, under its slot."""
@@ -128,6 +176,8 @@ class Router:
                 self._remove(edge, edge.targets.pop(target_id))
         if request.snapshot_complete:
             self._complete_snapshot(edge)
+        for query in request.retained_queries:
+            self._ask(edge, query)
         if request.HasField("publishes"):
             columns = _columns(request.publishes)
             if self._log is None:
@@ -142,6 +192,8 @@ class Router:
 
     def on_confirmed(self, edge: EdgeLink) -> None:
         """Note that an edge confirmed deliveries."""
+        if edge.queries and self._log is not None:
+            self._answers.answer(edge)
         if edge.is_congested and edge.pending_bytes <= self._low_bytes:
             edge.is_congested = False
             self._congested_edges -= 1
@@ -149,17 +201,21 @@ class Router:
 
     def stored(self, token: object, _sequence: int, _is_duplicate: bool) -> None:  # noqa: FBT001 - LogWriter's
         """Deliver a message that its log has, also when the log had it before: its edge did not hear of it."""
-        assert isinstance(token, _Publication)  # noqa: S101 - for the type checker: only these are written
-        route = self._routing.route(token.instance_id, token.topic, is_p2p=token.is_p2p)
-        self._deliver(token.edge, route, token.payload, token.qos, token.sequence)
+        if isinstance(token, _Publication):
+            route = self._routing.route(token.instance_id, token.topic, is_p2p=token.is_p2p)
+            self._deliver(token.source, route, token.payload, token.qos, token.sequence, token.retained_by)
+        elif isinstance(token, RetainedWrite):
+            self._retained.stored(token)
         if self._is_log_congested:
             self.relieve()
 
     def failed(self, token: object, _reason: str) -> None:
         """Drop and acknowledge a message that no log can store: sending it again would change nothing."""
-        assert isinstance(token, _Publication)  # noqa: S101 - as above
         self.refused_messages += 1
-        token.edge.acknowledge(token.sequence)
+        if isinstance(token, _Publication):
+            token.source.acknowledge(token.sequence)
+        elif isinstance(token, RetainedWrite):
+            self._retained.failed(token)
 
     def relieve(self) -> None:
         """Let held edges go on when nothing is congested any more."""
@@ -171,13 +227,21 @@ class Router:
         if self._held and not self._is_log_congested and not self._congested_edges:
             held = self._held
             self._held = []
-            for edge in held:
-                edge.release()
+            for source in held:
+                source.release()
 
-    def _hold(self, edge: EdgeLink) -> None:
-        if not edge.is_held:
-            edge.is_held = True
-            self._held.append(edge)
+    def _hold(self, source: Source) -> None:
+        if not source.is_held:
+            source.is_held = True
+            self._held.append(source)
+
+    def _hold_for_edge(self, source: Source, edge: EdgeLink) -> None:
+        """Hold a source because too much is pending for an edge."""
+        if not edge.is_congested:
+            edge.is_congested = True
+            self._congested_edges += 1
+            logger.warning("edge is slow, holding its publishers", extra={"edge_id": edge.edge_id})
+        self._hold(source)
 
     def _add(self, edge: EdgeLink, target: router_pb2.Target) -> None:
         target_id = target.target_id
@@ -208,6 +272,19 @@ class Router:
         else:
             self._routing.remove_filter(target.instance_id, target.topic_filter, edge.slot, target.target_id)
 
+    def _ask(self, edge: EdgeLink, query: router_pb2.RetainedQuery) -> None:
+        if not query.query_id or query.query_id in edge.targets:
+            raise StreamContractError("a query has a positive id that no target has", rule="retained_queries")
+        try:
+            validate_topic_filter(query.topic_filter)
+        except InvalidTopicError as error:
+            raise StreamContractError(str(error), rule="retained_queries") from error
+        edge.ask(Query(query.query_id, query.instance_id, query.topic_filter))
+        if self._log is not None:
+            self._answers.answer(edge)
+        if edge.pending_bytes > self._high_bytes:
+            self._hold_for_edge(edge, edge)
+
     def _complete_snapshot(self, edge: EdgeLink) -> None:
         if edge.snapshot is None:
             raise StreamContractError("the snapshot is complete already", rule="snapshot")
@@ -215,7 +292,7 @@ class Router:
             self._remove(edge, edge.targets.pop(target_id))
         edge.snapshot = None
 
-    def _publish(self, edge: EdgeLink, columns: Columns) -> None:
+    def _publish(self, source: Source, columns: Columns, message_ids: dict[int, str] | None = None) -> None:
         log = self._log
         assert log is not None  # noqa: S101 - for the type checker
         topic_flags = columns.topic_flags
@@ -232,9 +309,12 @@ class Router:
             if route is None:
                 route = routes[index] = self._route(columns, index)
             qos = flag & QOS
-            if topic_flags[index] & LOGGED and self._may_log(log, qos, edge):
+            retained_by: str | None = None
+            if flag & RETAIN and not topic_flags[index] & P2P:
+                retained_by = columns.publishers[publisher]
+            if topic_flags[index] & LOGGED and self._may_log(log, qos, source):
                 headers = {
-                    "Nats-Msg-Id": f"{edge.incarnation}-{sequence}",
+                    "Nats-Msg-Id": message_ids[sequence] if message_ids else f"{source.incarnation}-{sequence}",
                     "qoslevel": _QOS_TEXT[qos],
                     "cleansessionflag": "true" if flag & CLEAN_SESSION else "false",
                     "clientId": columns.publishers[publisher],
@@ -243,11 +323,11 @@ class Router:
                     headers["mqttSecondTopic"] = route.second_topic
                 if qos:
                     is_p2p = topic_flags[index] & P2P != 0
-                    publication = _Publication(edge, route, payload, qos, sequence, is_p2p=is_p2p)
+                    publication = _Publication(source, route, payload, qos, sequence, retained_by, is_p2p=is_p2p)
                     log.write(route.subject, payload, headers, publication)
                     continue  # `stored` delivers it
                 log.write(route.subject, payload, headers, None)
-            self._deliver(edge, route, payload, qos, sequence)
+            self._deliver(source, route, payload, qos, sequence, retained_by)
 
     def _route(self, columns: Columns, index: int) -> Route:
         instance_id = columns.instances[columns.topic_instances[index]]
@@ -257,25 +337,28 @@ class Router:
         except ValueError as error:
             raise StreamContractError(str(error), rule="topics") from error
 
-    def _may_log(self, log: LogWriter, qos: int, edge: EdgeLink) -> bool:
+    def _may_log(self, log: Log, qos: int, source: Source) -> bool:
         if log.backlog_bytes > self._high_bytes:
             if qos == 0 and not log.is_connected:
                 self.unlogged_messages += 1
                 return False
             self._is_log_congested = True
-            self._hold(edge)
+            self._hold(source)
         return True
 
-    def _deliver(self, publisher: EdgeLink, route: Route, payload: bytes, qos: int, sequence: int) -> None:
+    def _deliver(
+        self, source: Source, route: Route, payload: bytes, qos: int, sequence: int, retained_by: str | None
+    ) -> None:
         legs = route.legs
         receipt = None
         origin = ""
         if qos:
-            if not legs:
-                publisher.acknowledge(sequence)
+            waiting = len(legs) if retained_by is None else len(legs) + 1
+            if not waiting:
+                source.acknowledge(sequence)
                 return
-            receipt = Receipt(publisher, sequence, len(legs))
-            origin = publisher.incarnation
+            receipt = Receipt(source, sequence, waiting)
+            origin = source.incarnation
         for leg in legs:
             edge = self._edges[leg.slot]
             # A route is found anew after its interests changed, and an edge that left has none.
@@ -283,11 +366,13 @@ class Router:
             # Those who subscribed before get it without the retain flag [MQTT-3.3.1-9].
             edge.deliver(leg, payload, qos, origin, sequence, receipt)
             if edge.pending_bytes > self._high_bytes:
-                if not edge.is_congested:
-                    edge.is_congested = True
-                    self._congested_edges += 1
-                    logger.warning("edge is slow, holding its publishers", extra={"edge_id": edge.edge_id})
-                self._hold(publisher)
+                self._hold_for_edge(source, edge)
+        if retained_by is not None:
+            # Now and not when it is stored: who subscribes from here on has missed the live message.
+            self._retained.keep(route.instance_id, route.topic, payload, qos, retained_by, receipt)
+            if self._log is not None and self._log.backlog_bytes > self._high_bytes:
+                self._is_log_congested = True
+                self._hold(source)
 
 
 def _columns(batch: router_pb2.PublishBatch) -> Columns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from grpc import aio
@@ -13,6 +13,7 @@ from services.common.errors import StreamContractError
 from services.common.link import LinkBrokenError
 from services.common.runtime import first_of
 from services.router.members import Members
+from services.router.publisher import ExternalPublisher
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 OPENING_S = 5.0
@@ -22,10 +23,20 @@ _Context = aio.ServicerContext[AsyncIterator[router_pb2.LinkRequest], AsyncItera
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
-    """Links of edges; their state is with `Members`."""
+    """Links of edges, whose state is with `Members`, and messages of others."""
 
-    def __init__(self, members: Members) -> None:
+    def __init__(self, members: Members, publisher: ExternalPublisher) -> None:
         self._members = members
+        self._publisher = publisher
+
+    @override
+    async def Publish(
+        self,
+        request: router_pb2.PublishRequest,
+        context: aio.ServicerContext[router_pb2.PublishRequest, Awaitable[router_pb2.PublishResponse]],
+    ) -> router_pb2.PublishResponse:
+        await self._publisher.publish(request.messages, context.time_remaining())
+        return router_pb2.PublishResponse()
 
     @override
     async def Link(  # type: ignore[override]  # the stub knows only generators; this one reads and writes its context

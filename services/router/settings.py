@@ -18,3 +18,15 @@ class RouterSettings(CommonSettings):
     edge_grace_s: float = setting(
         5.0, text="Seconds that an edge whose link broke is waited for.", minimum=0.1, maximum=600
     )
+    max_retained_messages: int = setting(
+        100_000,
+        text="Retained messages of an instance; beyond, a topic that has none gets none.",
+        minimum=0,
+        maximum=10_000_000,
+    )
+    max_retained_bytes: int = setting(
+        256 << 20,
+        text="Bytes that the retained messages of an instance take in memory; beyond, likewise.",
+        minimum=0,
+        maximum=1 << 40,
+    )

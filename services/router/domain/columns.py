@@ -9,6 +9,7 @@ P2P = 2
 """Flags of a topic."""
 
 QOS = 3
+RETAIN = 4
 CLEAN_SESSION = 16
 """Flags of a message."""
 

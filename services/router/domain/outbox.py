@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from services.router.domain.columns import QOS
 from services.router.domain.routing import Leg
 
 MAX_BATCH_BYTES = 1 << 20
@@ -14,7 +15,8 @@ MAX_BATCH_MESSAGES = 4_096
 _MESSAGE_BYTES = 8
 _TOPIC_BYTES = 8
 _TARGET_BYTES = 5
-# What a message, a topic and a target id take beside their text, roughly.
+_ANSWER_BYTES = 5
+# What a message, a topic, a target id and the id of an answered query take beside their text, roughly.
 
 
 class Publisher(Protocol):
@@ -46,6 +48,7 @@ class Batch:
     """The columns of one `DeliveryBatch`, and what is owed for it."""
 
     __slots__ = (
+        "answered",
         "flags",
         "number",
         "origin_indexes",
@@ -72,6 +75,7 @@ class Batch:
         self.origin_indexes: list[int] = []
         self.sequences: list[int] = []
         self.receipts: list[Receipt] = []
+        self.answered: list[int] = []  # queries whose last delivery is in this batch or an earlier one
         self.size = 0
 
 
@@ -86,13 +90,13 @@ class Outbox:
         self.size = 0
         """Bytes gathered."""
 
-    def add(self, leg: Leg, payload: bytes, qos: int, origin: str, sequence: int, receipt: Receipt | None) -> None:
+    def add(self, leg: Leg, payload: bytes, flags: int, origin: str, sequence: int, receipt: Receipt | None) -> None:
         """Add a message.
 
         Args:
             leg: of the route of its topic; belongs to this edge.
             payload: of the message.
-            qos: of the publication.
+            flags: of the delivery: QoS of the publication, and retain.
             origin: incarnation of the publisher's edge; used at QoS 2.
             sequence: of the message in that incarnation; used at QoS 2.
             receipt: settled when the edge has confirmed the message; None at QoS 0.
@@ -113,14 +117,26 @@ class Outbox:
             size += len(leg.topic) + _TOPIC_BYTES + len(leg.target_ids) * _TARGET_BYTES
         batch.topic_indexes.append(leg.index)
         batch.payloads.append(payload)
-        batch.flags.append(qos)
-        if qos == 2:  # noqa: PLR2004 - exactly once: the edge drops repeats by origin and sequence
+        batch.flags.append(flags)
+        if flags & QOS == 2:  # noqa: PLR2004 - exactly once: the edge drops repeats by origin and sequence
             batch.origin_indexes.append(batch.origins.setdefault(origin, len(batch.origins)))
             batch.sequences.append(sequence)
         if receipt is not None:
             batch.receipts.append(receipt)
         batch.size += size
         self.size += size
+
+    def answer(self, query_id: int) -> None:
+        """Add the note that all retained messages of a query were added."""
+        batch = self._batches[-1] if self._batches else self._begin()
+        batch.answered.append(query_id)
+        batch.size += _ANSWER_BYTES
+        self.size += _ANSWER_BYTES
+
+    def forget_answers(self) -> None:
+        """Remove all that `answer` added: the edge asks again."""
+        for batch in self._batches:
+            batch.answered.clear()
 
     def take(self) -> Batch | None:
         """Return and forget the oldest batch; None when nothing has gathered."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from services.router.edge_link import EdgeLink
+from services.router.retained import Retained
 from services.router.router import Router
 from weimq.router.v1 import router_pb2
 
 HIGH = 10_000
 LOW = 5_000
+RETAIN = 4
 
 
 class FakeLog:
@@ -34,7 +36,7 @@ class FakeLog:
 
 @pytest.fixture
 def router() -> Router:
-    return Router(high_bytes=HIGH, low_bytes=LOW)
+    return Router(retained=Retained(max_messages=100, max_bytes=100_000), high_bytes=HIGH, low_bytes=LOW)
 
 
 @pytest.fixture
@@ -218,3 +220,59 @@ def test_deliveries_on_their_way_are_sent_again_when_the_edge_starts_anew(router
     subscriber.link._drop_confirmed(2)
     assert sent(publisher).acknowledged_sequences == [1, 2]
     assert subscriber.pending_bytes == 0
+
+
+def test_publisher_of_retained_messages_is_held_while_they_are_not_stored(router: Router, log: FakeLog) -> None:
+    edge = join(router, "edge")
+    log.is_connected = False
+    publish(edge, bytes(HIGH + 1), qos=RETAIN)  # QoS 0: its copy is written all the same
+    assert edge.is_held
+    log.store(router)
+    assert not edge.is_held
+    publish(edge, b"1", qos=1 | RETAIN, is_logged=True)
+    log.store(router)  # in its log, and only then written once more
+    assert not edge._acknowledged
+    log.store(router)
+    assert sent(edge).acknowledged_sequences == [1]
+
+
+def ask(edge: EdgeLink, *query_ids: int) -> None:
+    take(
+        edge,
+        retained_queries=[
+            router_pb2.RetainedQuery(query_id=query_id, instance_id="i", topic_filter="#") for query_id in query_ids
+        ],
+    )
+
+
+def test_edge_with_too_many_queries_is_held_until_they_are_answered(router: Router) -> None:
+    edge = join(router, "edge")
+    ask(edge, *range(1, HIGH // 256 + 2))
+    assert edge.is_held
+    router.begin(FakeLog())
+    assert not edge.is_held
+    assert not edge.pending_bytes - edge.delivery_bytes
+    assert list(sent(edge).answered_query_ids) == list(range(1, HIGH // 256 + 2))
+
+
+def test_queries_wait_for_confirmations_and_count_as_pending(router: Router, log: FakeLog) -> None:
+    publisher, edge = join(router, "publisher"), join(router, "edge")
+    publish(publisher, bytes(LOW), qos=RETAIN)
+    log.store(router)
+    ask(edge, 1, 2)
+    assert edge.pending_bytes > edge.delivery_bytes > LOW
+    first = sent(edge)
+    assert first.deliveries.flags == bytes([RETAIN])
+    assert first.answered_query_ids == [1]
+    assert edge.owes
+    edge.link._drop_confirmed(first.frame)
+    assert sent(edge).answered_query_ids == [2]
+
+
+def test_queries_of_an_edge_that_left_are_forgotten(router: Router) -> None:
+    edge = join(router, "edge")
+    ask(edge, *range(1, HIGH // 256 + 2))
+    router.leave(edge)
+    router.begin(FakeLog())
+    assert not edge.queries
+    assert not edge.pending_bytes

@@ -1,0 +1,32 @@
+"""What the router needs of others."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Log(Protocol):
+    """What is needed of `services.common.log_writer.LogWriter`, which describes it."""
+
+    @property
+    def is_connected(self) -> bool: ...  # noqa: D102 - as above
+
+    @property
+    def backlog_bytes(self) -> int: ...  # noqa: D102 - as above
+
+    def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None: ...  # noqa: D102
+
+
+class Source(Protocol):
+    """Where published messages come from: an edge, or the callers of `Publish`."""
+
+    incarnation: str
+    is_held: bool
+
+    def acknowledge(self, sequence: int) -> None:
+        """Note that a message of QoS 1 or 2 is safe."""
+        ...
+
+    def release(self) -> None:
+        """Go on after having been held."""
+        ...

@@ -1,0 +1,182 @@
+"""Messages that come from no edge: wills of clients whose edge died, and those of other systems."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+from services.common.errors import InvalidFieldError, NotServingError, UnavailableError
+from services.common.jetstream import DEPENDENCY as NATS
+from services.common.topics import InvalidTopicError, validate_topic_name
+from services.router import members
+from services.router.domain.columns import CLEAN_SESSION, LOGGED, P2P, RETAIN, Columns
+from services.router.router import Router
+from weimq.router.v1 import router_pb2
+
+MAX_MESSAGES = 1_000
+MAX_NAME = 128
+"""Longest message id and instance id, in characters."""
+MAX_CLIENT_ID = 65_535
+"""Longest client id of MQTT, in bytes."""
+MAX_QOS = 2
+DEFAULT_WAIT_S = 10.0
+"""How long a call without a deadline waits."""
+MAX_WAIT_S = 60.0
+ANSWER_S = 0.5
+"""Part of the deadline kept for the answer, at most a fifth of it: the caller is to learn why it failed."""
+
+
+class _Call:
+    """A call that waits for its messages of QoS 1 and 2."""
+
+    __slots__ = ("done", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: set[int] = set()
+        self.done = asyncio.Event()
+
+
+class ExternalPublisher:
+    """Publishes for the callers of `Publish`; to the router a source like an edge. Owned by one event loop.
+
+    Args:
+        router: routes the messages.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._calls: dict[int, _Call] = {}  # by sequence
+        self._sequence = 0
+        self._is_closed = False
+        self.incarnation = f"router-{secrets.token_hex(8)}"
+        """Origin of the messages of QoS 2, with a sequence that rises over all calls."""
+        self.is_held = False
+        """Whether the router can take no more; calls are refused meanwhile."""
+
+    async def publish(self, messages: Sequence[router_pb2.PublishedMessage], remaining_s: float | None) -> None:
+        """Route messages, and wait until those of QoS 1 and 2 are safe.
+
+        Cancelling ends the wait; the messages go their way.
+
+        Args:
+            messages: in order.
+            remaining_s: until the deadline of the caller; None: it has none.
+
+        Raises:
+            InvalidFieldError: a message is not acceptable; none was routed.
+            NotServingError: the router is stopping, or does not know its edges yet; none was routed.
+            UnavailableError: NATS or an edge does not answer, or too much waits; to be repeated as a whole.
+        """
+        _validate(messages)
+        if self._is_closed:
+            raise NotServingError("the router is stopping")
+        if not self._router.is_begun:
+            raise NotServingError("the router waits for its edges")
+        if self.is_held:
+            raise UnavailableError("too much waits to be stored or confirmed", dependency=NATS)
+        if not self._router.can_store and any(each.qos and (each.logged or each.retain) for each in messages):
+            raise UnavailableError("NATS does not answer", dependency=NATS)
+        call = self._route(messages)
+        if call.waiting:
+            await self._wait(call, DEFAULT_WAIT_S if remaining_s is None else remaining_s)
+
+    def acknowledge(self, sequence: int) -> None:
+        """Note that a message is safe."""
+        call = self._calls.pop(sequence, None)
+        if call is not None:  # else its call is over
+            call.waiting.discard(sequence)
+            if not call.waiting:
+                call.done.set()
+
+    def release(self) -> None:
+        """Take calls again."""
+        self.is_held = False
+
+    def close(self) -> None:
+        """Refuse further calls: the process stops."""
+        self._is_closed = True
+
+    def _route(self, messages: Sequence[router_pb2.PublishedMessage]) -> _Call:
+        call = _Call()
+        message_ids: dict[int, str] = {}
+        for message in messages:
+            self._sequence += 1
+            message_ids[self._sequence] = message.message_id
+            if message.qos:
+                call.waiting.add(self._sequence)
+                self._calls[self._sequence] = call
+        self._router.publish(self, _columns(messages, list(message_ids)), message_ids)
+        return call
+
+    async def _wait(self, call: _Call, remaining_s: float) -> None:
+        wait_s = min(remaining_s - min(ANSWER_S, remaining_s / 5), MAX_WAIT_S)
+        try:
+            async with asyncio.timeout(wait_s):
+                await call.done.wait()
+        except TimeoutError as error:
+            dependency = members.DEPENDENCY if self._router.can_store else NATS
+            raise UnavailableError(
+                "not all messages are stored and confirmed in time", dependency=dependency
+            ) from error
+        finally:
+            for sequence in call.waiting:
+                self._calls.pop(sequence, None)
+
+
+def _validate(messages: Sequence[router_pb2.PublishedMessage]) -> None:
+    if not 0 < len(messages) <= MAX_MESSAGES:
+        raise InvalidFieldError(f"1 to {MAX_MESSAGES} messages", field="messages")
+    message_ids: set[str] = set()
+    for index, message in enumerate(messages):
+        path = f"messages[{index}]"
+        if not 0 < len(message.instance_id) <= MAX_NAME:
+            raise InvalidFieldError(f"required, up to {MAX_NAME} characters", field=f"{path}.instance_id")
+        try:
+            validate_topic_name(message.topic)
+        except InvalidTopicError as error:
+            raise InvalidFieldError(str(error), field=f"{path}.topic") from error
+        if message.p2p:
+            levels = message.topic.split("/", 2)
+            if len(levels) != 3 or levels[1] != "p2p":  # noqa: PLR2004 - parent, p2p, client id
+                raise InvalidFieldError("not `<parent>/p2p/<client id>`", field=f"{path}.topic")
+        if not 0 <= message.qos <= MAX_QOS:
+            raise InvalidFieldError("0, 1 or 2", field=f"{path}.qos")
+        if len(message.client_id.encode()) > MAX_CLIENT_ID:
+            raise InvalidFieldError(f"up to {MAX_CLIENT_ID} bytes", field=f"{path}.client_id")
+        message_id = message.message_id
+        if not 0 < len(message_id) <= MAX_NAME or not message_id.isascii() or not message_id.isprintable():
+            raise InvalidFieldError(
+                f"required, up to {MAX_NAME} printable ASCII characters", field=f"{path}.message_id"
+            )
+        if message_id in message_ids:
+            raise InvalidFieldError("another message of the call has it", field=f"{path}.message_id")
+        message_ids.add(message_id)
+
+
+def _columns(messages: Sequence[router_pb2.PublishedMessage], sequences: list[int]) -> Columns:
+    instances: dict[str, int] = {}
+    publishers: dict[str, int] = {}
+    topics: dict[tuple[str, str, int], int] = {}
+    topic_indexes: list[int] = []
+    publisher_indexes: list[int] = []
+    flags = bytearray()
+    for message in messages:
+        instances.setdefault(message.instance_id, len(instances))
+        topic_flags = (LOGGED if message.logged else 0) | (P2P if message.p2p else 0)
+        topic = (message.instance_id, message.topic, topic_flags)
+        topic_indexes.append(topics.setdefault(topic, len(topics)))
+        publisher_indexes.append(publishers.setdefault(message.client_id, len(publishers)))
+        flags.append(message.qos | (RETAIN if message.retain else 0) | (CLEAN_SESSION if message.clean_session else 0))
+    return Columns(
+        instances=list(instances),
+        topics=[topic for _, topic, _ in topics],
+        topic_instances=[instances[instance_id] for instance_id, _, _ in topics],
+        topic_flags=bytes(topic_flags for _, _, topic_flags in topics),
+        publishers=list(publishers),
+        topic_indexes=topic_indexes,
+        sequences=sequences,
+        payloads=[message.payload for message in messages],
+        flags=bytes(flags),
+        publisher_indexes=publisher_indexes,
+    )

@@ -1,0 +1,245 @@
+"""Retained messages of all instances: in memory for queries, and in JetStream for the next process.
+
+A message is kept at the moment it is routed, so a subscription that comes too late for the live message finds
+it here. The copy in JetStream is written at that moment as well: both change in the order that subscribers saw, also
+when a message of QoS 0 overtakes one that waits for its log. The stream of an instance is made when it is first
+needed; until then, and whenever it is missing, the writes wait in their lanes.
+
+A deletion is an empty message with a time to live. It takes the place of the message of its subject, since a subject
+has one, keeps its order with what is written to that topic later, and goes away by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from services.common import subjects
+from services.common.errors import UnavailableError
+from services.common.jetstream import ensure_stream
+from services.common.topics import InvalidTopicError, validate_topic_name
+from services.router.domain.outbox import Receipt
+from services.router.domain.retained import RetainedMessage, RetainedTopic, RetainedTopics
+from services.router.ports import Log
+from services.router.retained_stream import read_stream, stream_config, stream_names
+
+logger = logging.getLogger(__name__)
+
+DEPENDENCY = "retained"
+"""Name under which `Readiness` lists that the retained messages are read."""
+
+DELETION_TTL = "60s"
+"""How long a deletion stays in the stream; longer than anything that is written before it may be on its way."""
+RETRY_S = 0.5
+LOOK_S = 2.0
+"""Time without progress after which a stream is taken for missing."""
+WARN_S = 60.0
+"""Shortest time between two warnings about quotas."""
+
+_QOS_TEXT = ("0", "1", "2")
+
+
+class RetainedWrite:
+    """A change on its way to JetStream; token of the log writer."""
+
+    __slots__ = ("client_id", "instance_id", "message", "receipt", "topic")
+
+    def __init__(
+        self, instance_id: str, topic: str, message: RetainedMessage | None, client_id: str, receipt: Receipt | None
+    ) -> None:
+        self.instance_id = instance_id
+        self.topic = topic
+        self.message = message  # None: a deletion
+        self.client_id = client_id
+        self.receipt = receipt
+
+
+class _Instance:
+    """Retained messages of an instance, and the state of its stream."""
+
+    __slots__ = ("done", "has_stream", "looked", "pending", "topics")
+
+    def __init__(self, topics: RetainedTopics) -> None:
+        self.topics = topics
+        self.has_stream = False
+        self.pending = 0  # changes written and not stored
+        self.done = 0  # changes stored
+        self.looked = -1  # `done` at the last look
+
+
+class Retained:
+    """Retained messages by instance. Owned by one event loop.
+
+    Args:
+        max_messages: of an instance.
+        max_bytes: of an instance.
+    """
+
+    def __init__(self, *, max_messages: int, max_bytes: int) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._instances: dict[str, _Instance] = {}
+        self._writing: dict[str, _Instance] = {}  # those with changes that are not stored
+        self._wake = asyncio.Event()
+        self._log: Log | None = None
+        self._warned = -WARN_S
+        self.over_quota_messages = 0
+        """Messages that were not retained because their instance has its quota."""
+
+    def begin(self, log: Log) -> None:
+        """Write to `log` from now on; it reports to `stored` and `failed`."""
+        self._log = log
+
+    def keep(
+        self, instance_id: str, topic: str, payload: bytes, qos: int, client_id: str, receipt: Receipt | None
+    ) -> None:
+        """Make a message the retained one of its topic; an empty payload deletes it.
+
+        Args:
+            instance_id: of the topic.
+            topic: valid topic name.
+            payload: of the message.
+            qos: of the publication.
+            client_id: of the publisher.
+            receipt: settled when JetStream has the change, or when there is none; None at QoS 0.
+        """
+        instance = self._instance(instance_id)
+        message: RetainedMessage | None = None
+        if payload:
+            message = RetainedMessage(payload, qos)
+            is_changed = instance.topics.put(topic, message)
+            if not is_changed:
+                self._over_quota(instance_id)
+        else:  # [MQTT-3.3.1-10], [MQTT-3.3.1-11]
+            # While changes are on their way, an earlier deletion may be among them: wait for it by writing another.
+            is_changed = instance.topics.remove(topic) or instance.pending > 0
+        if is_changed:
+            self._write(RetainedWrite(instance_id, topic, message, client_id, receipt))
+        elif receipt is not None:
+            receipt.settle()
+
+    def match(self, instance_id: str, topic_filter: str) -> tuple[list[RetainedTopic], int]:
+        """Return the topics with a message that a valid filter selects, and how many levels were looked at."""
+        instance = self._instances.get(instance_id)
+        return instance.topics.match(topic_filter) if instance is not None else ([], 1)
+
+    def stored(self, write: RetainedWrite) -> None:
+        """Note that JetStream has a change."""
+        self._done(write)
+        if write.receipt is not None:
+            write.receipt.settle()
+
+    def failed(self, write: RetainedWrite) -> None:
+        """Forget a message that JetStream can never store, and the one before it as well."""
+        self._done(write)
+        topics = self._instance(write.instance_id).topics
+        if write.message is not None and topics.get(write.topic) is write.message:
+            topics.remove(write.topic)
+            self._write(RetainedWrite(write.instance_id, write.topic, None, write.client_id, write.receipt))
+        elif write.receipt is not None:
+            write.receipt.settle()
+
+    async def run(self, js: JetStreamContext) -> None:
+        """Make the streams that are needed, until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S if self._writing else None):
+                    await self._wake.wait()
+            self._wake.clear()
+            for instance_id, instance in list(self._writing.items()):
+                is_moving = instance.has_stream and instance.looked != instance.done
+                instance.looked = instance.done
+                if is_moving or self._log is None or not self._log.is_connected:
+                    continue
+                try:
+                    await ensure_stream(js, stream_config(instance_id))
+                except UnavailableError as error:
+                    logger.warning("can't make a stream, trying on", extra={"error": str(error)})
+                    await asyncio.sleep(RETRY_S)
+                    self._wake.set()
+                else:
+                    instance.has_stream = True
+
+    async def load(self, client: Client) -> None:
+        """Read what earlier processes stored, trying until NATS answers."""
+        began = time.monotonic()
+        names: list[str] | None = None
+        while names is None or names:
+            try:
+                if names is None:
+                    names = await stream_names(client)
+                while names:
+                    await read_stream(client, names[-1], self._load_message)
+                    names.pop()
+            except (nats.errors.Error, UnavailableError, TimeoutError, OSError) as error:
+                logger.warning("can't read the retained messages, trying on", extra={"error": repr(error)})
+                await asyncio.sleep(RETRY_S)
+        count = sum(instance.topics.messages for instance in self._instances.values())
+        logger.info("retained messages read", extra={"messages": count, "seconds": round(time.monotonic() - began, 3)})
+
+    def _load_message(self, message: Msg) -> None:
+        try:
+            instance_id, topic = subjects.retained_topic(message.subject)
+            validate_topic_name(topic)
+        except (InvalidTopicError, ValueError):
+            logger.warning("not the subject of a retained message", extra={"subject": message.subject})
+            return
+        instance = self._instance(instance_id)
+        instance.has_stream = True
+        if not message.data:
+            instance.topics.remove(topic)
+            return
+        qos_text = (message.headers or {}).get("qoslevel", "0")
+        qos = int(qos_text) if qos_text in _QOS_TEXT else 0
+        instance.topics.put(topic, RetainedMessage(message.data, qos), is_stored=True)
+
+    def _instance(self, instance_id: str) -> _Instance:
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            instance = _Instance(RetainedTopics(self._max_messages, self._max_bytes))
+            self._instances[instance_id] = instance
+        return instance
+
+    def _write(self, write: RetainedWrite) -> None:
+        log = self._log
+        assert log is not None  # noqa: S101 - for the type checker: nothing is routed before `begin`
+        # No message id: what is sent again after a break has to replace what was written meanwhile, since that is
+        # the order in which subscribers see it. As a duplicate it would be dropped.
+        headers = {"clientId": write.client_id}
+        payload = b""
+        if write.message is not None:
+            payload = write.message.payload
+            headers["qoslevel"] = _QOS_TEXT[write.message.qos]
+        else:
+            headers["Nats-TTL"] = DELETION_TTL
+        instance = self._instance(write.instance_id)
+        instance.pending += 1
+        if write.instance_id not in self._writing:
+            self._writing[write.instance_id] = instance
+            instance.looked = -1
+            self._wake.set()
+        log.write(subjects.retained_subject(write.instance_id, write.topic), payload, headers, write)
+
+    def _done(self, write: RetainedWrite) -> None:
+        instance = self._instance(write.instance_id)
+        instance.done += 1
+        instance.pending -= 1
+        if not instance.pending:
+            del self._writing[write.instance_id]
+
+    def _over_quota(self, instance_id: str) -> None:
+        self.over_quota_messages += 1
+        now = time.monotonic()
+        if now - self._warned >= WARN_S:
+            self._warned = now
+            logger.warning(
+                "instance has its quota of retained messages",
+                extra={"instance_id": instance_id, "over_quota_messages": self.over_quota_messages},
+            )
