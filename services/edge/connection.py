@@ -48,6 +48,13 @@ _REASON_NAMES: dict[int, str] = {int(number): name for name, number in session_p
 
 KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 
+_UNREACHABLE = frozenset({KEEP_ALIVE_TIMEOUT, SLOW_CONSUMER})
+CLOSE_S = 5.0
+"""How long a peer has to read what was sent before the connection was closed."""
+
+SLOW_QUEUE = 1000
+"""Waiting deliveries from which on a client must show progress: a burst alone is no fault of it."""
+
 MAX_EARLY = 1000
 """P2P messages that may come between the registration of a client and its CONNACK."""
 
@@ -63,11 +70,15 @@ class Connection(Receiver):
         *,
         write_buffer_bytes: int,
         connect_timeout_s: float,
+        slow_consumer_s: float,
     ) -> None:
         self._hub = hub
         self._loop = loop
         self._machine = ServerConnection(now=loop.time(), limits=limits)
         self._write_buffer_bytes = write_buffer_bytes
+        self._slow_consumer_s = slow_consumer_s
+        self._queue_seen = 0
+        self._queue_progress = 0.0
         self._admission_deadline = loop.time() + connect_timeout_s
         self._transport: asyncio.Transport
         self.channel_id = secrets.token_hex(16)
@@ -373,12 +384,23 @@ class Connection(Receiver):
             if now >= self._admission_deadline:
                 self._refuse(ConnectReturnCode.SERVER_UNAVAILABLE, "not let in in time")
             return
+        if self._machine.queued_count >= SLOW_QUEUE and self._is_stalled(now):
+            self.close(SLOW_CONSUMER)
+            return
         deadline = self._machine.next_deadline()
         if deadline is not None and now >= deadline:
             if self._is_paused and not self._is_peer_slow:
                 # What we did not read is no silence of the peer; one that takes nothing for so long is gone.
                 self._machine.feed(b"", now)
             self._handle(self._machine.on_deadline(now))
+
+    def _is_stalled(self, now: float) -> bool:
+        """Say whether no delivery has been acknowledged for too long, although many wait."""
+        latest = self._machine.session.sent.last_identifier
+        if latest != self._queue_seen or not self._queue_progress:
+            self._queue_seen = latest
+            self._queue_progress = now
+        return now - self._queue_progress >= self._slow_consumer_s
 
     def _publish_will(self, will: Will) -> None:
         # [MQTT-3.1.2-8]; the permission is that of now
@@ -428,5 +450,10 @@ class Connection(Receiver):
             )
         self._machine.close()
         self.flush()
-        if not self._transport.is_closing():
+        if reason in _UNREACHABLE or self._is_peer_slow:
+            # It takes nothing: waiting for it to read the rest would keep socket and buffer for as long as it likes.
+            self._transport.abort()
+        elif not self._transport.is_closing():
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._loop.call_later(CLOSE_S, self._transport.abort)

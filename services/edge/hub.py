@@ -7,6 +7,7 @@ subscribers here, or one client for P2P. Owned by one event loop, hot path.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 
 from services.edge.mqtt.outbound import OutboundMessage
@@ -15,6 +16,11 @@ from services.edge.ports import Authenticator, Client, Router, Sessions
 MAX_SEEN = 65_536
 """Message ids of QoS 2 kept for each origin, to drop what comes again after a break."""
 
+
+MAX_ORIGINS = 256
+"""Incarnations of edges whose message ids are kept; the oldest is forgotten."""
+
+logger = logging.getLogger(__name__)
 
 STRANGER_BYTES = 4096
 """What any connection may make us hold before it is let in; a CONNECT seldom has more than some hundred bytes."""
@@ -159,6 +165,8 @@ class Hub:
         """Note the id of a message of QoS 2 and return whether it was there before."""
         window = self._seen.get(origin)
         if window is None:
+            if len(self._seen) >= MAX_ORIGINS:
+                del self._seen[next(iter(self._seen))]
             window = self._seen[origin] = (set(), deque())
         ids, order = window
         if sequence in ids:
@@ -203,6 +211,13 @@ class Hub:
     def let_in(self, receiver: Receiver) -> None:
         """Note that a connection is let in, or gone."""
         self._stranger_bytes -= self._strangers.pop(receiver, 0)
+
+    def close_all(self) -> None:
+        """Close every client that is let in: they may have missed messages that were acknowledged."""
+        closing = list(self.by_channel.values())
+        logger.warning("clients may have missed messages, closing them", extra={"clients": len(closing)})
+        for receiver in closing:
+            receiver.evict()
 
     def forget(self, receiver: Receiver) -> None:
         """Drop a connection that is gone."""

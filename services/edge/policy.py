@@ -16,6 +16,9 @@ FLAG_P2P = 2
 MAX_CACHED_TOPICS = 65_536
 """Verdicts that a grant keeps; topic names come from clients, so the cache is dropped when it is full."""
 
+MAX_CACHED_CHARACTERS = 256
+"""Longest topic whose verdict is kept, so that hostile topics can't fill the memory."""
+
 P2P_LEVEL = "p2p"
 MAX_P2P_TOPIC_CHARACTERS = 128
 """A client id alone may take 64 of them (product.md section 1)."""
@@ -72,9 +75,11 @@ class Grant:
         try:
             return self._rules[topic]
         except KeyError:
-            if len(self._rules) >= MAX_CACHED_TOPICS:
-                self._rules.clear()
-            rule = self._rules[topic] = self._judge(topic)
+            rule = self._judge(topic)
+            if len(topic) <= MAX_CACHED_CHARACTERS:
+                if len(self._rules) >= MAX_CACHED_TOPICS:
+                    self._rules.clear()
+                self._rules[topic] = rule
             return rule
 
     def may_subscribe(self, topic_filter: str) -> bool:

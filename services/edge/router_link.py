@@ -33,6 +33,9 @@ LOW_WATER_BYTES = 2 << 20
 OVERHEAD_BYTES = 64
 """What a message costs besides its payload, for the marks above."""
 
+MAX_UTF8_BYTES = 4
+"""What a character takes at the most."""
+
 RETAIN = 4
 REPEATED = 8
 CLEAN_SESSION = 16
@@ -91,11 +94,13 @@ class Columns:
         if topic is None:
             topic = self.topic_index[rule] = len(self.topics)
             self.topics.append(rule.topic)
+            self.bytes += len(rule.topic) * MAX_UTF8_BYTES
             self.topic_instances.append(self.instance_index.setdefault(rule.instance_id, len(self.instance_index)))
             self.topic_flags.append(rule.flags)
         publisher = self.publisher_index.get(client_id)
         if publisher is None:
             publisher = self.publisher_index[client_id] = len(self.publisher_index)
+            self.bytes += len(client_id) * MAX_UTF8_BYTES
         self.topic_indexes.append(topic)
         self.sequences.append(sequence)
         self.payloads.append(payload)
@@ -140,7 +145,7 @@ class RouterLink:
         self._added: list[router_pb2.Target] = []
         self._clients: dict[int, Client] = {}
         self._removed: list[int] = []
-        self._queries: list[router_pb2.RetainedQuery] = []
+        self._queries: deque[router_pb2.RetainedQuery] = deque()
         self._routed: list[Client] = []
         self._subscribed: list[tuple[Client, int]] = []
         self._waiting: deque[tuple[int, list[Client], list[tuple[Client, int]]]] = deque()
@@ -240,7 +245,7 @@ class RouterLink:
                 self.is_congested = True
 
     def _build(self) -> router_pb2.LinkRequest | None:
-        columns = self._full.popleft() if self._full else self._columns
+        columns = self._full[0] if self._full else self._columns
         has_changes = bool(self._added or self._removed or self._queries or self._subscribed or self._routed)
         if not columns.sequences and not has_changes and self._snapshot_complete:
             if not self._goodbye:
@@ -248,31 +253,44 @@ class RouterLink:
             self._goodbye = False
             return router_pb2.LinkRequest(goodbye=True)
         frame = router_pb2.LinkRequest()
-        if has_changes:
-            self._add_changes(frame)
+        if has_changes and not self._add_changes(frame):
+            return frame  # full, and what follows must not overtake the interests that are left
         if not self._snapshot_complete:
             self._snapshot_complete = frame.snapshot_complete = True
         if columns.sequences:
             columns.write_to(frame.publishes)
             self._gathered_bytes -= columns.bytes
-            if columns is self._columns:
+            if self._full:
+                self._full.popleft()
+            else:
                 self._columns = Columns()
             if self.is_congested and self._gathered_bytes < LOW_WATER_BYTES:
                 self.is_congested = False
                 self._hub.resume_publishers()
         return frame
 
-    def _add_changes(self, frame: router_pb2.LinkRequest) -> None:
-        frame.added_targets.extend(self._added)
+    def _add_changes(self, frame: router_pb2.LinkRequest) -> bool:
+        """Add changes of interests up to the size of a frame; return whether all are in it."""
+        added = self._added
+        size = count = 0
+        while count < len(added) and size < FRAME_BYTES:
+            size += len(added[count].topic_filter) * MAX_UTF8_BYTES + OVERHEAD_BYTES
+            count += 1
+        frame.added_targets.extend(added[:count])
+        del added[:count]
+        while self._queries and not added and size < FRAME_BYTES:
+            query = self._queries.popleft()
+            size += len(query.topic_filter) * MAX_UTF8_BYTES + OVERHEAD_BYTES
+            frame.retained_queries.append(query)
+        if added or self._queries:
+            return False
         frame.removed_target_ids.extend(self._removed)
-        frame.retained_queries.extend(self._queries)
-        self._queries.clear()
-        self._added.clear()
         self._removed.clear()
         if self._routed or self._subscribed:
             self._waiting.append((self.link.next_frame, self._routed, self._subscribed))
             self._routed = []
             self._subscribed = []
+        return True
 
     def _on_confirmed(self, through: int) -> None:
         while self._waiting and self._waiting[0][0] <= through:
@@ -299,13 +317,15 @@ class RouterLink:
         self._peer_incarnation = opened.router_incarnation
         if not opened.resumed:
             self._start_anew()
+        if opened.missed:
+            self._hub.close_all()
         return Opened(resumed=opened.resumed, received_through=opened.received_through)
 
     def _start_anew(self) -> None:
         """Gather every interest and every unacknowledged publication for a router that knows nothing of us."""
         self._added = []
         self._removed = []
-        self._queries = []
+        self._queries.clear()
         for target in self._hub.interests():
             if target.is_query:
                 self.query_retained(target.target_id, target.instance_id, target.topic_filter)

@@ -153,6 +153,7 @@ async def listening(
             limits,
             write_buffer_bytes=settings.write_buffer_bytes,
             connect_timeout_s=settings.connect_timeout_s,
+            slow_consumer_s=settings.slow_consumer_s,
         )
 
     listeners, reloader = specs(settings)

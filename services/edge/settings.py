@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, setting
+from services.common.settings import (
+    CommonSettings,
+    check_grpc_listen,
+    check_name,
+    check_optional_listen,
+    check_peer,
+    one_of,
+    setting,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdgeSettings(CommonSettings):
     """What an edge is told; environment variables `EDGE_*`."""
 
-    id: str = setting(text="Name of this edge, unique in the mesh and kept across restarts.")
-    tcp_listen: str = setting("127.0.0.1:1883", text="Address for MQTT over TCP, `host:port`; empty: none.")
-    tls_listen: str = setting("", text="Address for MQTT over TLS, `host:port`, usually port 8883; empty: none.")
-    ws_listen: str = setting("", text="Address for MQTT over WebSocket, `host:port`, usually port 8083; empty: none.")
+    id: str = setting(
+        text="Name of this edge, unique in the mesh and kept across restarts: printable ASCII without `/`.",
+        check=check_name,
+    )
+    tcp_listen: str = setting(
+        "127.0.0.1:1883", text="Address for MQTT over TCP, `host:port`; empty: none.", check=check_optional_listen
+    )
+    tls_listen: str = setting(
+        "", text="Address for MQTT over TLS, `host:port`, usually port 8883; empty: none.", check=check_optional_listen
+    )
+    ws_listen: str = setting(
+        "",
+        text="Address for MQTT over WebSocket, `host:port`, usually port 8083; empty: none.",
+        check=check_optional_listen,
+    )
     wss_listen: str = setting(
-        "", text="Address for MQTT over WebSocket and TLS, `host:port`, usually port 8084; empty: none."
+        "",
+        text="Address for MQTT over WebSocket and TLS, `host:port`, usually port 8084; empty: none.",
+        check=check_optional_listen,
     )
     flash_policy_listen: str = setting(
-        "", text="Address that answers Flash policy requests, `host:port`, usually port 843; empty: none."
+        "",
+        text="Address that answers Flash policy requests, `host:port`, usually port 843; empty: none.",
+        check=check_optional_listen,
     )
     tls_certificate_file: str = setting(
         "", text="PEM file of the certificate and its intermediates; loaded again when it changes."
@@ -28,7 +51,11 @@ class EdgeSettings(CommonSettings):
     tls_client_ca_file: str = setting(
         "", text="PEM file of the authorities for client certificates; a change needs a restart."
     )
-    tls_client_certificates: str = setting("none", text="Client certificates: `none`, `optional` or `required`.")
+    tls_client_certificates: str = setting(
+        "none",
+        text="Client certificates: `none`, `optional` or `required`.",
+        check=one_of("none", "optional", "required"),
+    )
     proxy_protocol: tuple[str, ...] = setting(
         (), text="Listeners (`tcp`, `tls`, `ws`, `wss`) whose connections must begin with a PROXY header."
     )
@@ -40,11 +67,13 @@ class EdgeSettings(CommonSettings):
         text="Whether the last X-Forwarded-For address is the client's; only behind a proxy that sets it.",
     )
     grpc_listen: tuple[str, ...] = setting(
-        ("127.0.0.1:7005",), text="Addresses of the health service, `host:port` or `unix:/path`, joined by commas."
+        ("127.0.0.1:7005",),
+        text="Addresses of the health service, `host:port` or `unix:/path`, joined by commas.",
+        check=check_grpc_listen,
     )
-    auth: str = setting("127.0.0.1:7001", text="Address of the auth service.")
-    session: str = setting("127.0.0.1:7002", text="Address of the session service.")
-    router: str = setting("127.0.0.1:7003", text="Address of the router.")
+    auth: str = setting("127.0.0.1:7001", text="Address of the auth service.", check=check_peer)
+    session: str = setting("127.0.0.1:7002", text="Address of the session service.", check=check_peer)
+    router: str = setting("127.0.0.1:7003", text="Address of the router.", check=check_peer)
     default_instance: str = setting("", text="Instance that serves clients whose user name names none; empty: nobody.")
     connect_timeout_s: float = setting(
         10.0, text="Seconds that a connection has for its CONNECT and for being let in.", minimum=0.1, maximum=600
@@ -59,10 +88,16 @@ class EdgeSettings(CommonSettings):
         maximum=65535,
     )
     max_queued: int = setting(
-        1000,
-        text="Messages of QoS 1 and 2 that wait for that window; a further one closes the connection.",
+        100_000,
+        text="Messages of QoS 1 and 2, 16 MiB at most, that wait for that window; a further one closes the connection.",
         minimum=1,
-        maximum=1_000_000,
+        maximum=10_000_000,
+    )
+    slow_consumer_s: float = setting(
+        10.0,
+        text="Seconds that a client with 1,000 waiting messages or more may take to acknowledge one.",
+        minimum=1,
+        maximum=3600,
     )
     write_buffer_bytes: int = setting(
         1 << 20, text="Bytes unsent to a client above which it gets no message of QoS 0.", minimum=4096, maximum=1 << 30

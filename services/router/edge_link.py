@@ -20,9 +20,11 @@ MAX_FRAME_ACKNOWLEDGEMENTS = 16_384
 class Stream:
     """One stream of a link, and the way to end it from outside."""
 
-    def __init__(self, *, is_resumed: bool) -> None:
+    def __init__(self, *, is_resumed: bool, has_missed: bool) -> None:
         self.is_resumed = is_resumed
         """Whether the frames of the stream before go on."""
+        self.has_missed = has_missed
+        """Whether messages may have been routed without the edge since its last link."""
         self._end = asyncio.Event()
         self._error: DomainError | None = None
         self.left = asyncio.Event()

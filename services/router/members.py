@@ -106,6 +106,8 @@ class Members:
             await edge.stream.left.wait()
         if self._is_closed:
             raise NotServingError("the router is stopping")
+        # A router that routes already, and an edge that was linked before but is not known any more.
+        has_missed = edge is None and self._is_settled and bool(opening.router_incarnation)
         if edge is None:
             edge = self._new(opening)
         is_resumed = opening.router_incarnation == edge.router_incarnation
@@ -118,7 +120,7 @@ class Members:
                 raise violation from error
         else:
             edge.restart()
-        stream = edge.stream = Stream(is_resumed=is_resumed)
+        stream = edge.stream = Stream(is_resumed=is_resumed, has_missed=has_missed)
         self._streams.add(stream)
         logger.info("edge linked", extra={"edge_id": edge.edge_id, "resumed": is_resumed})
         return edge, stream

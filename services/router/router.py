@@ -91,7 +91,7 @@ class Router:
         self._congested_edges = 0
         self._is_log_congested = False
         self.refused_messages = 0
-        """Messages that a log can never store; dropped and acknowledged."""
+        """Messages that a log can never store; delivered and acknowledged all the same."""
         self.unlogged_messages = 0
         """Messages of QoS 0 that were not written to their log while NATS was away."""
 
@@ -202,20 +202,30 @@ class Router:
     def stored(self, token: object, _sequence: int, _is_duplicate: bool) -> None:  # noqa: FBT001 - LogWriter's
         """Deliver a message that its log has, also when the log had it before: its edge did not hear of it."""
         if isinstance(token, _Publication):
-            route = self._routing.route(token.instance_id, token.topic, is_p2p=token.is_p2p)
-            self._deliver(token.source, route, token.payload, token.qos, token.sequence, token.retained_by)
+            self._route_stored(token)
         elif isinstance(token, RetainedWrite):
             self._retained.stored(token)
         if self._is_log_congested:
             self.relieve()
 
     def failed(self, token: object, _reason: str) -> None:
-        """Drop and acknowledge a message that no log can store: sending it again would change nothing."""
+        """Deliver a message that no log can ever store (too long a topic, too large): trying again changes nothing."""
         self.refused_messages += 1
         if isinstance(token, _Publication):
-            token.source.acknowledge(token.sequence)
+            self._route_stored(token)
         elif isinstance(token, RetainedWrite):
             self._retained.failed(token)
+
+    def _route_stored(self, publication: _Publication) -> None:
+        route = self._routing.route(publication.instance_id, publication.topic, is_p2p=publication.is_p2p)
+        self._deliver(
+            publication.source,
+            route,
+            publication.payload,
+            publication.qos,
+            publication.sequence,
+            publication.retained_by,
+        )
 
     def relieve(self) -> None:
         """Let held edges go on when nothing is congested any more."""

@@ -55,6 +55,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             # What is held back comes again and is dropped by the link, so that the edge's window stays full.
             received_through=edge.link.confirmed_through,
             resumed=stream.is_resumed,
+            missed=stream.has_missed,
         )
         try:
             await stream_context.write(router_pb2.LinkResponse(opened=opened))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, Secret, setting
+from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RouterSettings(CommonSettings):
     """What the router is told."""
 
-    nats_url: Secret = setting(text="NATS with JetStream: `nats://user:password@host:port`, several joined by commas.")
+    nats_url: Secret = setting(
+        text="NATS with JetStream: `nats://user:password@host:port`, several joined by commas.", check=check_nats_urls
+    )
     grpc_listen: tuple[str, ...] = setting(
-        ("127.0.0.1:7003",), text="Addresses of the gRPC API, `host:port` or `unix:/path`, joined by commas."
+        ("127.0.0.1:7003",),
+        text="Addresses of the gRPC API, `host:port` or `unix:/path`, joined by commas.",
+        check=check_grpc_listen,
     )
     edge_grace_s: float = setting(
         5.0, text="Seconds that an edge whose link broke is waited for.", minimum=0.1, maximum=600

@@ -122,6 +122,8 @@ async def world() -> AsyncGenerator[World]:
             session=address,
             router=address,
             connect_timeout_s=1,
+            max_queued=2000,
+            slow_consumer_s=1,
         )
 
         async def run() -> None:
@@ -346,6 +348,54 @@ async def test_a_subscriber_that_does_not_read_is_closed_when_its_queue_is_full(
         assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_SLOW_CONSUMER
         await other.send(packets.PingReq())
         assert await other.receive() == packets.PingResp()
+
+
+async def test_a_burst_for_a_subscriber_that_reads_closes_nothing() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await device.receive() == packets.SubAck(1, [1])
+        for n in range(1900):
+            w.router.deliver("fast/a", b"%d" % n, 1, "fast/#")
+        for n in range(1900):
+            packet = await device.receive()
+            assert isinstance(packet, packets.Publish)
+            assert packet.payload == b"%d" % n
+            await device.send(packets.PubAck(packet.packet_identifier))
+        assert not w.session.closings
+
+
+async def test_a_subscriber_that_acknowledges_nothing_is_closed_in_time() -> None:
+    async with world() as w:
+        device = await w.connected()
+        await device.send(packets.Subscribe(1, [("fast/#", 1)]))
+        assert await device.receive() == packets.SubAck(1, [1])
+        for _ in range(1500):
+            w.router.deliver("fast/a", b"x", 1, "fast/#")
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_SLOW_CONSUMER
+
+
+async def test_clients_are_closed_when_they_may_have_missed_messages() -> None:
+    async with world() as w:
+        device = await w.connected()
+        w.router.missed = True
+        w.router.cut.set()
+        assert await device.receive() is None
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_EVICTED
+
+
+async def test_interests_and_messages_travel_in_frames_of_bounded_size() -> None:
+    async with world() as w:
+        device = await w.connected()
+        w.router.confirms = False  # what follows gathers
+        topics = [f"fast/{n:055d}" for n in range(3000)]
+        await device.send(*(packets.Publish(topic, b"x" * 1000, 0, False, False, 0) for topic in topics))
+        w.router.confirms = True
+        w.router.cut.set()
+        await until(lambda: w.router.published)
+        assert w.router.largest_frame < 4 << 20
 
 
 async def test_a_subscriber_that_does_not_read_loses_qos_0_only() -> None:

@@ -588,6 +588,25 @@ async def test_stopping_router_ends_links_with_unavailable(mesh: Mesh) -> None:
             assert await end_of(call) == grpc.StatusCode.UNAVAILABLE
 
 
+async def test_edge_that_was_given_up_is_told_that_it_may_have_missed_messages(mesh: Mesh) -> None:
+    async with mesh.router(), channel(mesh.address, TOKEN) as opened:
+        await mesh.serving()
+        incarnations: list[str] = [""]
+        missed: list[bool] = []
+        async with asyncio.timeout(20):
+            while not (missed and missed[-1]):
+                call: Any = router_pb2_grpc.RouterServiceStub(opened).Link(metadata=call_metadata(TOKEN))
+                opening = router_pb2.LinkOpen(edge_id="raw", edge_incarnation="1", router_incarnation=incarnations[-1])
+                await call.write(router_pb2.LinkRequest(open=opening))
+                first = (await call.read()).opened
+                incarnations.append(first.router_incarnation)
+                missed.append(first.missed)
+                call.cancel()
+                await asyncio.sleep(0.3 * len(missed))  # at last longer than the grace of 1 s
+        assert missed[0] is False, "an edge that was never linked has missed nothing"
+        assert missed[1] is False, "within the grace nothing is missed"
+
+
 async def end_of(call: Any) -> grpc.StatusCode:
     """Return the status of a stream; it comes behind the messages that nobody has read."""
     with contextlib.suppress(aio.AioRpcError):

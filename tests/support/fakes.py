@@ -141,6 +141,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         self.published: list[tuple[str, bytes, int, int, str]] = []
         """(topic, payload, flags, sequence, publisher)."""
         self.queries: list[router_pb2.RetainedQuery] = []
+        self.missed = False
+        self.largest_frame = 0
         self.acknowledges = True
         self.confirms = True
         self.goodbyes = 0
@@ -177,6 +179,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         return frame if frame.ByteSize() else None
 
     def _take(self, frame: router_pb2.LinkRequest) -> None:
+        self.largest_frame = max(self.largest_frame, frame.ByteSize())
         for target in frame.added_targets:
             self.targets[target.target_id] = target
         for target_id in frame.removed_target_ids:
@@ -211,7 +214,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         await context.read()
         self.link.reset()
         self.cut.clear()
-        await context.write(router_pb2.LinkResponse(opened=router_pb2.LinkOpened(router_incarnation="r")))
+        opened = router_pb2.LinkOpened(router_incarnation="r", missed=self.missed)
+        await context.write(router_pb2.LinkResponse(opened=opened))
         try:
             await self.link.exchange(lambda: self._read(context), context.write)
         except LinkBrokenError:

@@ -47,6 +47,11 @@ class SentWindow:
         return len(self._unacknowledged) + len(self._released)
 
     @property
+    def last_identifier(self) -> int:
+        """Packet identifier of the latest delivery; with a full window it moves only when the client acknowledges."""
+        return self._last_identifier
+
+    @property
     def has_room(self) -> bool:
         """Whether one more delivery may be under way."""
         return len(self._unacknowledged) + len(self._released) < self.limit

@@ -137,6 +137,11 @@ class ServerConnection:
         return unanswered >= self._limits.receive_maximum
 
     @property
+    def queued_count(self) -> int:
+        """Deliveries that wait for the window."""
+        return self._session.queued_count
+
+    @property
     def pending_bytes(self) -> int:
         """Received bytes that make no whole packet yet, or wait for `accept`."""
         return self._decoder.pending_bytes

@@ -166,15 +166,17 @@ def test_qos_0_passes_a_log_that_is_away(router: Router, log: FakeLog) -> None:
     assert publisher.link.confirmed_through == 2
 
 
-def test_message_that_the_log_refuses_is_acknowledged_and_dropped(router: Router, log: FakeLog) -> None:
+def test_message_that_the_log_can_never_store_is_delivered_all_the_same(router: Router, log: FakeLog) -> None:
     publisher, subscriber = join(router, "publisher"), join(router, "subscriber")
     subscribe(subscriber, 1, "a")
-    publish(publisher, b"", is_logged=True)
+    publish(publisher, b"too long a topic", is_logged=True)
     _, token = log.written.pop()
     router.failed(token, "too large")
-    assert sent(publisher).acknowledged_sequences == [1]
     assert router.refused_messages == 1
-    assert subscriber.pending_bytes == 0
+    frame = sent(subscriber)
+    assert frame.deliveries.payloads == [b"too long a topic"]
+    subscriber.link._drop_confirmed(frame.frame)
+    assert sent(publisher).acknowledged_sequences == [1]
 
 
 def test_message_stored_after_its_edge_left_is_delivered(router: Router, log: FakeLog) -> None:

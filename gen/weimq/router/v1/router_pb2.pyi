@@ -422,6 +422,7 @@ class LinkOpened(_message.Message):
     ROUTER_INCARNATION_FIELD_NUMBER: _builtins.int
     RECEIVED_THROUGH_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
     router_incarnation: _builtins.str
     """Random for each start of the router process."""
     received_through: _builtins.int
@@ -430,16 +431,21 @@ class LinkOpened(_message.Message):
     """Whether the frames of the old link go on. When false, both sides start numbering anew and the edge sends its
     state, also when the incarnations are unchanged: the grace time was over.
     """
+    missed: _builtins.bool
+    """Whether messages may have been routed and acknowledged without this edge since its last link: its clients must learn
+    that, so it closes them.
+    """
     def __init__(
         self,
         *,
         router_incarnation: _builtins.str = ...,
         received_through: _builtins.int = ...,
         resumed: _builtins.bool = ...,
+        missed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_through", b"received_through", "resumed", b"resumed", "router_incarnation", b"router_incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed", "received_through", b"received_through", "resumed", b"resumed", "router_incarnation", b"router_incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
