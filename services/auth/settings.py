@@ -5,19 +5,33 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from services.common.settings import CommonSettings, Secret, setting
+from services.common.settings import (
+    CommonSettings,
+    Secret,
+    check_grpc_listen,
+    check_key,
+    check_listen,
+    check_nats_urls,
+    setting,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuthSettings(CommonSettings):
     """What auth is told, as environment variables `AUTH_*`."""
 
-    nats_url: Secret = setting(text="NATS servers, nats://user:password@host:port, several joined by commas.")
-    grpc_listen: tuple[str, ...] = setting(
-        ("127.0.0.1:7001",), text="Addresses for gRPC, joined by commas: host:port or unix:/path."
+    nats_url: Secret = setting(
+        text="NATS servers, nats://user:password@host:port, several joined by commas.", check=check_nats_urls
     )
-    http_listen: str = setting("127.0.0.1:8081", text="Address for HTTP, host:port: health and metrics.")
-    master_key: Secret = setting(text="Base64 of the 32 bytes that encrypt stored AccessKey secrets.")
+    grpc_listen: tuple[str, ...] = setting(
+        ("127.0.0.1:7001",),
+        text="Addresses for gRPC, joined by commas: host:port or unix:/path.",
+        check=check_grpc_listen,
+    )
+    http_listen: str = setting(
+        "127.0.0.1:8081", text="Address for HTTP, host:port: health and metrics.", check=check_listen
+    )
+    master_key: Secret = setting(text="Base64 of the 32 bytes that encrypt stored AccessKey secrets.", check=check_key)
     bootstrap_file: Path | None = setting(
         None, text="JSON file with the instance, AccessKey, group and topic made when there is no instance yet."
     )

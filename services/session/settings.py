@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, Secret, setting
+from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, check_peer, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionSettings(CommonSettings):
     """What the session service is told; environment variables `SESSION_*`."""
 
-    nats_url: Secret = setting(text="Addresses of NATS, `nats://user:password@host:port`, joined by commas.")
+    nats_url: Secret = setting(
+        text="Addresses of NATS, `nats://user:password@host:port`, joined by commas.", check=check_nats_urls
+    )
     grpc_listen: tuple[str, ...] = setting(
-        ("127.0.0.1:7002",), text="Addresses for gRPC, `host:port` or `unix:/path`, joined by commas."
+        ("127.0.0.1:7002",),
+        text="Addresses for gRPC, `host:port` or `unix:/path`, joined by commas.",
+        check=check_grpc_listen,
     )
     router: str = setting(
-        "127.0.0.1:7003", text="Address of the router, which publishes the wills of clients whose edge was lost."
+        "127.0.0.1:7003",
+        text="Address of the router, which publishes the wills of clients whose edge was lost.",
+        check=check_peer,
     )
     edge_grace_s: float = setting(
         5.0, text="Seconds that the connections of an edge outlive its link.", minimum=0.1, maximum=600

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, setting
+from services.common.settings import CommonSettings, check_grpc_listen, check_listen, check_peer, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,8 +12,16 @@ class StatusSettings(CommonSettings):
     """What status is told, as environment variables `STATUS_*`."""
 
     grpc_listen: tuple[str, ...] = setting(
-        ("127.0.0.1:7004",), text="Addresses for gRPC, joined by commas: host:port or unix:/path."
+        ("127.0.0.1:7004",),
+        text="Addresses for gRPC, joined by commas: host:port or unix:/path.",
+        check=check_grpc_listen,
     )
-    http_listen: str = setting("127.0.0.1:8080", text="Address for HTTP, host:port: queries, health and metrics.")
-    auth: str = setting("127.0.0.1:7001", text="Address of auth: host:port, dns:///name:port or unix:/path.")
-    session: str = setting("127.0.0.1:7002", text="Address of session: host:port, dns:///name:port or unix:/path.")
+    http_listen: str = setting(
+        "127.0.0.1:8080", text="Address for HTTP, host:port: queries, health and metrics.", check=check_listen
+    )
+    auth: str = setting(
+        "127.0.0.1:7001", text="Address of auth: host:port, dns:///name:port or unix:/path.", check=check_peer
+    )
+    session: str = setting(
+        "127.0.0.1:7002", text="Address of session: host:port, dns:///name:port or unix:/path.", check=check_peer
+    )
