@@ -154,6 +154,40 @@ class ReceivedIds:
             self.forwarded_count -= 1
 
 
+class AnswerOrder:
+    """Packet identifiers of received publications of one QoS, so that answers go out in their order [MQTT-4.6.0-2]."""
+
+    __slots__ = ("_early", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: collections.deque[int] = collections.deque()
+        # Answered before their turn; how often, since a client may send a QoS 1 identifier again.
+        self._early: dict[int, int] = {}
+
+    def received(self, packet_identifier: int) -> None:
+        """Note a publication that will be answered."""
+        self._waiting.append(packet_identifier)
+
+    def answer(self, packet_identifier: int, head: bytes, output: list[bytes]) -> None:
+        """Append to `output` the answers, each `head` and an identifier, whose turn it is now."""
+        waiting = self._waiting
+        early = self._early
+        if waiting and waiting[0] == packet_identifier:
+            waiting.popleft()
+            output.append(head + packet_identifier.to_bytes(2, "big"))
+            while early and waiting and waiting[0] in early:
+                following = waiting.popleft()
+                output.append(head + following.to_bytes(2, "big"))
+                if early[following] == 1:
+                    del early[following]
+                else:
+                    early[following] -= 1
+        elif packet_identifier in waiting:
+            early[packet_identifier] = early.get(packet_identifier, 0) + 1
+        else:  # of an earlier connection of the session: nothing here waits for it
+            output.append(head + packet_identifier.to_bytes(2, "big"))
+
+
 class SessionState:
     """What survives a connection: both directions, and deliveries that wait for the window."""
 

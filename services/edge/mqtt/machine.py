@@ -32,7 +32,7 @@ from services.edge.mqtt.bodies import PUBACK, PUBCOMP, PUBREC
 from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.errors import LocalUseError, ProtocolError, ProtocolViolationError
 from services.edge.mqtt.events import Acknowledged, Event, Failed
-from services.edge.mqtt.inflight import PUBREL_HEAD, Delivery, SessionState
+from services.edge.mqtt.inflight import PUBREL_HEAD, AnswerOrder, Delivery, SessionState
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import (
     SUBACK_FAILURE,
@@ -85,6 +85,8 @@ class ServerConnection:
         "_keep_alive_s",
         "_last_received",
         "_limits",
+        "_order_qos1",
+        "_order_qos2",
         "_output",
         "_pending_requests",
         "_received_qos1",
@@ -115,6 +117,9 @@ class ServerConnection:
         self._keep_alive_s = 0
         self._is_clean = True
         self._received_qos1 = 0
+        # Made when they are first needed: most connections never publish at QoS 1 or 2.
+        self._order_qos1: AnswerOrder | None = None
+        self._order_qos2: AnswerOrder | None = None
         self._pending_requests = 0
         self._was_paused = False
 
@@ -254,6 +259,9 @@ class ServerConnection:
         if packet.qos == 1:
             # Repeated identifiers are new publications, too: at least once. [MQTT-4.3.2-2]
             self._received_qos1 += 1
+            if self._order_qos1 is None:
+                self._order_qos1 = AnswerOrder()
+            self._order_qos1.received(packet_identifier)
             events.append(packet)
         else:
             received = self._session.received
@@ -261,6 +269,9 @@ class ServerConnection:
                 if len(received) > self._limits.max_unreleased:
                     received.discard(packet_identifier)
                     raise ProtocolViolationError("MQTT-4.8.0-1", "too many QoS 2 without PUBREL")
+                if self._order_qos2 is None:
+                    self._order_qos2 = AnswerOrder()
+                self._order_qos2.received(packet_identifier)
                 events.append(packet)
             elif received.is_recorded(packet_identifier):
                 # The mesh has it and our PUBREC got lost. [MQTT-4.3.3-2]
@@ -369,14 +380,17 @@ class ServerConnection:
         self.state = State.CLOSED
 
     def acknowledge(self, packet_identifier: int, qos: int) -> None:
-        """Tell the client that the mesh has taken over its publication of QoS 1 or 2."""
+        """Tell the client that the mesh has taken over its publication of QoS 1 or 2, when its turn has come."""
         if qos == 1:
             if self._received_qos1 and self._is_connected():
                 self._received_qos1 -= 1
-                self._output.append(_PUBACK_HEAD + packet_identifier.to_bytes(2, "big"))
+                if self._order_qos1 is not None:
+                    self._order_qos1.answer(packet_identifier, _PUBACK_HEAD, self._output)
         # After the connection is gone it still counts for the session: PUBREC then comes at once.
         elif self._session.received.record(packet_identifier) and self._is_connected():
-            self._output.append(_PUBREC_HEAD + packet_identifier.to_bytes(2, "big"))
+            if self._order_qos2 is None:
+                self._order_qos2 = AnswerOrder()
+            self._order_qos2.answer(packet_identifier, _PUBREC_HEAD, self._output)
 
     def suback(self, packet_identifier: int, return_codes: list[int]) -> None:
         """Answer SUBSCRIBE; one code per filter, in request order."""

@@ -652,3 +652,29 @@ def test_pubrel_before_pubrec_ends_the_connection() -> None:
     events = feed(machine, publish(2, 5), PubRel(5))
     assert isinstance(events[-1], Failed)
     assert machine.state is State.CLOSED
+
+
+@pytest.mark.spec("MQTT-4.6.0-2")
+@pytest.mark.spec("MQTT-4.6.0-3")
+@pytest.mark.parametrize("qos", [1, 2])
+@given(order=st.permutations(list(range(1, 9))))
+def test_answers_keep_the_order_of_the_publications(qos: int, order: list[int]) -> None:
+    machine = connected()
+    feed(machine, *(publish(qos, n) for n in range(1, 9)))
+    for n in order:
+        machine.acknowledge(n, qos)
+    answer = PubAck if qos == 1 else PubRec
+    assert sent_by(machine) == [answer(n) for n in range(1, 9)]
+
+
+def test_an_answer_waits_for_those_before_it() -> None:
+    machine = connected()
+    feed(machine, publish(1, 1), publish(1, 2), publish(1, 2), publish(2, 3))
+    machine.acknowledge(2, 1)
+    assert sent_by(machine) == []
+    machine.acknowledge(3, 2)
+    assert sent_by(machine) == [PubRec(3)], "the two QoS have their own order"
+    machine.acknowledge(1, 1)
+    assert sent_by(machine) == [PubAck(1), PubAck(2)]
+    machine.acknowledge(2, 1)
+    assert sent_by(machine) == [PubAck(2)]
