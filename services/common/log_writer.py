@@ -1,4 +1,4 @@
-"""Pipelined publishing to JetStream: what is written is stored, in order, whatever fails in between.
+"""Pipelined publishing to JetStream: what is written is stored, whatever fails in between, in order but for one case.
 
 `js.publish` waits for each acknowledgement by a task and a future of its own; here a message costs a few
 microseconds. It is published with a reply subject, `<inbox>.<number>`, and one subscription takes the
@@ -8,9 +8,14 @@ name (a *lane*); each lane is a queue whose head part is in flight:
 - An acknowledgement reports its message once all before it in the lane have been reported.
 - An error, "no responders" (no such stream, JetStream starting) or silence sends the lane back: everything from the
   oldest message not acknowledged on is sent again, in order, after a pause of 0.1 to 2 s, and one message goes ahead
-  alone until it is acknowledged. There is no end to this; a stream that is missing holds up its own lane only.
+  alone until it is acknowledged. There is no end to this; a stream that is missing holds up its own lane only,
+  until its backlog reaches the bound of whoever writes.
 - A new connection to NATS sends every lane back at once.
 - A message that can never be stored (too large for the server or the stream) is reported as failed, in its turn.
+
+The case: a message that JetStream fails while it stores those behind it (a change of leader, a stream that comes and
+goes) is stored after them; the reports still come in the order of writing. A broken connection is none, since what was
+stored is then a prefix of what was sent.
 
 Repeats are harmless within the duplicate window of the stream, since every message has its `Nats-Msg-Id`.
 

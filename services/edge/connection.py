@@ -99,6 +99,8 @@ class Connection(Receiver):
         self._subscriptions: dict[str, int] = {}
         self._subacks: dict[int, list[int]] = {}
         self._early: list[tuple[OutboundMessage, int]] = []
+        self.oversized_count = 0
+        """Publications that were acknowledged and dropped because their payload is too large."""
         self.dropped_count = 0
         """Messages of QoS 0 that were not sent because the client read too slowly."""
 
@@ -179,7 +181,9 @@ class Connection(Receiver):
             # product.md 2.5: acknowledged and dropped
             if packet.qos:
                 self._machine.acknowledge(packet.packet_identifier, packet.qos)
-            logger.warning("payload too large, dropped", extra={"client_id": self.client_id, "topic": packet.topic})
+            if not self.oversized_count:  # one line for a connection, never one for a message
+                logger.warning("payload too large, dropped", extra={"client_id": self.client_id, "topic": packet.topic})
+            self.oversized_count += 1
         else:
             self._hub.router.publish(self, rule, packet, clean_session=self._clean_session)
 
@@ -446,6 +450,8 @@ class Connection(Receiver):
                     "client_id": self.client_id,
                     "channel_id": self.channel_id,
                     "reason": _REASON_NAMES[reason],
+                    "dropped": self.dropped_count,
+                    "oversized": self.oversized_count,
                 },
             )
         self._machine.close()

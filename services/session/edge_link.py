@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 
@@ -105,12 +106,11 @@ class EdgeLink:
 
 
 def _first(names: dict[str, None]) -> list[str]:
-    """Take up to `MAX_NAMES` names out."""
-    if len(names) <= MAX_NAMES:
-        first = list(names)
-        names.clear()
-        return first
-    return [names.popitem()[0] for _ in range(MAX_NAMES)]
+    """Take up to `MAX_NAMES` names out, oldest first."""
+    first = list(itertools.islice(names, MAX_NAMES))
+    for name in first:
+        del names[name]
+    return first
 
 
 def _ignore(_through: int) -> None:
