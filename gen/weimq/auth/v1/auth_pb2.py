@@ -24,39 +24,59 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18weimq/auth/v1/auth.proto\x12\rweimq.auth.v1\"F\n\x13\x41uthenticateRequest\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.weimq.auth.v1.ConnectAttempt\"\x9b\x01\n\x0e\x43onnectAttempt\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x16\n\tuser_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08password\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12\x1b\n\x13\x64\x65\x66\x61ult_instance_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\x0c\n\n_user_nameB\x0b\n\t_password\"E\n\x14\x41uthenticateResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.weimq.auth.v1.ConnectResult\"x\n\rConnectResult\x12.\n\x07outcome\x18\x01 \x01(\x0e\x32\x1d.weimq.auth.v1.ConnectOutcome\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x17\n\x15WatchResourcesRequest\"\xe3\x01\n\x16WatchResourcesResponse\x12\x30\n\tinstances\x18\x01 \x03(\x0b\x32\x1d.weimq.auth.v1.InstancePolicy\x12*\n\x06topics\x18\x02 \x03(\x0b\x32\x1a.weimq.auth.v1.TopicPolicy\x12\x1c\n\x14removed_instance_ids\x18\x03 \x03(\t\x12\x32\n\x0eremoved_topics\x18\x04 \x03(\x0b\x32\x1a.weimq.auth.v1.TopicPolicy\x12\x19\n\x11snapshot_complete\x18\x05 \x01(\x08\"\xcc\x01\n\x0eInstancePolicy\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\'\n\x07profile\x18\x02 \x01(\x0e\x32\x16.weimq.auth.v1.Profile\x12\x1c\n\x14max_topic_characters\x18\x03 \x01(\x05\x12\x19\n\x11max_payload_bytes\x18\x04 \x01(\x05\x12\x19\n\x11max_subscriptions\x18\x05 \x01(\x05\x12\x10\n\x08takeover\x18\x06 \x01(\x08\x12\x16\n\x0erefuse_filters\x18\x07 \x01(\x08\"f\n\x0bTopicPolicy\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x0e\n\x06logged\x18\x04 \x01(\x08\x12\x0f\n\x07ordered\x18\x05 \x01(\x08\"~\n\x15\x41uthorizeQueryRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x15\n\raccess_key_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x13\n\x0bsigned_text\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\t\"F\n\x16\x41uthorizeQueryResponse\x12,\n\x07outcome\x18\x01 \x01(\x0e\x32\x1b.weimq.auth.v1.QueryOutcome*\xc1\x01\n\x0e\x43onnectOutcome\x12\x1f\n\x1b\x43ONNECT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ONNECT_OUTCOME_ACCEPTED\x10\x01\x12\'\n#CONNECT_OUTCOME_IDENTIFIER_REJECTED\x10\x02\x12#\n\x1f\x43ONNECT_OUTCOME_BAD_CREDENTIALS\x10\x03\x12\"\n\x1e\x43ONNECT_OUTCOME_NOT_AUTHORIZED\x10\x04*I\n\x07Profile\x12\x17\n\x13PROFILE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPROFILE_LMQ\x10\x01\x12\x14\n\x10PROFILE_STANDARD\x10\x02*\x8c\x01\n\x0cQueryOutcome\x12\x1d\n\x19QUERY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15QUERY_OUTCOME_ALLOWED\x10\x01\x12\x1f\n\x1bQUERY_OUTCOME_BAD_SIGNATURE\x10\x02\x12!\n\x1dQUERY_OUTCOME_GROUP_NOT_OWNED\x10\x03\x32\xa6\x02\n\x0b\x41uthService\x12W\n\x0c\x41uthenticate\x12\".weimq.auth.v1.AuthenticateRequest\x1a#.weimq.auth.v1.AuthenticateResponse\x12_\n\x0eWatchResources\x12$.weimq.auth.v1.WatchResourcesRequest\x1a%.weimq.auth.v1.WatchResourcesResponse0\x01\x12]\n\x0e\x41uthorizeQuery\x12$.weimq.auth.v1.AuthorizeQueryRequest\x1a%.weimq.auth.v1.AuthorizeQueryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18weimq/auth/v1/auth.proto\x12\rweimq.auth.v1\"F\n\x13\x41uthenticateRequest\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.weimq.auth.v1.ConnectAttempt\"\x9b\x01\n\x0e\x43onnectAttempt\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x16\n\tuser_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08password\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12\x1b\n\x13\x64\x65\x66\x61ult_instance_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\x0c\n\n_user_nameB\x0b\n\t_password\"E\n\x14\x41uthenticateResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.weimq.auth.v1.ConnectResult\"\xec\x01\n\rConnectResult\x12.\n\x07outcome\x18\x01 \x01(\x0e\x32\x1d.weimq.auth.v1.ConnectOutcome\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\raccess_key_id\x18\x05 \x01(\t\x12\x12\n\ntoken_mode\x18\x06 \x01(\x08\x12)\n\x06tokens\x18\x07 \x03(\x0b\x32\x19.weimq.auth.v1.TokenGrant\x12\x1c\n\x14\x64\x65vice_credential_id\x18\x08 \x01(\t\"q\n\nTokenGrant\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12&\n\x04type\x18\x02 \x01(\x0e\x32\x18.weimq.auth.v1.TokenType\x12\x11\n\tresources\x18\x03 \x03(\t\x12\x16\n\x0e\x65xpire_time_ms\x18\x04 \x01(\x03\"?\n\x12\x43heckTokensRequest\x12)\n\x06tokens\x18\x01 \x03(\x0b\x32\x19.weimq.auth.v1.TokenCheck\"\x82\x01\n\nTokenCheck\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x15\n\raccess_key_id\x18\x02 \x01(\t\x12&\n\x04type\x18\x03 \x01(\x0e\x32\x18.weimq.auth.v1.TokenType\x12\r\n\x05token\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\"B\n\x13\x43heckTokensResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.weimq.auth.v1.TokenResult\"E\n\x0bTokenResult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12(\n\x05grant\x18\x02 \x01(\x0b\x32\x19.weimq.auth.v1.TokenGrant\"\x17\n\x15WatchResourcesRequest\"\xf7\x03\n\x16WatchResourcesResponse\x12\x30\n\tinstances\x18\x01 \x03(\x0b\x32\x1d.weimq.auth.v1.InstancePolicy\x12*\n\x06topics\x18\x02 \x03(\x0b\x32\x1a.weimq.auth.v1.TopicPolicy\x12\x1c\n\x14removed_instance_ids\x18\x03 \x03(\t\x12\x32\n\x0eremoved_topics\x18\x04 \x03(\x0b\x32\x1a.weimq.auth.v1.TopicPolicy\x12\x19\n\x11snapshot_complete\x18\x05 \x01(\x08\x12*\n\x06groups\x18\x06 \x03(\x0b\x32\x1a.weimq.auth.v1.GroupPolicy\x12\x32\n\x0eremoved_groups\x18\x07 \x03(\x0b\x32\x1a.weimq.auth.v1.GroupPolicy\x12\x33\n\x0b\x61\x63\x63\x65ss_keys\x18\x08 \x03(\x0b\x32\x1e.weimq.auth.v1.AccessKeyPolicy\x12;\n\x13removed_access_keys\x18\t \x03(\x0b\x32\x1e.weimq.auth.v1.AccessKeyPolicy\x12\x19\n\x11revoked_token_ids\x18\n \x03(\t\x12%\n\x1dremoved_device_credential_ids\x18\x0b \x03(\t\"H\n\x0bGroupPolicy\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\"\x8c\x01\n\x0f\x41\x63\x63\x65ssKeyPolicy\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x15\n\raccess_key_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x0f\n\x07publish\x18\x04 \x01(\x08\x12\x11\n\tsubscribe\x18\x05 \x01(\x08\x12\x15\n\rtopic_filters\x18\x06 \x03(\t\">\n\x1d\x43heckDeviceCredentialsRequest\x12\x1d\n\x15\x64\x65vice_credential_ids\x18\x01 \x03(\t\"G\n\x1e\x43heckDeviceCredentialsResponse\x12%\n\x1dremoved_device_credential_ids\x18\x01 \x03(\t\"\xf4\x03\n\x0eInstancePolicy\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\'\n\x07profile\x18\x02 \x01(\x0e\x32\x16.weimq.auth.v1.Profile\x12\x1c\n\x14max_topic_characters\x18\x03 \x01(\x05\x12\x19\n\x11max_payload_bytes\x18\x04 \x01(\x05\x12\x19\n\x11max_subscriptions\x18\x05 \x01(\x05\x12\x10\n\x08takeover\x18\x06 \x01(\x08\x12\x16\n\x0erefuse_filters\x18\x07 \x01(\x08\x12\x14\n\x0cstrict_order\x18\x08 \x01(\x08\x12\x1e\n\x16offline_batch_messages\x18\t \x01(\x05\x12!\n\x19offline_batch_interval_ms\x18\n \x01(\x05\x12\"\n\x1a\x61\x63knowledgement_timeout_ms\x18\x0b \x01(\x05\x12\x1c\n\x14offline_retention_ms\x18\x0c \x01(\x03\x12\x1c\n\x14max_offline_messages\x18\r \x01(\x03\x12\x19\n\x11session_expiry_ms\x18\x0e \x01(\x03\x12\x18\n\x10max_topic_levels\x18\x0f \x01(\x05\x12\x18\n\x10max_publish_rate\x18\x10 \x01(\x05\x12\x1e\n\x16max_publish_bytes_rate\x18\x11 \x01(\x05\"f\n\x0bTopicPolicy\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x0e\n\x06logged\x18\x04 \x01(\x08\x12\x0f\n\x07ordered\x18\x05 \x01(\x08\"~\n\x15\x41uthorizeQueryRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x15\n\raccess_key_id\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x13\n\x0bsigned_text\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\t\"F\n\x16\x41uthorizeQueryResponse\x12,\n\x07outcome\x18\x01 \x01(\x0e\x32\x1b.weimq.auth.v1.QueryOutcome*m\n\tTokenType\x12\x1a\n\x16TOKEN_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTOKEN_TYPE_READ\x10\x01\x12\x14\n\x10TOKEN_TYPE_WRITE\x10\x02\x12\x19\n\x15TOKEN_TYPE_READ_WRITE\x10\x03*\xc1\x01\n\x0e\x43onnectOutcome\x12\x1f\n\x1b\x43ONNECT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ONNECT_OUTCOME_ACCEPTED\x10\x01\x12\'\n#CONNECT_OUTCOME_IDENTIFIER_REJECTED\x10\x02\x12#\n\x1f\x43ONNECT_OUTCOME_BAD_CREDENTIALS\x10\x03\x12\"\n\x1e\x43ONNECT_OUTCOME_NOT_AUTHORIZED\x10\x04*I\n\x07Profile\x12\x17\n\x13PROFILE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPROFILE_LMQ\x10\x01\x12\x14\n\x10PROFILE_STANDARD\x10\x02*\x8c\x01\n\x0cQueryOutcome\x12\x1d\n\x19QUERY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15QUERY_OUTCOME_ALLOWED\x10\x01\x12\x1f\n\x1bQUERY_OUTCOME_BAD_SIGNATURE\x10\x02\x12!\n\x1dQUERY_OUTCOME_GROUP_NOT_OWNED\x10\x03\x32\xf3\x03\n\x0b\x41uthService\x12W\n\x0c\x41uthenticate\x12\".weimq.auth.v1.AuthenticateRequest\x1a#.weimq.auth.v1.AuthenticateResponse\x12T\n\x0b\x43heckTokens\x12!.weimq.auth.v1.CheckTokensRequest\x1a\".weimq.auth.v1.CheckTokensResponse\x12_\n\x0eWatchResources\x12$.weimq.auth.v1.WatchResourcesRequest\x1a%.weimq.auth.v1.WatchResourcesResponse0\x01\x12u\n\x16\x43heckDeviceCredentials\x12,.weimq.auth.v1.CheckDeviceCredentialsRequest\x1a-.weimq.auth.v1.CheckDeviceCredentialsResponse\x12]\n\x0e\x41uthorizeQuery\x12$.weimq.auth.v1.AuthorizeQueryRequest\x1a%.weimq.auth.v1.AuthorizeQueryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weimq.auth.v1.auth_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONNECTOUTCOME']._serialized_start=1233
-  _globals['_CONNECTOUTCOME']._serialized_end=1426
-  _globals['_PROFILE']._serialized_start=1428
-  _globals['_PROFILE']._serialized_end=1501
-  _globals['_QUERYOUTCOME']._serialized_start=1504
-  _globals['_QUERYOUTCOME']._serialized_end=1644
+  _globals['_TOKENTYPE']._serialized_start=2727
+  _globals['_TOKENTYPE']._serialized_end=2836
+  _globals['_CONNECTOUTCOME']._serialized_start=2839
+  _globals['_CONNECTOUTCOME']._serialized_end=3032
+  _globals['_PROFILE']._serialized_start=3034
+  _globals['_PROFILE']._serialized_end=3107
+  _globals['_QUERYOUTCOME']._serialized_start=3110
+  _globals['_QUERYOUTCOME']._serialized_end=3250
   _globals['_AUTHENTICATEREQUEST']._serialized_start=43
   _globals['_AUTHENTICATEREQUEST']._serialized_end=113
   _globals['_CONNECTATTEMPT']._serialized_start=116
   _globals['_CONNECTATTEMPT']._serialized_end=271
   _globals['_AUTHENTICATERESPONSE']._serialized_start=273
   _globals['_AUTHENTICATERESPONSE']._serialized_end=342
-  _globals['_CONNECTRESULT']._serialized_start=344
-  _globals['_CONNECTRESULT']._serialized_end=464
-  _globals['_WATCHRESOURCESREQUEST']._serialized_start=466
-  _globals['_WATCHRESOURCESREQUEST']._serialized_end=489
-  _globals['_WATCHRESOURCESRESPONSE']._serialized_start=492
-  _globals['_WATCHRESOURCESRESPONSE']._serialized_end=719
-  _globals['_INSTANCEPOLICY']._serialized_start=722
-  _globals['_INSTANCEPOLICY']._serialized_end=926
-  _globals['_TOPICPOLICY']._serialized_start=928
-  _globals['_TOPICPOLICY']._serialized_end=1030
-  _globals['_AUTHORIZEQUERYREQUEST']._serialized_start=1032
-  _globals['_AUTHORIZEQUERYREQUEST']._serialized_end=1158
-  _globals['_AUTHORIZEQUERYRESPONSE']._serialized_start=1160
-  _globals['_AUTHORIZEQUERYRESPONSE']._serialized_end=1230
-  _globals['_AUTHSERVICE']._serialized_start=1647
-  _globals['_AUTHSERVICE']._serialized_end=1941
+  _globals['_CONNECTRESULT']._serialized_start=345
+  _globals['_CONNECTRESULT']._serialized_end=581
+  _globals['_TOKENGRANT']._serialized_start=583
+  _globals['_TOKENGRANT']._serialized_end=696
+  _globals['_CHECKTOKENSREQUEST']._serialized_start=698
+  _globals['_CHECKTOKENSREQUEST']._serialized_end=761
+  _globals['_TOKENCHECK']._serialized_start=764
+  _globals['_TOKENCHECK']._serialized_end=894
+  _globals['_CHECKTOKENSRESPONSE']._serialized_start=896
+  _globals['_CHECKTOKENSRESPONSE']._serialized_end=962
+  _globals['_TOKENRESULT']._serialized_start=964
+  _globals['_TOKENRESULT']._serialized_end=1033
+  _globals['_WATCHRESOURCESREQUEST']._serialized_start=1035
+  _globals['_WATCHRESOURCESREQUEST']._serialized_end=1058
+  _globals['_WATCHRESOURCESRESPONSE']._serialized_start=1061
+  _globals['_WATCHRESOURCESRESPONSE']._serialized_end=1564
+  _globals['_GROUPPOLICY']._serialized_start=1566
+  _globals['_GROUPPOLICY']._serialized_end=1638
+  _globals['_ACCESSKEYPOLICY']._serialized_start=1641
+  _globals['_ACCESSKEYPOLICY']._serialized_end=1781
+  _globals['_CHECKDEVICECREDENTIALSREQUEST']._serialized_start=1783
+  _globals['_CHECKDEVICECREDENTIALSREQUEST']._serialized_end=1845
+  _globals['_CHECKDEVICECREDENTIALSRESPONSE']._serialized_start=1847
+  _globals['_CHECKDEVICECREDENTIALSRESPONSE']._serialized_end=1918
+  _globals['_INSTANCEPOLICY']._serialized_start=1921
+  _globals['_INSTANCEPOLICY']._serialized_end=2421
+  _globals['_TOPICPOLICY']._serialized_start=2423
+  _globals['_TOPICPOLICY']._serialized_end=2525
+  _globals['_AUTHORIZEQUERYREQUEST']._serialized_start=2527
+  _globals['_AUTHORIZEQUERYREQUEST']._serialized_end=2653
+  _globals['_AUTHORIZEQUERYRESPONSE']._serialized_start=2655
+  _globals['_AUTHORIZEQUERYRESPONSE']._serialized_end=2725
+  _globals['_AUTHSERVICE']._serialized_start=3253
+  _globals['_AUTHSERVICE']._serialized_end=3752
 # @@protoc_insertion_point(module_scope)

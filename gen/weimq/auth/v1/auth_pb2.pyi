@@ -19,6 +19,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _TokenType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TokenTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOKEN_TYPE_UNSPECIFIED: _TokenType.ValueType  # 0
+    """Never sent."""
+    TOKEN_TYPE_READ: _TokenType.ValueType  # 1
+    """`R`: subscribe."""
+    TOKEN_TYPE_WRITE: _TokenType.ValueType  # 2
+    """`W`: publish."""
+    TOKEN_TYPE_READ_WRITE: _TokenType.ValueType  # 3
+    """`RW`: both."""
+
+class TokenType(_TokenType, metaclass=_TokenTypeEnumTypeWrapper):
+    """Type of a token in the password or in `$SYS/uploadToken`. Frozen."""
+
+TOKEN_TYPE_UNSPECIFIED: TokenType.ValueType  # 0
+"""Never sent."""
+TOKEN_TYPE_READ: TokenType.ValueType  # 1
+"""`R`: subscribe."""
+TOKEN_TYPE_WRITE: TokenType.ValueType  # 2
+"""`W`: publish."""
+TOKEN_TYPE_READ_WRITE: TokenType.ValueType  # 3
+"""`RW`: both."""
+Global___TokenType: _TypeAlias = TokenType  # noqa: Y015
+
 class _ConnectOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -206,6 +234,10 @@ class ConnectResult(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_MODE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    DEVICE_CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
     outcome: Global___ConnectOutcome.ValueType
     """What the edge does."""
     instance_id: _builtins.str
@@ -214,6 +246,18 @@ class ConnectResult(_message.Message):
     """Account that owns the AccessKey; set when accepted, empty for anonymous clients."""
     reason: _builtins.str
     """Why not, for the log of the edge; never sent to the client. Holds no secret."""
+    access_key_id: _builtins.str
+    """AccessKey that the client uses; its policy is in the watch. Empty: anonymous, user name and password in a `standard`
+    instance, or a device credential.
+    """
+    token_mode: _builtins.bool
+    """Whether the client is in token mode: it may do what `tokens` grant, and nothing without one."""
+    device_credential_id: _builtins.str
+    """Device credential that the client uses; empty: none."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenGrant]:
+        """What the tokens in the password grant; at most one for each type."""
+
     def __init__(
         self,
         *,
@@ -221,14 +265,170 @@ class ConnectResult(_message.Message):
         instance_id: _builtins.str = ...,
         account_id: _builtins.str = ...,
         reason: _builtins.str = ...,
+        access_key_id: _builtins.str = ...,
+        token_mode: _builtins.bool = ...,
+        tokens: _abc.Iterable[Global___TokenGrant] | None = ...,
+        device_credential_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "instance_id", b"instance_id", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "device_credential_id", b"device_credential_id", "instance_id", b"instance_id", "outcome", b"outcome", "reason", b"reason", "token_mode", b"token_mode", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConnectResult: _TypeAlias = ConnectResult  # noqa: Y015
+
+@_typing.final
+class TokenGrant(_message.Message):
+    """What a valid token grants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_MS_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """Id of the token, by which it is revoked."""
+    type: Global___TokenType.ValueType
+    """What it is for."""
+    expire_time_ms: _builtins.int
+    """When it expires, milliseconds since 1970."""
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topic names and filters it covers, 1 to 100; they may hold `+` and `#`."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        type: Global___TokenType.ValueType = ...,
+        resources: _abc.Iterable[_builtins.str] | None = ...,
+        expire_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time_ms", b"expire_time_ms", "resources", b"resources", "token_id", b"token_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenGrant: _TypeAlias = TokenGrant  # noqa: Y015
+
+@_typing.final
+class CheckTokensRequest(_message.Message):
+    """Tokens of clients that are connected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenCheck]:
+        """Required. 1 to 1,000 tokens."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___TokenCheck] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckTokensRequest: _TypeAlias = CheckTokensRequest  # noqa: Y015
+
+@_typing.final
+class TokenCheck(_message.Message):
+    """One token of a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Instance of the client."""
+    access_key_id: _builtins.str
+    """AccessKey of its user name; the token must be one of that key."""
+    type: Global___TokenType.ValueType
+    """Type that the client says it has."""
+    token: _builtins.str
+    """The token as sent, up to 65,535 bytes."""
+    client_id: _builtins.str
+    """Client identifier, for back-off and logs."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        access_key_id: _builtins.str = ...,
+        type: Global___TokenType.ValueType = ...,
+        token: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "client_id", b"client_id", "instance_id", b"instance_id", "token", b"token", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenCheck: _TypeAlias = TokenCheck  # noqa: Y015
+
+@_typing.final
+class CheckTokensResponse(_message.Message):
+    """One result for each token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenResult]:
+        """In request order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___TokenResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckTokensResponse: _TypeAlias = CheckTokensResponse  # noqa: Y015
+
+@_typing.final
+class TokenResult(_message.Message):
+    """What a token is worth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """Code of `$SYS/tokenInvalidNotice` (product.md section 2.2): 0 valid, 1 forged or unparseable, 2 expired, 3 revoked,
+    5 wrong permission type, 8 bad signature, -1 account not permitted.
+    """
+    @_builtins.property
+    def grant(self) -> Global___TokenGrant:
+        """What it grants; set when valid."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        grant: Global___TokenGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "grant", b"grant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenResult: _TypeAlias = TokenResult  # noqa: Y015
 
 @_typing.final
 class WatchResourcesRequest(_message.Message):
@@ -258,6 +458,12 @@ class WatchResourcesResponse(_message.Message):
     REMOVED_INSTANCE_IDS_FIELD_NUMBER: _builtins.int
     REMOVED_TOPICS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    REMOVED_GROUPS_FIELD_NUMBER: _builtins.int
+    ACCESS_KEYS_FIELD_NUMBER: _builtins.int
+    REMOVED_ACCESS_KEYS_FIELD_NUMBER: _builtins.int
+    REVOKED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REMOVED_DEVICE_CREDENTIAL_IDS_FIELD_NUMBER: _builtins.int
     snapshot_complete: _builtins.bool
     """Set once, on the message that ends the snapshot."""
     @_builtins.property
@@ -276,6 +482,32 @@ class WatchResourcesResponse(_message.Message):
     def removed_topics(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopicPolicy]:
         """Deleted parent topics; only `instance_id` and `topic` are set."""
 
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupPolicy]:
+        """Groups added."""
+
+    @_builtins.property
+    def removed_groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupPolicy]:
+        """Groups deleted; their clients are closed. Only `instance_id` and `group_id` are set."""
+
+    @_builtins.property
+    def access_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessKeyPolicy]:
+        """AccessKeys added or replaced."""
+
+    @_builtins.property
+    def removed_access_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessKeyPolicy]:
+        """AccessKeys deleted; clients that use them are closed. Only `instance_id` and `access_key_id` are set."""
+
+    @_builtins.property
+    def revoked_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of tokens revoked, until they would have expired; clients that use them are closed."""
+
+    @_builtins.property
+    def removed_device_credential_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Device credentials that are no longer valid since the last message (revoked, or replaced by a refresh); clients that
+        use them are closed. Not part of a snapshot: after one, the edge asks by `CheckDeviceCredentials`.
+        """
+
     def __init__(
         self,
         *,
@@ -284,14 +516,142 @@ class WatchResourcesResponse(_message.Message):
         removed_instance_ids: _abc.Iterable[_builtins.str] | None = ...,
         removed_topics: _abc.Iterable[Global___TopicPolicy] | None = ...,
         snapshot_complete: _builtins.bool = ...,
+        groups: _abc.Iterable[Global___GroupPolicy] | None = ...,
+        removed_groups: _abc.Iterable[Global___GroupPolicy] | None = ...,
+        access_keys: _abc.Iterable[Global___AccessKeyPolicy] | None = ...,
+        removed_access_keys: _abc.Iterable[Global___AccessKeyPolicy] | None = ...,
+        revoked_token_ids: _abc.Iterable[_builtins.str] | None = ...,
+        removed_device_credential_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "removed_instance_ids", b"removed_instance_ids", "removed_topics", b"removed_topics", "snapshot_complete", b"snapshot_complete", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_keys", b"access_keys", "groups", b"groups", "instances", b"instances", "removed_access_keys", b"removed_access_keys", "removed_device_credential_ids", b"removed_device_credential_ids", "removed_groups", b"removed_groups", "removed_instance_ids", b"removed_instance_ids", "removed_topics", b"removed_topics", "revoked_token_ids", b"revoked_token_ids", "snapshot_complete", b"snapshot_complete", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchResourcesResponse: _TypeAlias = WatchResourcesResponse  # noqa: Y015
+
+@_typing.final
+class GroupPolicy(_message.Message):
+    """A group, as an edge needs it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Instance id."""
+    group_id: _builtins.str
+    """Group ID."""
+    account_id: _builtins.str
+    """Account that owns it."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "group_id", b"group_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupPolicy: _TypeAlias = GroupPolicy  # noqa: Y015
+
+@_typing.final
+class AccessKeyPolicy(_message.Message):
+    """What clients with an AccessKey may do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PUBLISH_FIELD_NUMBER: _builtins.int
+    SUBSCRIBE_FIELD_NUMBER: _builtins.int
+    TOPIC_FILTERS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Instance id."""
+    access_key_id: _builtins.str
+    """Id of the key."""
+    account_id: _builtins.str
+    """Account that owns it."""
+    publish: _builtins.bool
+    """Whether it may publish."""
+    subscribe: _builtins.bool
+    """Whether it may subscribe."""
+    @_builtins.property
+    def topic_filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topic filters it is limited to; empty: every parent topic of the account."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        access_key_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        publish: _builtins.bool = ...,
+        subscribe: _builtins.bool = ...,
+        topic_filters: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "instance_id", b"instance_id", "publish", b"publish", "subscribe", b"subscribe", "topic_filters", b"topic_filters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessKeyPolicy: _TypeAlias = AccessKeyPolicy  # noqa: Y015
+
+@_typing.final
+class CheckDeviceCredentialsRequest(_message.Message):
+    """Asks whether device credentials are still valid."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_CREDENTIAL_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def device_credential_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. 1 to 10,000 ids."""
+
+    def __init__(
+        self,
+        *,
+        device_credential_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_credential_ids", b"device_credential_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckDeviceCredentialsRequest: _TypeAlias = CheckDeviceCredentialsRequest  # noqa: Y015
+
+@_typing.final
+class CheckDeviceCredentialsResponse(_message.Message):
+    """Which are not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_DEVICE_CREDENTIAL_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def removed_device_credential_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of the request that are no longer valid."""
+
+    def __init__(
+        self,
+        *,
+        removed_device_credential_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed_device_credential_ids", b"removed_device_credential_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckDeviceCredentialsResponse: _TypeAlias = CheckDeviceCredentialsResponse  # noqa: Y015
 
 @_typing.final
 class InstancePolicy(_message.Message):
@@ -306,6 +666,16 @@ class InstancePolicy(_message.Message):
     MAX_SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
     TAKEOVER_FIELD_NUMBER: _builtins.int
     REFUSE_FILTERS_FIELD_NUMBER: _builtins.int
+    STRICT_ORDER_FIELD_NUMBER: _builtins.int
+    OFFLINE_BATCH_MESSAGES_FIELD_NUMBER: _builtins.int
+    OFFLINE_BATCH_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENT_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    OFFLINE_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    MAX_OFFLINE_MESSAGES_FIELD_NUMBER: _builtins.int
+    SESSION_EXPIRY_MS_FIELD_NUMBER: _builtins.int
+    MAX_TOPIC_LEVELS_FIELD_NUMBER: _builtins.int
+    MAX_PUBLISH_RATE_FIELD_NUMBER: _builtins.int
+    MAX_PUBLISH_BYTES_RATE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Instance id."""
     profile: Global___Profile.ValueType
@@ -320,6 +690,26 @@ class InstancePolicy(_message.Message):
     """Whether a second connection with a client id in use displaces the first (the rule of MQTT)."""
     refuse_filters: _builtins.bool
     """Whether a refused topic filter is answered SUBACK 0x80; otherwise the connection is closed."""
+    strict_order: _builtins.bool
+    """Whether live messages wait behind the backlog of a persistent session."""
+    offline_batch_messages: _builtins.int
+    """Messages of a batch of offline messages; 0: no pacing."""
+    offline_batch_interval_ms: _builtins.int
+    """Milliseconds between those batches."""
+    acknowledgement_timeout_ms: _builtins.int
+    """Milliseconds without an acknowledgement after which a delivery counts as offline."""
+    offline_retention_ms: _builtins.int
+    """Milliseconds that offline messages are kept."""
+    max_offline_messages: _builtins.int
+    """Offline messages of the instance that are kept; the oldest are dropped first."""
+    session_expiry_ms: _builtins.int
+    """Milliseconds that a persistent session outlives its last connection; 0: for ever."""
+    max_topic_levels: _builtins.int
+    """Most levels of a topic name or filter; 0: what MQTT allows."""
+    max_publish_rate: _builtins.int
+    """Messages a client may publish in a second; beyond, it is read more slowly. 0: no bound."""
+    max_publish_bytes_rate: _builtins.int
+    """Bytes of packets a client may send in a second; beyond, it is read more slowly. 0: no bound."""
     def __init__(
         self,
         *,
@@ -330,10 +720,20 @@ class InstancePolicy(_message.Message):
         max_subscriptions: _builtins.int = ...,
         takeover: _builtins.bool = ...,
         refuse_filters: _builtins.bool = ...,
+        strict_order: _builtins.bool = ...,
+        offline_batch_messages: _builtins.int = ...,
+        offline_batch_interval_ms: _builtins.int = ...,
+        acknowledgement_timeout_ms: _builtins.int = ...,
+        offline_retention_ms: _builtins.int = ...,
+        max_offline_messages: _builtins.int = ...,
+        session_expiry_ms: _builtins.int = ...,
+        max_topic_levels: _builtins.int = ...,
+        max_publish_rate: _builtins.int = ...,
+        max_publish_bytes_rate: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "max_payload_bytes", b"max_payload_bytes", "max_subscriptions", b"max_subscriptions", "max_topic_characters", b"max_topic_characters", "profile", b"profile", "refuse_filters", b"refuse_filters", "takeover", b"takeover"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement_timeout_ms", b"acknowledgement_timeout_ms", "instance_id", b"instance_id", "max_offline_messages", b"max_offline_messages", "max_payload_bytes", b"max_payload_bytes", "max_publish_bytes_rate", b"max_publish_bytes_rate", "max_publish_rate", b"max_publish_rate", "max_subscriptions", b"max_subscriptions", "max_topic_characters", b"max_topic_characters", "max_topic_levels", b"max_topic_levels", "offline_batch_interval_ms", b"offline_batch_interval_ms", "offline_batch_messages", b"offline_batch_messages", "offline_retention_ms", b"offline_retention_ms", "profile", b"profile", "refuse_filters", b"refuse_filters", "session_expiry_ms", b"session_expiry_ms", "strict_order", b"strict_order", "takeover", b"takeover"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,10 +40,20 @@ class AuthServiceStub:
                 request_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateRequest.SerializeToString,
                 response_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateResponse.FromString,
                 _registered_method=True)
+        self.CheckTokens = channel.unary_unary(
+                '/weimq.auth.v1.AuthService/CheckTokens',
+                request_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckTokensRequest.SerializeToString,
+                response_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckTokensResponse.FromString,
+                _registered_method=True)
         self.WatchResources = channel.unary_stream(
                 '/weimq.auth.v1.AuthService/WatchResources',
                 request_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.WatchResourcesRequest.SerializeToString,
                 response_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.WatchResourcesResponse.FromString,
+                _registered_method=True)
+        self.CheckDeviceCredentials = channel.unary_unary(
+                '/weimq.auth.v1.AuthService/CheckDeviceCredentials',
+                request_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckDeviceCredentialsRequest.SerializeToString,
+                response_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckDeviceCredentialsResponse.FromString,
                 _registered_method=True)
         self.AuthorizeQuery = channel.unary_unary(
                 '/weimq.auth.v1.AuthService/AuthorizeQuery',
@@ -67,11 +77,31 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckTokens(self, request, context):
+        """Opens tokens (product.md section 2.2) and says what they grant. Idempotent. Answers in request order; a refusal is
+        data.
+
+        Statuses: `INVALID_ARGUMENT` (more than 1,000 tokens), `UNAVAILABLE` (resources not loaded yet).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchResources(self, request, context):
-        """Streams the instances and parent topics: first all of them, ended by a message with
+        """Streams what the edges must know to check clients by themselves: instances, parent topics, groups, AccessKeys, revoked
+        tokens and device credentials: first all of them, ended by a message with
         `snapshot_complete`, then every change in order. An empty message every second shows that the view is
         current. The server may end the stream with `UNAVAILABLE` at any time; the client opens it again and
         replaces its whole view when the new snapshot is complete.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckDeviceCredentials(self, request, context):
+        """Says which device credentials are no longer valid; an edge asks for those in use when its watch began anew. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (more than 10,000 ids), `UNAVAILABLE` (resources not loaded yet).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,10 +124,20 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     request_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateRequest.FromString,
                     response_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateResponse.SerializeToString,
             ),
+            'CheckTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckTokens,
+                    request_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckTokensRequest.FromString,
+                    response_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckTokensResponse.SerializeToString,
+            ),
             'WatchResources': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchResources,
                     request_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.WatchResourcesRequest.FromString,
                     response_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.WatchResourcesResponse.SerializeToString,
+            ),
+            'CheckDeviceCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckDeviceCredentials,
+                    request_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckDeviceCredentialsRequest.FromString,
+                    response_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.CheckDeviceCredentialsResponse.SerializeToString,
             ),
             'AuthorizeQuery': grpc.unary_unary_rpc_method_handler(
                     servicer.AuthorizeQuery,
@@ -144,6 +184,33 @@ class AuthService:
             _registered_method=True)
 
     @staticmethod
+    def CheckTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.auth.v1.AuthService/CheckTokens',
+            weimq_dot_auth_dot_v1_dot_auth__pb2.CheckTokensRequest.SerializeToString,
+            weimq_dot_auth_dot_v1_dot_auth__pb2.CheckTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchResources(request,
             target,
             options=(),
@@ -160,6 +227,33 @@ class AuthService:
             '/weimq.auth.v1.AuthService/WatchResources',
             weimq_dot_auth_dot_v1_dot_auth__pb2.WatchResourcesRequest.SerializeToString,
             weimq_dot_auth_dot_v1_dot_auth__pb2.WatchResourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckDeviceCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.auth.v1.AuthService/CheckDeviceCredentials',
+            weimq_dot_auth_dot_v1_dot_auth__pb2.CheckDeviceCredentialsRequest.SerializeToString,
+            weimq_dot_auth_dot_v1_dot_auth__pb2.CheckDeviceCredentialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,11 +23,23 @@ class AuthServiceStub:
     Statuses: `INVALID_ARGUMENT` (more than 1,000 attempts), `UNAVAILABLE` (resources not loaded yet:
     the edge answers CONNACK 3).
     """
+    CheckTokens: _aio.UnaryUnaryMultiCallable[_auth_pb2.CheckTokensRequest, _auth_pb2.CheckTokensResponse]
+    """Opens tokens (product.md section 2.2) and says what they grant. Idempotent. Answers in request order; a refusal is
+    data.
+
+    Statuses: `INVALID_ARGUMENT` (more than 1,000 tokens), `UNAVAILABLE` (resources not loaded yet).
+    """
     WatchResources: _aio.UnaryStreamMultiCallable[_auth_pb2.WatchResourcesRequest, _auth_pb2.WatchResourcesResponse]
-    """Streams the instances and parent topics: first all of them, ended by a message with
+    """Streams what the edges must know to check clients by themselves: instances, parent topics, groups, AccessKeys, revoked
+    tokens and device credentials: first all of them, ended by a message with
     `snapshot_complete`, then every change in order. An empty message every second shows that the view is
     current. The server may end the stream with `UNAVAILABLE` at any time; the client opens it again and
     replaces its whole view when the new snapshot is complete.
+    """
+    CheckDeviceCredentials: _aio.UnaryUnaryMultiCallable[_auth_pb2.CheckDeviceCredentialsRequest, _auth_pb2.CheckDeviceCredentialsResponse]
+    """Says which device credentials are no longer valid; an edge asks for those in use when its watch began anew. Idempotent.
+
+    Statuses: `INVALID_ARGUMENT` (more than 10,000 ids), `UNAVAILABLE` (resources not loaded yet).
     """
     AuthorizeQuery: _aio.UnaryUnaryMultiCallable[_auth_pb2.AuthorizeQueryRequest, _auth_pb2.AuthorizeQueryResponse]
     """Checks a signed query about one client (product.md section 4). Idempotent. A refusal is data.
@@ -52,15 +64,39 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CheckTokens(
+        self,
+        request: _auth_pb2.CheckTokensRequest,
+        context: _aio.ServicerContext[_auth_pb2.CheckTokensRequest, _abc.Awaitable[_auth_pb2.CheckTokensResponse]],
+    ) -> _abc.Awaitable[_auth_pb2.CheckTokensResponse]:
+        """Opens tokens (product.md section 2.2) and says what they grant. Idempotent. Answers in request order; a refusal is
+        data.
+
+        Statuses: `INVALID_ARGUMENT` (more than 1,000 tokens), `UNAVAILABLE` (resources not loaded yet).
+        """
+
+    @_abc_1.abstractmethod
     def WatchResources(
         self,
         request: _auth_pb2.WatchResourcesRequest,
         context: _aio.ServicerContext[_auth_pb2.WatchResourcesRequest, _abc.AsyncIterator[_auth_pb2.WatchResourcesResponse]],
     ) -> _abc.AsyncIterator[_auth_pb2.WatchResourcesResponse]:
-        """Streams the instances and parent topics: first all of them, ended by a message with
+        """Streams what the edges must know to check clients by themselves: instances, parent topics, groups, AccessKeys, revoked
+        tokens and device credentials: first all of them, ended by a message with
         `snapshot_complete`, then every change in order. An empty message every second shows that the view is
         current. The server may end the stream with `UNAVAILABLE` at any time; the client opens it again and
         replaces its whole view when the new snapshot is complete.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckDeviceCredentials(
+        self,
+        request: _auth_pb2.CheckDeviceCredentialsRequest,
+        context: _aio.ServicerContext[_auth_pb2.CheckDeviceCredentialsRequest, _abc.Awaitable[_auth_pb2.CheckDeviceCredentialsResponse]],
+    ) -> _abc.Awaitable[_auth_pb2.CheckDeviceCredentialsResponse]:
+        """Says which device credentials are no longer valid; an edge asks for those in use when its watch began anew. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (more than 10,000 ids), `UNAVAILABLE` (resources not loaded yet).
         """
 
     @_abc_1.abstractmethod

@@ -132,6 +132,7 @@ class LinkRequest(_message.Message):
     PUBLISHES_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     RETAINED_QUERIES_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -160,6 +161,12 @@ class LinkRequest(_message.Message):
     def retained_queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetainedQuery]:
         """Retained messages wanted for new subscriptions, taken after `added_targets`."""
 
+    @_builtins.property
+    def returned(self) -> Global___ReturnedMessages:
+        """Messages of shared subscriptions that a client of this edge got and did not complete before it was gone: another
+        member gets them.
+        """
+
     def __init__(
         self,
         *,
@@ -172,14 +179,61 @@ class LinkRequest(_message.Message):
         publishes: Global___PublishBatch | None = ...,
         goodbye: _builtins.bool = ...,
         retained_queries: _abc.Iterable[Global___RetainedQuery] | None = ...,
+        returned: Global___ReturnedMessages | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "publishes", b"publishes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "publishes", b"publishes", "returned", b"returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "returned", b"returned", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
+
+@_typing.final
+class ReturnedMessages(_message.Message):
+    """Messages in columns that go to another member of their shared subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPICS_FIELD_NUMBER: _builtins.int
+    TOPIC_INDEXES_FIELD_NUMBER: _builtins.int
+    TARGET_IDS_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    flags: _builtins.bytes
+    """For each message a byte: the QoS of the publication."""
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Distinct topic names."""
+
+    @_builtins.property
+    def topic_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each message, index into `topics`."""
+
+    @_builtins.property
+    def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Target that had it, which may be removed by the same frame."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Application messages."""
+
+    def __init__(
+        self,
+        *,
+        topics: _abc.Iterable[_builtins.str] | None = ...,
+        topic_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        target_ids: _abc.Iterable[_builtins.int] | None = ...,
+        payloads: _abc.Iterable[_builtins.bytes] | None = ...,
+        flags: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "payloads", b"payloads", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnedMessages: _TypeAlias = ReturnedMessages  # noqa: Y015
 
 @_typing.final
 class RetainedQuery(_message.Message):
@@ -223,6 +277,7 @@ class LinkOpen(_message.Message):
     EDGE_INCARNATION_FIELD_NUMBER: _builtins.int
     ROUTER_INCARNATION_FIELD_NUMBER: _builtins.int
     RECEIVED_THROUGH_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     edge_id: _builtins.str
     """Name of the edge, unique in the mesh and kept across its restarts."""
     edge_incarnation: _builtins.str
@@ -231,6 +286,12 @@ class LinkOpen(_message.Message):
     """Incarnation of the router that the edge was linked to before; empty: none."""
     received_through: _builtins.int
     """Number of the last response frame that the edge has of that router."""
+    @_builtins.property
+    def shard(self) -> Global___SessionShard:
+        """Set by a session shard, which links like an edge: nobody waits for one that is away, since it reads what it missed
+        from the logs, and it publishes nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -238,14 +299,41 @@ class LinkOpen(_message.Message):
         edge_incarnation: _builtins.str = ...,
         router_incarnation: _builtins.str = ...,
         received_through: _builtins.int = ...,
+        shard: Global___SessionShard | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge_id", b"edge_id", "edge_incarnation", b"edge_incarnation", "received_through", b"received_through", "router_incarnation", b"router_incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge_id", b"edge_id", "edge_incarnation", b"edge_incarnation", "received_through", b"received_through", "router_incarnation", b"router_incarnation", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkOpen: _TypeAlias = LinkOpen  # noqa: Y015
+
+@_typing.final
+class SessionShard(_message.Message):
+    """Place of a session shard: it serves the clients whose hash (`services/common/sharding.py`) is `index` modulo `count`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """0 to `count` - 1."""
+    count: _builtins.int
+    """Positive; equal for all shards."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionShard: _TypeAlias = SessionShard  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
@@ -259,6 +347,9 @@ class Target(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     TOPIC_FILTER_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SKIPS_QOS0_FIELD_NUMBER: _builtins.int
+    SKIPS_ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    SHARE_NAME_FIELD_NUMBER: _builtins.int
     target_id: _builtins.int
     """Positive, unique in the edge's incarnation, not reused while deliveries to it can be on their way."""
     instance_id: _builtins.str
@@ -267,6 +358,16 @@ class Target(_message.Message):
     """Messages whose topic name matches this topic filter."""
     client_id: _builtins.str
     """P2P messages to this client, which is connected to the edge."""
+    skips_qos0: _builtins.bool
+    """Whether messages published at QoS 0 are not for it: those of a session shard, whose clients get them from their edge."""
+    skips_acknowledged: _builtins.bool
+    """Whether messages published at QoS 1 and 2 are not for it: subscriptions of persistent sessions, whose shard delivers
+    them.
+    """
+    share_name: _builtins.str
+    """Name of the shared subscription, with `topic_filter`: each message goes to one of the targets that agree in
+    instance, name and topic filter. Such a target stands for one client. Empty: not shared.
+    """
     def __init__(
         self,
         *,
@@ -274,10 +375,13 @@ class Target(_message.Message):
         instance_id: _builtins.str = ...,
         topic_filter: _builtins.str = ...,
         client_id: _builtins.str = ...,
+        skips_qos0: _builtins.bool = ...,
+        skips_acknowledged: _builtins.bool = ...,
+        share_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "interest", b"interest", "topic_filter", b"topic_filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "instance_id", b"instance_id", "interest", b"interest", "target_id", b"target_id", "topic_filter", b"topic_filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "instance_id", b"instance_id", "interest", b"interest", "share_name", b"share_name", "skips_acknowledged", b"skips_acknowledged", "skips_qos0", b"skips_qos0", "target_id", b"target_id", "topic_filter", b"topic_filter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_interest: _TypeAlias = _typing.Literal["topic_filter", "client_id"]  # noqa: Y015
     _WhichOneofArgType_interest: _TypeAlias = _typing.Literal["interest", b"interest"]  # noqa: Y015
@@ -302,7 +406,9 @@ class PublishBatch(_message.Message):
     FLAGS_FIELD_NUMBER: _builtins.int
     PUBLISHER_INDEXES_FIELD_NUMBER: _builtins.int
     topic_flags: _builtins.bytes
-    """For each topic, a byte of flags: 1 logged, 2 P2P (`<parent>/p2p/<client id>`)."""
+    """For each topic, a byte of flags: 1 logged, 2 P2P (`<parent>/p2p/<client id>`), 4 the P2P receiver's group exists, so
+    that a message of QoS 1 from a client with cleanSession 0 is kept for it.
+    """
     flags: _builtins.bytes
     """A byte of flags: bits 0-1 QoS, 4 retain, 8 sent again after a break, 16 the publisher's clean session."""
     @_builtins.property
@@ -466,9 +572,12 @@ class DeliveryBatch(_message.Message):
     ORIGINS_FIELD_NUMBER: _builtins.int
     ORIGIN_INDEXES_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    LOG_INDEXES_FIELD_NUMBER: _builtins.int
+    LOG_SEQUENCES_FIELD_NUMBER: _builtins.int
     flags: _builtins.bytes
     """For each message a byte of flags: bits 0-1 QoS of the publication, 4 retain (an answer to a query, never a live
-    message, [MQTT-3.3.1-9]).
+    message, [MQTT-3.3.1-9]), 8 a kept P2P message: for the client that its topic names, without a target.
     """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -502,6 +611,18 @@ class DeliveryBatch(_message.Message):
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """For each message of QoS 2, in order: its sequence; an edge drops a message id that it has delivered."""
 
+    @_builtins.property
+    def logs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """To a session shard only. Distinct streams that hold the messages."""
+
+    @_builtins.property
+    def log_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each message, index into `logs`."""
+
+    @_builtins.property
+    def log_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each message, its sequence in that stream."""
+
     def __init__(
         self,
         *,
@@ -514,10 +635,13 @@ class DeliveryBatch(_message.Message):
         origins: _abc.Iterable[_builtins.str] | None = ...,
         origin_indexes: _abc.Iterable[_builtins.int] | None = ...,
         sequences: _abc.Iterable[_builtins.int] | None = ...,
+        logs: _abc.Iterable[_builtins.str] | None = ...,
+        log_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        log_sequences: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "origin_indexes", b"origin_indexes", "origins", b"origins", "payloads", b"payloads", "sequences", b"sequences", "target_counts", b"target_counts", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "log_indexes", b"log_indexes", "log_sequences", b"log_sequences", "logs", b"logs", "origin_indexes", b"origin_indexes", "origins", b"origins", "payloads", b"payloads", "sequences", b"sequences", "target_counts", b"target_counts", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

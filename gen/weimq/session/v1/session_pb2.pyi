@@ -105,6 +105,10 @@ class LinkRequest(_message.Message):
     PROBE_RESULTS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_CHANGES_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENTS_FIELD_NUMBER: _builtins.int
+    RELEASED_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    OFFLINE_PULLS_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -129,6 +133,22 @@ class LinkRequest(_message.Message):
     def probe_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeResult]:
         """Answers to probes."""
 
+    @_builtins.property
+    def subscription_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubscriptionChange]:
+        """Changes of the subscriptions of persistent sessions, in order; each is answered by `stored_changes`."""
+
+    @_builtins.property
+    def acknowledgements(self) -> Global___Acknowledgements:
+        """Deliveries of this service that clients have completed, or that the edge may not give to them."""
+
+    @_builtins.property
+    def released_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Connections that may get messages from now on: openings with `is_held` before, whose tokens are valid now."""
+
+    @_builtins.property
+    def offline_pulls(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfflinePull]:
+        """Requests for offline messages (`$SYS/getOfflineMsg`)."""
+
     def __init__(
         self,
         *,
@@ -140,14 +160,198 @@ class LinkRequest(_message.Message):
         probe_results: _abc.Iterable[Global___ProbeResult] | None = ...,
         snapshot_complete: _builtins.bool = ...,
         goodbye: _builtins.bool = ...,
+        subscription_changes: _abc.Iterable[Global___SubscriptionChange] | None = ...,
+        acknowledgements: Global___Acknowledgements | None = ...,
+        released_channel_ids: _abc.Iterable[_builtins.str] | None = ...,
+        offline_pulls: _abc.Iterable[Global___OfflinePull] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closings", b"closings", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "openings", b"openings", "probe_results", b"probe_results", "received_through", b"received_through", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "closings", b"closings", "frame", b"frame", "goodbye", b"goodbye", "offline_pulls", b"offline_pulls", "open", b"open", "openings", b"openings", "probe_results", b"probe_results", "received_through", b"received_through", "released_channel_ids", b"released_channel_ids", "snapshot_complete", b"snapshot_complete", "subscription_changes", b"subscription_changes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
+
+@_typing.final
+class Subscription(_message.Message):
+    """A subscription of a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FILTER_FIELD_NUMBER: _builtins.int
+    QOS_FIELD_NUMBER: _builtins.int
+    topic_filter: _builtins.str
+    """Topic filter."""
+    qos: _builtins.int
+    """Granted QoS: 0, 1 or 2."""
+    def __init__(
+        self,
+        *,
+        topic_filter: _builtins.str = ...,
+        qos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["qos", b"qos", "topic_filter", b"topic_filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subscription: _TypeAlias = Subscription  # noqa: Y015
+
+@_typing.final
+class SubscriptionChange(_message.Message):
+    """A SUBSCRIBE or UNSUBSCRIBE packet of a connection with cleanSession 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_TOPIC_FILTERS_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.str
+    """The connection."""
+    number: _builtins.int
+    """Number of the change, rising within the connection, starting at 1; comes back in `StoredChange`. A number that was
+    taken before is answered and changes nothing.
+    """
+    @_builtins.property
+    def added(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """Subscriptions added or replaced."""
+
+    @_builtins.property
+    def removed_topic_filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topic filters removed; one that is not there is no fault."""
+
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        added: _abc.Iterable[Global___Subscription] | None = ...,
+        removed_topic_filters: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "channel_id", b"channel_id", "number", b"number", "removed_topic_filters", b"removed_topic_filters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionChange: _TypeAlias = SubscriptionChange  # noqa: Y015
+
+@_typing.final
+class Acknowledgements(_message.Message):
+    """Deliveries in columns; the n-th entry of each column of the second part belongs to the n-th delivery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    CHANNEL_INDEXES_FIELD_NUMBER: _builtins.int
+    DELIVERY_IDS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    outcomes: _builtins.bytes
+    """For each, a byte: 0 the client has completed it (PUBACK, PUBCOMP), 1 it may not have it any more (its permission was
+    withdrawn) and never gets it.
+    """
+    @_builtins.property
+    def channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Distinct connections."""
+
+    @_builtins.property
+    def channel_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Index into `channel_ids`."""
+
+    @_builtins.property
+    def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`Deliveries.delivery_ids`."""
+
+    def __init__(
+        self,
+        *,
+        channel_ids: _abc.Iterable[_builtins.str] | None = ...,
+        channel_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        delivery_ids: _abc.Iterable[_builtins.int] | None = ...,
+        outcomes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_ids", b"channel_ids", "channel_indexes", b"channel_indexes", "delivery_ids", b"delivery_ids", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acknowledgements: _TypeAlias = Acknowledgements  # noqa: Y015
+
+@_typing.final
+class OfflinePull(_message.Message):
+    """A client asks for some of its offline messages now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGES_FIELD_NUMBER: _builtins.int
+    DESCENDING_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.str
+    """The connection."""
+    max_messages: _builtins.int
+    """How many at the most, 1 to 30."""
+    descending: _builtins.bool
+    """Newest first, otherwise oldest first."""
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.str = ...,
+        max_messages: _builtins.int = ...,
+        descending: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "descending", b"descending", "max_messages", b"max_messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfflinePull: _TypeAlias = OfflinePull  # noqa: Y015
+
+@_typing.final
+class InflightState(_message.Message):
+    """Packet identifiers in use when a connection of a persistent session ended, so that the next one goes on with them
+    [MQTT-4.4.0-1].
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_IDS_FIELD_NUMBER: _builtins.int
+    PACKET_IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    RECEIVED_PACKET_IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    stages: _builtins.bytes
+    """For each, a byte: 0 waits for PUBACK or PUBREC, 1 waits for PUBCOMP."""
+    @_builtins.property
+    def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Deliveries that the client has not completed, in the order of sending."""
+
+    @_builtins.property
+    def packet_identifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each, its packet identifier."""
+
+    @_builtins.property
+    def received_packet_identifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Packet identifiers of received publications of QoS 2 that were answered PUBREC and not released."""
+
+    def __init__(
+        self,
+        *,
+        delivery_ids: _abc.Iterable[_builtins.int] | None = ...,
+        packet_identifiers: _abc.Iterable[_builtins.int] | None = ...,
+        stages: _builtins.bytes = ...,
+        received_packet_identifiers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_ids", b"delivery_ids", "packet_identifiers", b"packet_identifiers", "received_packet_identifiers", b"received_packet_identifiers", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InflightState: _TypeAlias = InflightState  # noqa: Y015
 
 @_typing.final
 class LinkOpen(_message.Message):
@@ -236,12 +440,16 @@ class Opening(_message.Message):
     TAKEOVER_FIELD_NUMBER: _builtins.int
     CLEAN_SESSION_FIELD_NUMBER: _builtins.int
     WILL_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    IS_HELD_FIELD_NUMBER: _builtins.int
     established: _builtins.bool
     """It was let in before this link: no decision is wanted, and one is not given."""
     takeover: _builtins.bool
     """It displaces a connection with the same client id; otherwise it is refused while that one is alive."""
     clean_session: _builtins.bool
     """CleanSession flag of CONNECT."""
+    is_held: _builtins.bool
+    """Whether the client gets no messages until `released_channel_ids` names it (token mode before the tokens are there)."""
     @_builtins.property
     def connection(self) -> Global___Connection:
         """The connection."""
@@ -252,6 +460,10 @@ class Opening(_message.Message):
         edge is gone. Absence: none.
         """
 
+    @_builtins.property
+    def rules(self) -> Global___SessionRules:
+        """Rules of the session; set when `clean_session` is false."""
+
     def __init__(
         self,
         *,
@@ -260,14 +472,68 @@ class Opening(_message.Message):
         takeover: _builtins.bool = ...,
         clean_session: _builtins.bool = ...,
         will: Global___Will | None = ...,
+        rules: Global___SessionRules | None = ...,
+        is_held: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "will", b"will"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "rules", b"rules", "will", b"will"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "connection", b"connection", "established", b"established", "takeover", b"takeover", "will", b"will"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "connection", b"connection", "established", b"established", "is_held", b"is_held", "rules", b"rules", "takeover", b"takeover", "will", b"will"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Opening: _TypeAlias = Opening  # noqa: Y015
+
+@_typing.final
+class SessionRules(_message.Message):
+    """How the session of a client is kept; from the instance, so that this service needs no resources of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEPS_QOS2_FIELD_NUMBER: _builtins.int
+    STRICT_ORDER_FIELD_NUMBER: _builtins.int
+    BATCH_MESSAGES_FIELD_NUMBER: _builtins.int
+    BATCH_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENT_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    OFFLINE_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    MAX_OFFLINE_MESSAGES_FIELD_NUMBER: _builtins.int
+    SESSION_EXPIRY_MS_FIELD_NUMBER: _builtins.int
+    keeps_qos2: _builtins.bool
+    """Whether a subscription of QoS 2 is kept too (`standard` profile); otherwise only those of QoS 1 get offline messages."""
+    strict_order: _builtins.bool
+    """Whether live messages wait behind the backlog and every batch for the acknowledgement of the one before; otherwise
+    the backlog goes out by the clock, and live messages beside it.
+    """
+    batch_messages: _builtins.int
+    """Messages of a backlog batch; 0: no pacing."""
+    batch_interval_ms: _builtins.int
+    """Milliseconds between batches."""
+    acknowledgement_timeout_ms: _builtins.int
+    """Milliseconds without an acknowledgement after which a delivery counts as offline."""
+    offline_retention_ms: _builtins.int
+    """Milliseconds that offline messages are kept."""
+    max_offline_messages: _builtins.int
+    """Offline messages of the instance that are kept; the oldest are dropped first."""
+    session_expiry_ms: _builtins.int
+    """Milliseconds that a session outlives its last connection; 0: for ever."""
+    def __init__(
+        self,
+        *,
+        keeps_qos2: _builtins.bool = ...,
+        strict_order: _builtins.bool = ...,
+        batch_messages: _builtins.int = ...,
+        batch_interval_ms: _builtins.int = ...,
+        acknowledgement_timeout_ms: _builtins.int = ...,
+        offline_retention_ms: _builtins.int = ...,
+        max_offline_messages: _builtins.int = ...,
+        session_expiry_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement_timeout_ms", b"acknowledgement_timeout_ms", "batch_interval_ms", b"batch_interval_ms", "batch_messages", b"batch_messages", "keeps_qos2", b"keeps_qos2", "max_offline_messages", b"max_offline_messages", "offline_retention_ms", b"offline_retention_ms", "session_expiry_ms", b"session_expiry_ms", "strict_order", b"strict_order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionRules: _TypeAlias = SessionRules  # noqa: Y015
 
 @_typing.final
 class Will(_message.Message):
@@ -319,21 +585,27 @@ class Closing(_message.Message):
 
     CONNECTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    INFLIGHT_FIELD_NUMBER: _builtins.int
     reason: Global___CloseReason.ValueType
     """Why."""
     @_builtins.property
     def connection(self) -> Global___Connection:
         """The connection, whole, since the session process may not know it yet."""
 
+    @_builtins.property
+    def inflight(self) -> Global___InflightState:
+        """Packet identifiers in use; set for persistent sessions that have some."""
+
     def __init__(
         self,
         *,
         connection: Global___Connection | None = ...,
         reason: Global___CloseReason.ValueType = ...,
+        inflight: Global___InflightState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "inflight", b"inflight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "inflight", b"inflight", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -377,6 +649,8 @@ class LinkResponse(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     PROBE_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
     EVICTED_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    STORED_CHANGES_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -397,6 +671,16 @@ class LinkResponse(_message.Message):
     def evicted_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Connections to close."""
 
+    @_builtins.property
+    def stored_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredChange]:
+        """Changes of subscriptions that are stored, and known to every router: the edge answers SUBACK or UNSUBACK."""
+
+    @_builtins.property
+    def deliveries(self) -> Global___Deliveries:
+        """Messages for clients: of persistent sessions, and kept P2P messages. The frame is confirmed when they were handed to
+        the connections; `LinkRequest.acknowledgements` follow.
+        """
+
     def __init__(
         self,
         *,
@@ -406,14 +690,112 @@ class LinkResponse(_message.Message):
         decisions: _abc.Iterable[Global___Decision] | None = ...,
         probe_channel_ids: _abc.Iterable[_builtins.str] | None = ...,
         evicted_channel_ids: _abc.Iterable[_builtins.str] | None = ...,
+        stored_changes: _abc.Iterable[Global___StoredChange] | None = ...,
+        deliveries: Global___Deliveries | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "evicted_channel_ids", b"evicted_channel_ids", "frame", b"frame", "opened", b"opened", "probe_channel_ids", b"probe_channel_ids", "received_through", b"received_through"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "deliveries", b"deliveries", "evicted_channel_ids", b"evicted_channel_ids", "frame", b"frame", "opened", b"opened", "probe_channel_ids", b"probe_channel_ids", "received_through", b"received_through", "stored_changes", b"stored_changes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkResponse: _TypeAlias = LinkResponse  # noqa: Y015
+
+@_typing.final
+class StoredChange(_message.Message):
+    """Answer to one `SubscriptionChange`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.str
+    """The connection."""
+    number: _builtins.int
+    """Number of the change."""
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredChange: _TypeAlias = StoredChange  # noqa: Y015
+
+@_typing.final
+class Deliveries(_message.Message):
+    """Deliveries in columns: first the messages, each once, then who gets them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPICS_FIELD_NUMBER: _builtins.int
+    CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    TOPIC_INDEXES_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
+    CHANNEL_INDEXES_FIELD_NUMBER: _builtins.int
+    DELIVERY_IDS_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    PACKET_IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    flags: _builtins.bytes
+    """For each delivery a byte of flags: bits 0-1 QoS of the delivery, 8 it was sent before (DUP)."""
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Distinct topic names."""
+
+    @_builtins.property
+    def channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Distinct connections."""
+
+    @_builtins.property
+    def topic_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each message, index into `topics`."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Application messages."""
+
+    @_builtins.property
+    def message_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each delivery, index into the messages."""
+
+    @_builtins.property
+    def channel_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each delivery, index into `channel_ids`."""
+
+    @_builtins.property
+    def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each delivery its number, unique in the session."""
+
+    @_builtins.property
+    def packet_identifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each delivery the packet identifier it was sent under before; 0: the edge chooses one."""
+
+    def __init__(
+        self,
+        *,
+        topics: _abc.Iterable[_builtins.str] | None = ...,
+        channel_ids: _abc.Iterable[_builtins.str] | None = ...,
+        topic_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        payloads: _abc.Iterable[_builtins.bytes] | None = ...,
+        message_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        channel_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        delivery_ids: _abc.Iterable[_builtins.int] | None = ...,
+        flags: _builtins.bytes = ...,
+        packet_identifiers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_ids", b"channel_ids", "channel_indexes", b"channel_indexes", "delivery_ids", b"delivery_ids", "flags", b"flags", "message_indexes", b"message_indexes", "packet_identifiers", b"packet_identifiers", "payloads", b"payloads", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deliveries: _TypeAlias = Deliveries  # noqa: Y015
 
 @_typing.final
 class LinkOpened(_message.Message):
@@ -456,22 +838,40 @@ class Decision(_message.Message):
     CHANNEL_ID_FIELD_NUMBER: _builtins.int
     ADMISSION_FIELD_NUMBER: _builtins.int
     CONNECT_TIME_MS_FIELD_NUMBER: _builtins.int
+    SESSION_PRESENT_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    INFLIGHT_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """The connection."""
     admission: Global___Admission.ValueType
     """What the edge does."""
     connect_time_ms: _builtins.int
     """When the client was let in, milliseconds since 1970."""
+    session_present: _builtins.bool
+    """Whether there was a session for CONNACK's flag."""
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """Subscriptions of that session. Those that `SessionRules` keep are served by this service at QoS 1 and 2: the edge
+        registers them for QoS 0 alone.
+        """
+
+    @_builtins.property
+    def inflight(self) -> Global___InflightState:
+        """What the session's last connection left under way."""
+
     def __init__(
         self,
         *,
         channel_id: _builtins.str = ...,
         admission: Global___Admission.ValueType = ...,
         connect_time_ms: _builtins.int = ...,
+        session_present: _builtins.bool = ...,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
+        inflight: Global___InflightState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inflight", b"inflight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "channel_id", b"channel_id", "connect_time_ms", b"connect_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "channel_id", b"channel_id", "connect_time_ms", b"connect_time_ms", "inflight", b"inflight", "session_present", b"session_present", "subscriptions", b"subscriptions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
