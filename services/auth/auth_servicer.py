@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypeVar
 
+import grpc
 from grpc import aio
 from typing_extensions import override
 
@@ -78,6 +79,18 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             account_id=result.account_id,
             reason=result.reason,
         )
+
+    @override
+    async def CheckTokens(self, request: auth_pb2.CheckTokensRequest, context: Context) -> auth_pb2.CheckTokensResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+        raise AssertionError("abort raises")
+
+    @override
+    async def CheckDeviceCredentials(
+        self, request: auth_pb2.CheckDeviceCredentialsRequest, context: Context
+    ) -> auth_pb2.CheckDeviceCredentialsResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+        raise AssertionError("abort raises")
 
     @override
     async def AuthorizeQuery(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 from grpc import aio
 from typing_extensions import override
 
@@ -20,6 +21,20 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+
+    @override
+    async def CheckTokens(
+        self, request: auth_pb2.CheckTokensRequest, context: aio.ServicerContext[Any, Any]
+    ) -> auth_pb2.CheckTokensResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+        raise AssertionError("abort raises")
+
+    @override
+    async def CheckDeviceCredentials(
+        self, request: auth_pb2.CheckDeviceCredentialsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> auth_pb2.CheckDeviceCredentialsResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+        raise AssertionError("abort raises")
 
     @override
     async def Authenticate(
