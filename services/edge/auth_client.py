@@ -8,8 +8,8 @@ import random
 
 from grpc import aio
 
+from services.common.linking import BACKOFF_S
 from services.common.readiness import Readiness
-from services.edge.linking import BACKOFF_S
 from services.edge.mqtt.packets import Connect, ConnectReturnCode
 from services.edge.policy import Instance, ParentTopic, Policies
 from services.edge.ports import Client

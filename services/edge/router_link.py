@@ -12,10 +12,10 @@ from grpc import aio
 
 from services.common.grpc_client import call_metadata
 from services.common.link import Link
+from services.common.linking import Opened, keep_linked
 from services.common.readiness import Readiness
 from services.common.settings import Secret
 from services.edge.hub import Hub
-from services.edge.linking import Opened, keep_linked
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import TopicRule

@@ -10,10 +10,10 @@ from grpc import aio
 
 from services.common.grpc_client import call_metadata
 from services.common.link import Link
+from services.common.linking import Opened, keep_linked
 from services.common.readiness import Readiness
 from services.common.settings import Secret
 from services.edge.hub import Hub
-from services.edge.linking import Opened, keep_linked
 from services.edge.mqtt.packets import Will
 from services.edge.policy import FLAG_LOGGED, FLAG_P2P, TopicRule
 from services.edge.ports import Client

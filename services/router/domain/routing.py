@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from services.common.subjects import log_subject
 from services.common.topics import validate_topic_name
-from services.router.domain.trie import Trie
+from services.common.trie import Trie
 
 MAX_ROUTES = 65_536
 """Routes remembered over all instances; beyond, all are forgotten and found anew."""

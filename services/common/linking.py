@@ -1,4 +1,4 @@
-"""Keeps the edge's end of a link up: open a stream, introduce ourselves, exchange frames, begin again."""
+"""Keeps the caller's end of a link up: open a stream, introduce ourselves, exchange frames, begin again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANDSHAKE_TIMEOUT_S = 5.0
 """Deadline of connecting and of the peer's first message."""
 
 BACKOFF_S = (0.1, 0.5)
-"""Range of the pause before the next attempt; random, so that edges do not come all at once."""
+"""Range of the pause before the next attempt; random, so that callers do not come all at once."""
 
 S = TypeVar("S", bound=Message)
 R = TypeVar("R", bound=Message)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from services.common.topics import matches
-from services.router.domain.trie import Trie
+from services.common.trie import Trie
 
 LEVEL = st.sampled_from(["", "a", "b", "c", "$a", "é"])
 TOPIC = st.lists(LEVEL, min_size=1, max_size=5).map("/".join).filter(bool)
