@@ -191,17 +191,18 @@ Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
 
 @_typing.final
 class ReturnedMessages(_message.Message):
-    """Messages in columns that go to another member of their shared subscription."""
+    """Messages in columns that go to another member of their shared subscription; with none left they are dropped."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOPICS_FIELD_NUMBER: _builtins.int
     TOPIC_INDEXES_FIELD_NUMBER: _builtins.int
-    TARGET_IDS_FIELD_NUMBER: _builtins.int
+    TARGET_INDEXES_FIELD_NUMBER: _builtins.int
     PAYLOADS_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     flags: _builtins.bytes
-    """For each message a byte: the QoS of the publication."""
+    """For each message a byte: the QoS of the publication, 1 or 2."""
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Distinct topic names."""
@@ -211,25 +212,32 @@ class ReturnedMessages(_message.Message):
         """For each message, index into `topics`."""
 
     @_builtins.property
-    def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Target that had it, which may be removed by the same frame."""
+    def target_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each message, index into `targets`."""
 
     @_builtins.property
     def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Application messages."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
+        """Distinct targets that had the messages, in full, since they are gone: an earlier frame, or one to an earlier router,
+        may have removed them.
+        """
 
     def __init__(
         self,
         *,
         topics: _abc.Iterable[_builtins.str] | None = ...,
         topic_indexes: _abc.Iterable[_builtins.int] | None = ...,
-        target_ids: _abc.Iterable[_builtins.int] | None = ...,
+        target_indexes: _abc.Iterable[_builtins.int] | None = ...,
         payloads: _abc.Iterable[_builtins.bytes] | None = ...,
         flags: _builtins.bytes = ...,
+        targets: _abc.Iterable[Global___Target] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "payloads", b"payloads", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "payloads", b"payloads", "target_indexes", b"target_indexes", "targets", b"targets", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
