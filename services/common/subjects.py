@@ -10,6 +10,7 @@ becomes `=`.
 | message log of a parent topic | stream `MQ_<instance>_<parent>`, subject `mq.out.<instance>.<parent>.<levels...>` |
 | lifecycle events | stream `EVENTS_<instance>`, subject `mq.event.<instance>.<GroupID>_MQTT.<tag>` |
 | retained messages | stream `RETAINED_<instance>`, subject `mq.retained.<instance>.<levels...>` |
+| kept for sessions, topic without log | stream `KEPT_<instance>_<router>`, subject `mq.kept.<instance>.<router>` |
 | inbound from backends | stream `MQ_IN`, subject `mq.in.<instance>.<parent>` |
 """
 
@@ -31,6 +32,15 @@ RETAINED = "mq.retained"
 """Prefix of the subjects of retained messages."""
 RETAINED_STREAM = "RETAINED_"
 """What the names of the streams of retained messages begin with."""
+KEPT = "mq.kept"
+"""Prefix of the subjects of messages that are kept for sessions and whose topic has no log."""
+KEPT_STREAM = "KEPT_"
+"""What the names of their streams begin with."""
+TOPIC_HEADER = "mqttTopic"
+"""Header that holds the topic by `encode_topic` where the subject does not: in a stream of kept messages, and in a log
+when the topic is too long for a subject."""
+MAX_SUBJECT = 3_900
+"""Longest subject of a message log, in characters: NATS takes a line of 4,096 with it, the reply subject and sizes."""
 
 
 def encode_token(text: str) -> str:
@@ -68,6 +78,37 @@ def log_topic(subject: str) -> tuple[str, str]:
         ValueError: the subject is not one of a message log.
     """
     return _topic(OUT, subject)
+
+
+def encode_topic(topic: str) -> str:
+    """Return a topic in the characters of a subject, which a header carries unchanged whatever the topic holds."""
+    return ".".join(map(encode_token, topic.split("/")))
+
+
+def decode_topic(text: str) -> str:
+    """Return the topic that `encode_topic` made `text` of.
+
+    Raises:
+        ValueError: it can't have made it.
+    """
+    return "/".join(map(decode_token, text.split(".")))
+
+
+def message_topic(subject: str, topic_header: str | None) -> tuple[str, str]:
+    """Return the instance id and topic of a message in a log or a stream of kept messages.
+
+    Args:
+        subject: of the message.
+        topic_header: value of `TOPIC_HEADER`; None: it has none.
+
+    Raises:
+        ValueError: it is no such message.
+    """
+    if subject.startswith(f"{KEPT}."):
+        instance, _, _router = subject[len(KEPT) + 1 :].partition(".")
+        return decode_token(instance), decode_topic(topic_header or "")
+    instance_id, topic = log_topic(subject)
+    return instance_id, topic if topic_header is None else decode_topic(topic_header)
 
 
 def log_filter(instance_id: str, parent_topic: str) -> list[str]:
@@ -118,6 +159,16 @@ def retained_filter(instance_id: str) -> str:
 def retained_stream(instance_id: str) -> str:
     """Return the name of the stream of an instance's retained messages."""
     return f"{RETAINED_STREAM}{_stream_part(instance_id)}"
+
+
+def kept_subject(instance_id: str, router_index: int) -> str:
+    """Return the subject of the messages of an instance that a router keeps for sessions."""
+    return f"{KEPT}.{encode_token(instance_id)}.{router_index}"
+
+
+def kept_stream(instance_id: str, router_index: int) -> str:
+    """Return the name of their stream: one for each router, since positions are in order for one writer only."""
+    return f"{KEPT_STREAM}{_stream_part(instance_id)}_{router_index}"
 
 
 def _topic(root: str, subject: str) -> tuple[str, str]:

@@ -96,3 +96,30 @@ def test_retained_names() -> None:
     assert subjects.retained_subject("mqtt-demo", "/demo/a b") == "mq.retained.mqtt-demo.=.demo.a=20b"
     assert subjects.retained_filter("i.1") == "mq.retained.i=2E1.>"
     assert subjects.retained_stream("i_1") == "RETAINED_i=5F1"
+
+
+@hypothesis.given(TEXT, st.lists(TEXT.map(lambda text: text.replace("/", "")), min_size=1, max_size=5), st.integers(0))
+def test_topic_of_a_kept_message_comes_back_from_its_header(
+    instance_id: str, levels: list[str], router_index: int
+) -> None:
+    topic = "/".join(levels)
+    header = subjects.encode_topic(topic)
+    assert re.fullmatch(r"[A-Za-z0-9_=.-]+", header)
+    subject = subjects.kept_subject(instance_id, router_index)
+    assert subjects.message_topic(subject, header) == (instance_id, topic)
+    assert subjects.message_topic(subjects.log_subject(instance_id, "p"), header) == (instance_id, topic)
+    assert subjects.message_topic(subjects.log_subject(instance_id, topic), None) == (instance_id, topic)
+
+
+@pytest.mark.parametrize(
+    ("subject", "header"),
+    [("mq.kept.i.0", None), ("mq.kept.i.0", ""), ("mq.kept.i.0", "a b"), ("mq.out.i.a", "a b"), ("mq.event.i.a", "a")],
+)
+def test_message_without_its_topic_is_refused(subject: str, header: str | None) -> None:
+    with pytest.raises(ValueError, match="is not"):
+        subjects.message_topic(subject, header)
+
+
+def test_kept_names() -> None:
+    assert subjects.kept_stream("mqtt_x", 3) == "KEPT_mqtt=5Fx_3"
+    assert subjects.kept_subject("mqtt-x", 3) == "mq.kept.mqtt-x.3"
