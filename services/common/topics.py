@@ -9,6 +9,9 @@ from __future__ import annotations
 MAX_TOPIC_BYTES = 65_535
 """Longest topic name or filter in UTF-8 bytes: its length is a 16-bit field. [MQTT-4.7.3-3]"""
 
+SHARE_PREFIX = "$share/"
+"""Begins the filter of a shared subscription: `$share/<share name>/<topic filter>` (MQTT 5 section 4.8.2)."""
+
 
 class InvalidTopicError(ValueError):
     """A topic name or topic filter that the standard does not allow."""
@@ -67,6 +70,15 @@ def validate_topic_filter(topic_filter: str) -> None:
         for level in topic_filter.split("/"):
             if "+" in level and level != "+":
                 raise InvalidTopicError("MQTT-4.7.1-3", "+ is a whole level of a filter")
+
+
+def split_share(topic_filter: str) -> tuple[str, str]:
+    """Return (share name, topic filter) of `$share/<name>/<topic filter>`; the name is empty for any other filter."""
+    if topic_filter.startswith(SHARE_PREFIX):
+        name, slash, rest = topic_filter[len(SHARE_PREFIX) :].partition("/")
+        if name and slash and rest and "+" not in name and "#" not in name:
+            return name, rest
+    return "", topic_filter
 
 
 def matches(topic_filter: str, topic: str) -> bool:

@@ -8,6 +8,7 @@ service is told exactly once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from typing import cast
 
 from typing_extensions import override
 
-from services.edge import liveness
+from services.edge import liveness, reasons
+from services.edge.commands import CommandError
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.events import Acknowledged, Event, Failed
 from services.edge.mqtt.machine import Limits, ServerConnection, State
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import (
-    SUBACK_FAILURE,
     Connect,
     ConnectReturnCode,
     Disconnect,
@@ -31,29 +32,15 @@ from services.edge.mqtt.packets import (
     Will,
 )
 from services.edge.policy import Grant
-from weimq.session.v1 import session_pb2
+from services.edge.stall import StallClock
+from services.edge.subscriptions import Subscriptions
 
 logger = logging.getLogger(__name__)
 
-CLIENT_DISCONNECT = session_pb2.CLOSE_REASON_CLIENT_DISCONNECT
-CONNECTION_LOST = session_pb2.CLOSE_REASON_CONNECTION_LOST
-KEEP_ALIVE_TIMEOUT = session_pb2.CLOSE_REASON_KEEP_ALIVE_TIMEOUT
-PROTOCOL_ERROR = session_pb2.CLOSE_REASON_PROTOCOL_ERROR
-NOT_AUTHORIZED = session_pb2.CLOSE_REASON_NOT_AUTHORIZED
-EVICTED = session_pb2.CLOSE_REASON_EVICTED
-SHUTDOWN = session_pb2.CLOSE_REASON_SHUTDOWN
-SLOW_CONSUMER = session_pb2.CLOSE_REASON_SLOW_CONSUMER
-
-_REASON_NAMES: dict[int, str] = {int(number): name for name, number in session_pb2.CloseReason.items()}
-
 KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 
-_UNREACHABLE = frozenset({KEEP_ALIVE_TIMEOUT, SLOW_CONSUMER})
 CLOSE_S = 5.0
 """How long a peer has to read what was sent before the connection was closed."""
-
-SLOW_QUEUE = 1000
-"""Waiting deliveries from which on a client must show progress: a burst alone is no fault of it."""
 
 MAX_EARLY = 1000
 """P2P messages that may come between the registration of a client and its CONNACK."""
@@ -76,9 +63,7 @@ class Connection(Receiver):
         self._loop = loop
         self._machine = ServerConnection(now=loop.time(), limits=limits)
         self._write_buffer_bytes = write_buffer_bytes
-        self._slow_consumer_s = slow_consumer_s
-        self._queue_seen = 0
-        self._queue_progress = 0.0
+        self._stall_clock = StallClock(slow_consumer_s)
         self._admission_deadline = loop.time() + connect_timeout_s
         self._transport: asyncio.Transport
         self.channel_id = secrets.token_hex(16)
@@ -96,8 +81,7 @@ class Connection(Receiver):
         self._is_stopping = False
         self._closed = False
         self._target_id = 0
-        self._subscriptions: dict[str, int] = {}
-        self._subacks: dict[int, list[int]] = {}
+        self._subscriptions = Subscriptions(hub, self)
         self._early: list[tuple[OutboundMessage, int]] = []
         self.oversized_count = 0
         """Publications that were acknowledged and dropped because their payload is too large."""
@@ -119,7 +103,7 @@ class Connection(Receiver):
         self._handle(self._machine.feed(data, self._loop.time()))
         if not (self._is_admitted or self._closed or self._hub.may_hold(self, self._machine.pending_bytes)):
             logger.warning("too many large CONNECT packets at once", extra={"address": self.address})
-            self.close(PROTOCOL_ERROR)
+            self.close(reasons.PROTOCOL_ERROR)
 
     def eof_received(self) -> bool:
         """Close our side too."""
@@ -127,7 +111,7 @@ class Connection(Receiver):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Note that the TCP connection is gone."""
-        self.close(CONNECTION_LOST)
+        self.close(reasons.CONNECTION_LOST)
 
     def pause_writing(self) -> None:
         """Note that the client reads more slowly than we send: answers to what it sends would only pile up."""
@@ -151,7 +135,7 @@ class Connection(Receiver):
             elif isinstance(event, Connect):
                 self._on_connect(event)
             elif isinstance(event, Disconnect):
-                self.close(CLIENT_DISCONNECT)
+                self.close(reasons.CLIENT_DISCONNECT)
             elif isinstance(event, Failed):
                 self._on_failed(event)
             elif isinstance(event, Acknowledged):
@@ -176,7 +160,7 @@ class Connection(Receiver):
     def _on_publish(self, packet: Publish) -> None:
         rule = self._grant.publish_rule(packet.topic)
         if rule is None:
-            self._deny("publish", packet.topic)
+            self._on_command(packet)
         elif len(packet.payload) > self._grant.instance.max_payload_bytes:
             # product.md 2.5: acknowledged and dropped
             if packet.qos:
@@ -187,42 +171,35 @@ class Connection(Receiver):
         else:
             self._hub.router.publish(self, rule, packet, clean_session=self._clean_session)
 
+    def _on_command(self, packet: Publish) -> None:
+        """Take what is published to a topic of the server; every other topic is one that the client may not use."""
+        done = functools.partial(self.on_published, packet.packet_identifier, packet.qos) if packet.qos else _no_answer
+        try:
+            if self._grant.instance.is_standard or not self._hub.commands.take(self, packet, done):
+                self._deny("publish", packet.topic)
+        except CommandError as error:
+            logger.info("bad command", extra={"client_id": self.client_id, "topic": packet.topic, "error": str(error)})
+            self.close(reasons.PROTOCOL_ERROR)
+
     def _on_subscribe(self, packet: Subscribe) -> None:
-        codes = []
-        for topic_filter, qos in packet.filters:
-            if not self._grant.may_subscribe(topic_filter):
-                if not self._grant.instance.refuse_filters:
-                    self._deny("subscribe", topic_filter)
-                    return
-                codes.append(SUBACK_FAILURE)
-            elif (
-                topic_filter not in self._subscriptions
-                and len(self._subscriptions) >= self._grant.instance.max_subscriptions
-            ):
-                codes.append(SUBACK_FAILURE)
-            else:
-                self._subscriptions[topic_filter] = qos
-                self._hub.subscribe(self, topic_filter, qos)
-                codes.append(qos)
-        self._subacks[packet.packet_identifier] = codes
-        self._hub.router.notify_subscribed(self, packet.packet_identifier)
+        denied = self._subscriptions.add(packet, self._grant)
+        if denied is not None:
+            self._deny("subscribe", denied)
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
-        for topic_filter in packet.filters:
-            if self._subscriptions.pop(topic_filter, None) is not None:
-                self._hub.unsubscribe(self, topic_filter)
+        self._subscriptions.remove(packet)
         self._machine.unsuback(packet.packet_identifier)
 
     def _on_failed(self, event: Failed) -> None:
-        reason = KEEP_ALIVE_TIMEOUT if event.error.requirement == KEEP_ALIVE_REQUIREMENT else PROTOCOL_ERROR
+        is_silence = event.error.requirement == KEEP_ALIVE_REQUIREMENT
         logger.info(
             "protocol error", extra={"address": self.address, "client_id": self.client_id, "error": str(event.error)}
         )
-        self.close(reason)
+        self.close(reasons.KEEP_ALIVE_TIMEOUT if is_silence else reasons.PROTOCOL_ERROR)
 
     def _deny(self, action: str, topic: str) -> None:
         logger.info("not authorized", extra={"client_id": self.client_id, "action": action, "topic": topic})
-        self.close(NOT_AUTHORIZED)
+        self.close(reasons.NOT_AUTHORIZED)
 
     # --- answers of the services ---------------------------------------------------------------
 
@@ -250,6 +227,7 @@ class Connection(Receiver):
             self,
             takeover=grant.instance.takeover,
             clean_session=self._clean_session,
+            is_held=False,
             will=self._will,
             will_rule=will_rule,
         )
@@ -287,7 +265,7 @@ class Connection(Receiver):
     @override
     def on_subscribed(self, packet_identifier: int) -> None:
         """Answer SUBACK; see `ports.Client`."""
-        codes = self._subacks.pop(packet_identifier, None)
+        codes = self._subscriptions.take_suback(packet_identifier)
         if codes is not None and not self._closed:
             self._machine.suback(packet_identifier, codes)
             self._answered()
@@ -307,7 +285,7 @@ class Connection(Receiver):
     @override
     def evict(self) -> None:
         """Close the connection; see `ports.Client`."""
-        self.close(EVICTED)
+        self.close(reasons.EVICTED)
 
     @override
     def probe(self, answer: Callable[[bool], None]) -> None:
@@ -316,9 +294,14 @@ class Connection(Receiver):
         def answered(alive: bool) -> None:  # noqa: FBT001 - the shape of a callback
             answer(alive)
             if not alive:
-                self.close(CONNECTION_LOST)
+                self.close(reasons.CONNECTION_LOST)
 
         liveness.probe(self._transport, self._loop, answered)
+
+    @override
+    def may_receive(self, topic: str) -> bool:
+        """Judge a message by the permissions of now; see `ports.Client`."""
+        return not self._closed and self._grant.may_receive(topic)
 
     # --- deliveries and writes -----------------------------------------------------------------
 
@@ -336,7 +319,7 @@ class Connection(Receiver):
                 self._is_dirty = True
                 self._hub.mark_dirty(self)
         elif not self._closed:
-            self.close(SLOW_CONSUMER)
+            self.close(reasons.SLOW_CONSUMER)
 
     def _mark_dirty(self) -> None:
         if not self._is_dirty:
@@ -388,8 +371,9 @@ class Connection(Receiver):
             if now >= self._admission_deadline:
                 self._refuse(ConnectReturnCode.SERVER_UNAVAILABLE, "not let in in time")
             return
-        if self._machine.queued_count >= SLOW_QUEUE and self._is_stalled(now):
-            self.close(SLOW_CONSUMER)
+        latest = self._machine.session.sent.last_identifier
+        if self._stall_clock.is_stalled(now, self._machine.queued_count, latest):
+            self.close(reasons.SLOW_CONSUMER)
             return
         deadline = self._machine.next_deadline()
         if deadline is not None and now >= deadline:
@@ -397,14 +381,6 @@ class Connection(Receiver):
                 # What we did not read is no silence of the peer; one that takes nothing for so long is gone.
                 self._machine.feed(b"", now)
             self._handle(self._machine.on_deadline(now))
-
-    def _is_stalled(self, now: float) -> bool:
-        """Say whether no delivery has been acknowledged for too long, although many wait."""
-        latest = self._machine.session.sent.last_identifier
-        if latest != self._queue_seen or not self._queue_progress:
-            self._queue_seen = latest
-            self._queue_progress = now
-        return now - self._queue_progress >= self._slow_consumer_s
 
     def _publish_will(self, will: Will) -> None:
         # [MQTT-3.1.2-8]; the permission is that of now
@@ -424,7 +400,7 @@ class Connection(Receiver):
             },
         )
         self._machine.refuse(return_code)
-        self.close(NOT_AUTHORIZED)
+        self.close(reasons.NOT_AUTHORIZED)
 
     @override
     def close(self, reason: int) -> None:
@@ -432,34 +408,35 @@ class Connection(Receiver):
         if self._closed:
             return
         self._closed = True
-        if self._will is not None and self._is_admitted and reason != CLIENT_DISCONNECT:
+        if self._will is not None and self._is_admitted and reason != reasons.CLIENT_DISCONNECT:
             self._publish_will(self._will)
-        for topic_filter in self._subscriptions:
-            self._hub.unsubscribe(self, topic_filter)
+        self._subscriptions.clear()
         if self._target_id:
             self._hub.remove_client(self._target_id)
         if self._is_announced:
             self._hub.sessions.close(self, reason)
         self._hub.forget(self)
-        self._subscriptions.clear()
-        self._subacks.clear()
         if self._is_admitted:
             logger.info(
                 "client disconnected",
                 extra={
                     "client_id": self.client_id,
                     "channel_id": self.channel_id,
-                    "reason": _REASON_NAMES[reason],
+                    "reason": reasons.name(reason),
                     "dropped": self.dropped_count,
                     "oversized": self.oversized_count,
                 },
             )
         self._machine.close()
         self.flush()
-        if reason in _UNREACHABLE or self._is_peer_slow:
+        if reason in reasons.UNREACHABLE or self._is_peer_slow:
             # It takes nothing: waiting for it to read the rest would keep socket and buffer for as long as it likes.
             self._transport.abort()
         elif not self._transport.is_closing():
             self._transport.close()
             if self._transport.get_write_buffer_size():
                 self._loop.call_later(CLOSE_S, self._transport.abort)
+
+
+def _no_answer() -> None:
+    """Answer a command of QoS 0."""

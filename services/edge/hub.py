@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 
+from services.edge.commands import Commands
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.ports import Authenticator, Client, Router, Sessions
 
@@ -80,6 +81,7 @@ class Hub:
         self.auth: Authenticator
         self.sessions: Sessions
         self.router: Router
+        self.commands = Commands()
         self.connections: set[Receiver] = set()
         """Every TCP connection, also before CONNECT."""
         self.by_channel: dict[str, Receiver] = {}

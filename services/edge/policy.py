@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from services.common.topics import split_share
+
 FLAG_LOGGED = 1
 """The topic's messages are kept in a JetStream log."""
 FLAG_P2P = 2
@@ -87,7 +89,12 @@ class Grant:
         if self.instance.is_standard:
             return True
         limit = self.instance.max_topic_characters
+        _, topic_filter = split_share(topic_filter)
         return self._owns(topic_filter.partition("/")[0]) and (not limit or len(topic_filter) <= limit)
+
+    def may_receive(self, topic: str) -> bool:
+        """Return whether a client may have a message that was published to `topic`, now."""
+        return self.instance.is_standard or self._owns(topic.partition("/")[0])
 
     def replace(self, instance: Instance) -> None:
         """Take over changed rules or topics: every verdict is judged anew."""
@@ -110,6 +117,8 @@ class Grant:
         return TopicRule(self.instance.instance_id, topic, flags)
 
     def _owns(self, parent_name: str) -> bool:
+        if parent_name.startswith("$"):
+            return False  # topics of the server
         parent = self._topics.get(parent_name)
         return parent is not None and parent.account_id == self._account_id
 

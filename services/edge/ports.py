@@ -33,6 +33,10 @@ class Client:
         """The router knows the filters of the SUBSCRIBE packet."""
         raise NotImplementedError
 
+    def may_receive(self, topic: str) -> bool:
+        """Return whether the client may have a message that was published to `topic`, now."""
+        raise NotImplementedError
+
     def on_published(self, packet_identifier: int, qos: int) -> None:
         """The mesh has taken over a message of QoS 1 or 2."""
         raise NotImplementedError
@@ -57,9 +61,22 @@ class Sessions(Protocol):
     """Knows who is connected where."""
 
     def open(
-        self, client: Client, *, takeover: bool, clean_session: bool, will: Will | None, will_rule: TopicRule | None
+        self,
+        client: Client,
+        *,
+        takeover: bool,
+        clean_session: bool,
+        is_held: bool,
+        will: Will | None,
+        will_rule: TopicRule | None,
     ) -> None:
-        """Have `client.on_admitted` called; `close` must follow unless it was refused."""
+        """Have `client.on_admitted` called; `close` must follow unless it was refused.
+
+        With `is_held` the client gets no messages until `release` is called.
+        """
+
+    def release(self, client: Client) -> None:
+        """Let a client that was opened with `is_held` have its messages: its tokens are in force."""
 
     def close(self, client: Client, reason: int) -> None:
         """Note that the connection is gone; `reason` is a `weimq.session.v1.CloseReason`."""

@@ -10,9 +10,10 @@ from collections.abc import AsyncGenerator, Callable
 
 from services.common.runtime import background
 from services.common.settings import SettingsError
-from services.edge.connection import SHUTDOWN, Connection
+from services.edge.connection import Connection
 from services.edge.hub import Hub
 from services.edge.mqtt.machine import Limits
+from services.edge.reasons import SHUTDOWN
 from services.edge.settings import EdgeSettings
 from services.edge.transports.flash_policy import FlashPolicyProtocol, policy
 from services.edge.transports.listen import ListenerSpec, open_listener

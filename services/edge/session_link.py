@@ -54,6 +54,7 @@ class SessionLink:
         self._sent_closings: list[tuple[int, list[str]]] = []
         self._to_open: list[session_pb2.Opening] = []
         self._to_close: list[str] = []
+        self._to_release: list[str] = []
         self._probes: list[session_pb2.ProbeResult] = []
         self._snapshot_complete = False
         self._goodbye = False
@@ -75,10 +76,19 @@ class SessionLink:
     # --- the port ------------------------------------------------------------------------------
 
     def open(
-        self, client: Client, *, takeover: bool, clean_session: bool, will: Will | None, will_rule: TopicRule | None
+        self,
+        client: Client,
+        *,
+        takeover: bool,
+        clean_session: bool,
+        is_held: bool,
+        will: Will | None,
+        will_rule: TopicRule | None,
     ) -> None:
         """Ask for a client to be let in; see `ports.Sessions`."""
-        opening = session_pb2.Opening(connection=_connection(client), takeover=takeover, clean_session=clean_session)
+        opening = session_pb2.Opening(
+            connection=_connection(client), takeover=takeover, clean_session=clean_session, is_held=is_held
+        )
         if will is not None and will_rule is not None:
             opening.will.topic = will.topic
             opening.will.payload = will.payload
@@ -89,6 +99,14 @@ class SessionLink:
         self._waiting[client.channel_id] = opening
         self._to_open.append(opening)
         self.link.wake()
+
+    def release(self, client: Client) -> None:
+        """Let a client have its messages; see `ports.Sessions`."""
+        opening = self._established.get(client.channel_id)
+        if opening is not None and opening.is_held:
+            opening.is_held = False  # what a session service that starts anew is told
+            self._to_release.append(client.channel_id)
+            self.link.wake()
 
     def close(self, client: Client, reason: int) -> None:
         """Note that a connection is gone; see `ports.Sessions`."""
@@ -132,12 +150,13 @@ class SessionLink:
             self._to_open += self._waiting.values()
             self._to_close = list(self._closings)
             self._sent_closings.clear()
+            self._to_release.clear()
             self._probes.clear()
             self._snapshot_complete = False
         return Opened(resumed=opened.resumed, received_through=opened.received_through)
 
     def _build(self) -> session_pb2.LinkRequest | None:
-        if not (self._to_open or self._to_close or self._probes) and self._snapshot_complete:
+        if not (self._to_open or self._to_close or self._to_release or self._probes) and self._snapshot_complete:
             if not self._goodbye:
                 return None
             self._goodbye = False
@@ -146,6 +165,8 @@ class SessionLink:
         if self._probes:
             frame.probe_results.extend(self._probes)
             self._probes.clear()
+        frame.released_channel_ids.extend(self._to_release)
+        self._to_release.clear()
         frame.openings.extend(self._to_open[:MAX_FRAME_ITEMS])
         del self._to_open[:MAX_FRAME_ITEMS]
         if not self._to_open:

@@ -269,7 +269,13 @@ async def test_filters_beyond_the_limit_are_refused_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "packet", [packets.Subscribe(9, [("other/#", 1)]), packets.Publish("other", b"", 1, False, False, 1)]
+    "packet",
+    [
+        packets.Subscribe(9, [("other/#", 1)]),
+        packets.Subscribe(9, [("$SYS/#", 1)]),
+        packets.Publish("other", b"", 1, False, False, 1),
+        packets.Publish("$SYS/unknown", b"{}", 1, False, False, 1),
+    ],
 )
 async def test_what_is_not_allowed_closes_the_connection(packet: packets.Packet) -> None:
     async with world() as w:

@@ -12,6 +12,7 @@ from services.common.topics import (
     InvalidTopicError,
     matches,
     split,
+    split_share,
     validate_topic_filter,
     validate_topic_name,
 )
@@ -157,3 +158,21 @@ def test_validation_is_total(text: str) -> None:
         with contextlib.suppress(InvalidTopicError):
             validate(text)
             text.encode()
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "expected"),
+    [
+        ("$share/g/a/#", ("g", "a/#")),
+        ("$share/g/#", ("g", "#")),
+        ("$share/g//a", ("g", "/a")),
+        ("$share/g", ("", "$share/g")),
+        ("$share/g/", ("", "$share/g/")),
+        ("$share//a", ("", "$share//a")),
+        ("$share/+/a", ("", "$share/+/a")),
+        ("$share/#", ("", "$share/#")),
+        ("a/$share/g/b", ("", "a/$share/g/b")),
+    ],
+)
+def test_a_shared_subscription_has_a_name_and_a_filter(topic_filter: str, expected: tuple[str, str]) -> None:
+    assert split_share(topic_filter) == expected
