@@ -8,6 +8,7 @@ between is finished by the next start, or by the next call about the resource.
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import logging
 import secrets
@@ -17,10 +18,10 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError
 
-from services.auth.domain import records
-from services.auth.domain.records import AccessKey, Group, Instance, Profile, Topic
+from services.auth.domain import records, tokens
+from services.auth.domain.records import AccessKey, Group, Instance, Profile, TokenKey, Topic
 from services.auth.domain.resources import Resources
-from services.auth.sealing import Sealer
+from services.auth.sealing import Sealer, token_key_owner
 from services.auth.store import Store
 from services.common import jetstream, subjects
 from services.common.errors import AlreadyExistsError, InUseError, NotFoundError, UnavailableError
@@ -116,7 +117,7 @@ class Administration:
         """Create an AccessKey without asking whether its instance exists, for the first start."""
         access_key_id = access_key_id or f"AK{secrets.token_hex(10)}"
         secret = secret or secrets.token_urlsafe(24)
-        sealed = self._sealer.seal(secret, instance_id=instance_id, access_key_id=access_key_id)
+        sealed = self._sealer.seal(secret, instance_id, access_key_id)
         key = AccessKey(
             instance_id=instance_id,
             access_key_id=access_key_id,
@@ -210,6 +211,20 @@ class Administration:
             if not isinstance(topic, Topic):
                 raise _missing(f"topic/{name}")
             await self._finish_topic(topic)
+
+    async def create_token_key(self) -> TokenKey:
+        """Make the key that seals tokens from now on; what the older ones sealed stays valid.
+
+        Raises:
+            UnavailableError: NATS does not answer.
+        """
+        key_id = secrets.token_hex(tokens.KEY_ID_BYTES)
+        made = base64.b64encode(secrets.token_bytes(tokens.KEY_BYTES)).decode()
+        sealed = self._sealer.seal(made, *token_key_owner(key_id))
+        key = TokenKey(key_id=key_id, sealed_secret=sealed, create_time_ms=_now_ms())
+        async with self._lock:
+            await self._create(key, f"tokenkey/{key_id}")
+        return key
 
     async def reconcile(self) -> None:
         """Make every stream that a resource needs, and finish deletions that were begun.

@@ -15,6 +15,7 @@ from services.auth.administration import Administration
 from services.auth.auth_servicer import AuthServicer
 from services.auth.bootstrap import bootstrap
 from services.auth.domain.resources import Resources
+from services.auth.domain.view import View
 from services.auth.gate import Gate
 from services.auth.resource_servicer import ResourceServicer
 from services.auth.sealing import Sealer
@@ -62,9 +63,10 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
     sealer = Sealer(settings.master_key)
     readiness = Readiness(jetstream.DEPENDENCY, RESOURCES)
     gate = Gate()
-    resources = Resources()
-    watchers = Watchers(resources)
-    auth_servicer = AuthServicer(resources=resources, watchers=watchers, gate=gate)
+    view = View()
+    resources = view.resources
+    watchers = Watchers(view)
+    auth_servicer = AuthServicer(view=view, watchers=watchers, gate=gate)
     resource_servicer = ResourceServicer(resources=resources, gate=gate)
 
     def register(server: aio.Server) -> list[str]:
@@ -109,11 +111,14 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
 async def _load(settings: AuthSettings, store: Store, administration: Administration, resources: Resources) -> None:
     """Wait for the resources, make the first ones, and bring the streams into line."""
     await store.loaded.wait()
-    while settings.bootstrap_file is not None:
+    while True:
         try:
-            await bootstrap(settings.bootstrap_file, administration, resources)
+            if not any(key.cipher for key in resources.token_keys()):
+                await administration.create_token_key()
+            if settings.bootstrap_file is not None:
+                await bootstrap(settings.bootstrap_file, administration, resources)
         except UnavailableError as error:
-            logger.warning("first instance is not made yet, trying on", extra={"cause": str(error)})
+            logger.warning("first token key or instance is not made yet, trying on", extra={"cause": str(error)})
             await asyncio.sleep(RETRY_S)
         else:
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -12,16 +13,20 @@ from grpc import aio
 from typing_extensions import override
 
 from services.auth import metrics
-from services.auth.domain import credentials
+from services.auth.domain import credentials, token_checks
 from services.auth.domain.credentials import Attempt, Outcome, QueryOutcome
-from services.auth.domain.records import Instance, Profile, Topic
-from services.auth.domain.resources import ChangeSet, Resources
+from services.auth.domain.records import AccessKey, Group, Instance, Profile, Topic
+from services.auth.domain.resources import ChangeSet
+from services.auth.domain.token_checks import TokenCode, Verdict
+from services.auth.domain.tokens import TokenType
+from services.auth.domain.view import View
 from services.auth.gate import Gate
 from services.auth.watchers import Watchers
 from services.common.errors import InvalidFieldError
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
 MAX_ATTEMPTS = 1_000
+MAX_TOKENS = 1_000
 ITEMS_PER_MESSAGE = 1_000
 """So many items at about 100 bytes stay far below the largest gRPC message."""
 HEARTBEAT_S = 1.0
@@ -46,12 +51,19 @@ PROFILES = {
     Profile.STANDARD: auth_pb2.PROFILE_STANDARD,
 }
 
+TOKEN_TYPES = {
+    TokenType.READ: auth_pb2.TOKEN_TYPE_READ,
+    TokenType.WRITE: auth_pb2.TOKEN_TYPE_WRITE,
+    TokenType.READ_WRITE: auth_pb2.TOKEN_TYPE_READ_WRITE,
+}
+_TOKEN_TYPES_OF = {number: token_type for token_type, number in TOKEN_TYPES.items()}
+
 
 class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     """Answers the edges and the status service."""
 
-    def __init__(self, *, resources: Resources, watchers: Watchers, gate: Gate) -> None:
-        self._resources = resources
+    def __init__(self, *, view: View, watchers: Watchers, gate: Gate) -> None:
+        self._view = view
         self._watchers = watchers
         self._gate = gate
 
@@ -62,28 +74,51 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self._gate.check()
         if not 1 <= len(request.attempts) <= MAX_ATTEMPTS:
             raise InvalidFieldError(f"must hold 1 to {MAX_ATTEMPTS} attempts", field="attempts")
-        return auth_pb2.AuthenticateResponse(results=[self._result(attempt) for attempt in request.attempts])
+        now_ms = _now_ms()
+        return auth_pb2.AuthenticateResponse(results=[self._result(attempt, now_ms) for attempt in request.attempts])
 
-    def _result(self, message: auth_pb2.ConnectAttempt) -> auth_pb2.ConnectResult:
+    def _result(self, message: auth_pb2.ConnectAttempt, now_ms: int) -> auth_pb2.ConnectResult:
         attempt = Attempt(
             client_id=message.client_id,
             user_name=message.user_name if message.HasField("user_name") else None,
             password=message.password if message.HasField("password") else None,
             default_instance_id=message.default_instance_id,
         )
-        result = credentials.authenticate(attempt, self._resources)
+        result = credentials.authenticate(attempt, self._view, now_ms)
         metrics.ATTEMPTS.labels(result.outcome.name.lower()).inc()
         return auth_pb2.ConnectResult(
             outcome=_OUTCOMES[result.outcome],
             instance_id=result.instance_id,
             account_id=result.account_id,
             reason=result.reason,
+            access_key_id=result.access_key_id,
+            token_mode=result.token_mode,
+            tokens=map(_grant, result.tokens),
         )
 
     @override
     async def CheckTokens(self, request: auth_pb2.CheckTokensRequest, context: Context) -> auth_pb2.CheckTokensResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
-        raise AssertionError("abort raises")
+        self._gate.check()
+        if not 1 <= len(request.tokens) <= MAX_TOKENS:
+            raise InvalidFieldError(f"must hold 1 to {MAX_TOKENS} tokens", field="tokens")
+        now_ms = _now_ms()
+        return auth_pb2.CheckTokensResponse(results=[self._token_result(check, now_ms) for check in request.tokens])
+
+    def _token_result(self, message: auth_pb2.TokenCheck, now_ms: int) -> auth_pb2.TokenResult:
+        token_type = _TOKEN_TYPES_OF.get(message.type)
+        if token_type is None:
+            return auth_pb2.TokenResult(code=TokenCode.WRONG_TYPE)
+        verdict = token_checks.check(
+            message.token,
+            token_type,
+            instance_id=message.instance_id,
+            access_key_id=message.access_key_id,
+            view=self._view,
+            now_ms=now_ms,
+        )
+        metrics.TOKENS.labels(verdict.code.name.lower()).inc()
+        grant = _grant(verdict) if verdict.code is TokenCode.VALID else None
+        return auth_pb2.TokenResult(code=verdict.code, grant=grant)
 
     @override
     async def CheckDeviceCredentials(
@@ -103,7 +138,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             client_id=request.client_id,
             signed_text=request.signed_text,
             given=request.signature,
-            resources=self._resources,
+            resources=self._view.resources,
         )
         metrics.QUERIES.labels(outcome.name.lower()).inc()
         return auth_pb2.AuthorizeQueryResponse(outcome=_QUERY_OUTCOMES[outcome])
@@ -130,7 +165,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
 
 
 def _messages(changes: ChangeSet) -> Iterator[auth_pb2.WatchResourcesResponse]:
-    """Spread a change set over messages; instances go first, since topics belong to them."""
+    """Spread a change set over messages; instances go first, since the rest belongs to them."""
     for instances in _batched(changes.instances.items()):
         yield auth_pb2.WatchResourcesResponse(
             instances=[_instance_policy(instance) for _, instance in instances if instance is not None],
@@ -145,6 +180,26 @@ def _messages(changes: ChangeSet) -> Iterator[auth_pb2.WatchResourcesResponse]:
                 if topic is None
             ],
         )
+    for groups in _batched(changes.groups.items()):
+        yield auth_pb2.WatchResourcesResponse(
+            groups=[_group_policy(group) for _, group in groups if group is not None],
+            removed_groups=[
+                auth_pb2.GroupPolicy(instance_id=instance_id, group_id=name)
+                for (instance_id, name), group in groups
+                if group is None
+            ],
+        )
+    for keys in _batched(changes.access_keys.items()):
+        yield auth_pb2.WatchResourcesResponse(
+            access_keys=[_access_key_policy(key) for _, key in keys if key is not None],
+            removed_access_keys=[
+                auth_pb2.AccessKeyPolicy(instance_id=instance_id, access_key_id=name)
+                for (instance_id, name), key in keys
+                if key is None
+            ],
+        )
+    for token_ids in _batched(changes.revoked_token_ids):
+        yield auth_pb2.WatchResourcesResponse(revoked_token_ids=token_ids)
 
 
 def _batched(items: Iterable[T]) -> Iterator[list[T]]:
@@ -162,6 +217,16 @@ def _instance_policy(instance: Instance) -> auth_pb2.InstancePolicy:
         max_subscriptions=instance.max_subscriptions,
         takeover=instance.takeover,
         refuse_filters=instance.refuse_filters,
+        strict_order=instance.strict_order,
+        offline_batch_messages=instance.offline_batch_messages,
+        offline_batch_interval_ms=instance.offline_batch_interval_ms,
+        acknowledgement_timeout_ms=instance.acknowledgement_timeout_ms,
+        offline_retention_ms=instance.offline_retention_ms,
+        max_offline_messages=instance.max_offline_messages,
+        session_expiry_ms=instance.session_expiry_ms,
+        max_topic_levels=instance.max_topic_levels,
+        max_publish_rate=instance.max_publish_rate,
+        max_publish_bytes_rate=instance.max_publish_bytes_rate,
     )
 
 
@@ -173,3 +238,33 @@ def _topic_policy(topic: Topic) -> auth_pb2.TopicPolicy:
         logged=topic.logged,
         ordered=topic.ordered,
     )
+
+
+def _group_policy(group: Group) -> auth_pb2.GroupPolicy:
+    return auth_pb2.GroupPolicy(instance_id=group.instance_id, group_id=group.group_id, account_id=group.account_id)
+
+
+def _access_key_policy(key: AccessKey) -> auth_pb2.AccessKeyPolicy:
+    return auth_pb2.AccessKeyPolicy(
+        instance_id=key.instance_id,
+        access_key_id=key.access_key_id,
+        account_id=key.account_id,
+        publish=key.publish,
+        subscribe=key.subscribe,
+        topic_filters=key.topic_filters,
+    )
+
+
+def _grant(verdict: Verdict) -> auth_pb2.TokenGrant:
+    if verdict.token is None:
+        raise AssertionError("a valid verdict has its token")
+    return auth_pb2.TokenGrant(
+        token_id=verdict.token.token_id,
+        type=TOKEN_TYPES[verdict.token_type],
+        resources=verdict.token.resources,
+        expire_time_ms=verdict.token.expire_time_ms,
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge
 
 ATTEMPTS = Counter("weimq_auth_attempts", "Connection attempts checked, by outcome.", ["outcome"])
+TOKENS = Counter("weimq_auth_token_checks", "Tokens of connected clients checked, by code.", ["code"])
 QUERIES = Counter("weimq_auth_queries", "Signed queries checked, by outcome.", ["outcome"])
 WATCHERS = Gauge("weimq_auth_watchers", "Open WatchResources streams.")
 RESOURCES = Gauge("weimq_auth_resources", "Stored resources in memory.")

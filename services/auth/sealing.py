@@ -1,7 +1,8 @@
 """Encryption of stored secrets under the master key: AES-256-GCM.
 
 Sealed form: 4 bytes of key id (the start of the SHA-256 of the master key), 12 bytes of nonce, ciphertext with tag; all
-in Base64. Instance and AccessKey id are associated data, so that a sealed secret can't be moved to another key.
+in Base64. What the secret belongs to, such as instance and AccessKey id, is associated data, so that a sealed secret
+can't be moved to another owner.
 """
 
 from __future__ import annotations
@@ -44,14 +45,19 @@ class Sealer:
         self._cipher = AESGCM(key)
         self._key_id = hashlib.sha256(key).digest()[:_KEY_ID_BYTES]
 
-    def seal(self, secret: str, *, instance_id: str, access_key_id: str) -> str:
-        """Return the sealed form of the secret of an AccessKey."""
+    def seal(self, secret: str, *owner: str) -> str:
+        """Return the sealed form of a secret.
+
+        Args:
+            secret: to be sealed.
+            owner: whose it is, such as instance and AccessKey id: texts without line feeds.
+        """
         nonce = os.urandom(_NONCE_BYTES)
-        ciphertext = self._cipher.encrypt(nonce, secret.encode(), _associated(instance_id, access_key_id))
+        ciphertext = self._cipher.encrypt(nonce, secret.encode(), _associated(owner))
         return base64.b64encode(self._key_id + nonce + ciphertext).decode()
 
-    def unseal(self, sealed: str, *, instance_id: str, access_key_id: str) -> str:
-        """Return the secret that `seal` made `sealed` of.
+    def unseal(self, sealed: str, *owner: str) -> str:
+        """Return the secret that `seal` made `sealed` of, for the same owner.
 
         Raises:
             SealError: another master key sealed it, or it was changed or moved.
@@ -64,11 +70,16 @@ class Sealer:
         if key_id != self._key_id:
             raise SealError("the secret was sealed with another master key")
         try:
-            return self._cipher.decrypt(nonce, ciphertext, _associated(instance_id, access_key_id)).decode()
+            return self._cipher.decrypt(nonce, ciphertext, _associated(owner)).decode()
         except (InvalidTag, ValueError) as error:
             raise SealError("the sealed secret was changed") from error
 
 
-def _associated(instance_id: str, access_key_id: str) -> bytes:
-    # Neither id can hold a line feed, so the pair is unambiguous.
-    return f"{instance_id}\n{access_key_id}".encode()
+def _associated(owner: tuple[str, ...]) -> bytes:
+    # No part holds a line feed, so the parts are unambiguous.
+    return "\n".join(owner).encode()
+
+
+def token_key_owner(key_id: str) -> tuple[str, ...]:
+    """Return what a token key is sealed for; three parts, so that it is no AccessKey's."""
+    return "", "tokenkey", key_id

@@ -8,6 +8,7 @@ deletion is missed whatever happened to the watch. A call that changes something
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import logging
@@ -15,15 +16,16 @@ from collections.abc import AsyncGenerator, Callable, Generator
 
 import nats.errors
 import nats.js.errors
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 
 from services.auth import metrics
 from services.auth.domain import records
-from services.auth.domain.records import AccessKey, BadRecordError, Record
+from services.auth.domain.records import AccessKey, BadRecordError, Record, TokenKey
 from services.auth.domain.resources import ChangeSet, Resources
-from services.auth.sealing import Sealer, SealError
+from services.auth.sealing import Sealer, SealError, token_key_owner
 from services.common.errors import AlreadyExistsError, UnavailableError
 from services.common.jetstream import DEPENDENCY, ensure_bucket
 
@@ -217,16 +219,21 @@ class Store:
         except BadRecordError as error:
             logger.exception("stored resource can't be read", extra={"key": entry.key, "cause": str(error)})
             return None
-        if not isinstance(record, AccessKey):
-            return record
         try:
-            secret = self._sealer.unseal(
-                record.sealed_secret, instance_id=record.instance_id, access_key_id=record.access_key_id
-            )
+            return self._opened(record)
         except SealError as error:
             logger.exception("secret can't be decrypted", extra={"key": entry.key, "cause": str(error)})
             return record
-        return dataclasses.replace(record, secret=secret)
+
+    def _opened(self, record: Record) -> Record:
+        match record:
+            case AccessKey():
+                secret = self._sealer.unseal(record.sealed_secret, record.instance_id, record.access_key_id)
+                return dataclasses.replace(record, secret=secret)
+            case TokenKey():
+                key = self._sealer.unseal(record.sealed_secret, *token_key_owner(record.key_id))
+                return dataclasses.replace(record, cipher=AESGCM(base64.b64decode(key)))
+        return record
 
 
 class _Quiet:

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Generator
 
 from services.auth import metrics
-from services.auth.domain.resources import ChangeSet, Resources
+from services.auth.domain.resources import ChangeSet
+from services.auth.domain.view import View
 from services.common.errors import NotServingError
 
 MAX_WAITING = 256
@@ -28,10 +29,13 @@ class Watcher:
 
     def tell(self, changes: ChangeSet) -> None:
         """Queue a change set, or end the watch when too many wait."""
+        # Thousands of tokens may be revoked at once.
+        if self._waiting and self._waiting[-1].absorb(changes):
+            return
         if len(self._waiting) >= MAX_WAITING:
             self.end("the watcher reads too slowly: open the stream again")
         else:
-            self._waiting.append(changes)
+            self._waiting.append(changes.copy())
             self._something.set()
 
     def end(self, because: str) -> None:
@@ -62,8 +66,8 @@ class Watcher:
 class Watchers:
     """All open watches. Owned by one event loop."""
 
-    def __init__(self, resources: Resources) -> None:
-        self._resources = resources
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._open: set[Watcher] = set()
 
     @contextlib.contextmanager
@@ -80,7 +84,7 @@ class Watchers:
         metrics.WATCHERS.set(len(self._open))
         try:
             # No await since the watcher was added: nothing is missed, nothing comes twice.
-            yield self._resources.snapshot(), watcher
+            yield self._view.snapshot(), watcher
         finally:
             self._open.discard(watcher)
             metrics.WATCHERS.set(len(self._open))

@@ -80,6 +80,7 @@ async def test_attempts_are_answered_in_order(service: AuthService) -> None:
         auth_pb2.ConnectAttempt(client_id="", default_instance_id=standard),
         auth_pb2.ConnectAttempt(client_id="x", user_name="bob", password=b"pw", default_instance_id=standard),
         auth_pb2.ConnectAttempt(client_id="GID_mine@@@1", user_name=f"Token|{access_key_id}|{name}", password=b"R|t"),
+        auth_pb2.ConnectAttempt(client_id="GID_mine@@@1", user_name=f"Token|{access_key_id}|{name}"),
     )
     assert [result.outcome for result in results] == [
         auth_pb2.CONNECT_OUTCOME_ACCEPTED,
@@ -91,6 +92,12 @@ async def test_attempts_are_answered_in_order(service: AuthService) -> None:
         auth_pb2.CONNECT_OUTCOME_ACCEPTED,
         auth_pb2.CONNECT_OUTCOME_ACCEPTED,
         auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS,
+        auth_pb2.CONNECT_OUTCOME_ACCEPTED,
+    ]
+    assert [(result.access_key_id, result.token_mode) for result in (results[0], results[6], results[9])] == [
+        (access_key_id, False),
+        ("", False),
+        (access_key_id, True),
     ]
     assert (results[0].instance_id, results[0].account_id, results[0].reason) == (name, "mine", "")
     assert (results[6].instance_id, results[6].account_id) == (standard, "")
@@ -196,6 +203,22 @@ async def test_queries(service: AuthService) -> None:
         assert answer.outcome == auth_pb2.QUERY_OUTCOME_GROUP_NOT_OWNED, client_id
 
 
+# CheckTokens
+
+
+async def test_tokens_are_answered_in_order_by_code(service: AuthService) -> None:
+    check = auth_pb2.TokenCheck(instance_id="i", access_key_id="k", type=auth_pb2.TOKEN_TYPE_READ, token="forged")
+    unknown = auth_pb2.TokenCheck(instance_id="i", access_key_id="k", token="forged")
+    results = (await service.auth.CheckTokens(auth_pb2.CheckTokensRequest(tokens=[check, unknown]))).results
+    assert list(results) == [auth_pb2.TokenResult(code=1), auth_pb2.TokenResult(code=5)]
+
+
+@pytest.mark.parametrize("count", [0, 1_001])
+async def test_the_number_of_tokens_is_checked(service: AuthService, count: int) -> None:
+    with refused(StatusCode.INVALID_ARGUMENT, errors.InvalidFieldError):
+        await service.auth.CheckTokens(auth_pb2.CheckTokensRequest(tokens=[auth_pb2.TokenCheck()] * count))
+
+
 # WatchResources
 
 
@@ -254,6 +277,12 @@ async def test_a_watch_brings_everything_then_every_change(service: AuthService)
         max_topic_characters=64,
         max_payload_bytes=65_536,
         max_subscriptions=30,
+        offline_batch_messages=30,
+        offline_batch_interval_ms=5_000,
+        acknowledgement_timeout_ms=5_000,
+        offline_retention_ms=259_200_000,
+        max_offline_messages=1_000_000,
+        session_expiry_ms=2_592_000_000,
     )
     assert watch.topics[name, "demo"] == auth_pb2.TopicPolicy(
         instance_id=name, topic="demo", account_id="default", logged=True
@@ -268,7 +297,7 @@ async def test_a_watch_brings_everything_then_every_change(service: AuthService)
     await watch.change()
     policy = watch.instances[standard]
     assert (policy.profile, policy.takeover, policy.refuse_filters) == (auth_pb2.PROFILE_STANDARD, True, True)
-    assert policy.max_topic_characters == 0
+    assert (policy.max_topic_characters, policy.strict_order, policy.offline_batch_messages) == (0, True, 0)
 
     await service.resources.DeleteTopic(resource_pb2.DeleteTopicRequest(instance_id=name, topic="demo"))
     assert list((await watch.change()).removed_topics) == [auth_pb2.TopicPolicy(instance_id=name, topic="demo")]
@@ -278,15 +307,30 @@ async def test_a_watch_brings_everything_then_every_change(service: AuthService)
     watch.cancel()
 
 
-async def test_a_watch_hears_nothing_of_keys_and_groups(service: AuthService) -> None:
+async def test_a_watch_tells_of_groups_and_keys(service: AuthService) -> None:
     name = unique("inst-")
     await service.create_instance(name)
+    await service.create_group(name, "GID_first", "mine")
+    access_key_id, _ = await service.create_key(name, "mine")
     watch = Watch(service)
     await watch.snapshot()
-    await service.create_key(name)
-    await service.create_group(name, "GID_demo")
-    await service.create_topic(name, "demo")
-    assert list((await watch.change()).topics)
+    first = auth_pb2.GroupPolicy(instance_id=name, group_id="GID_first", account_id="mine")
+    key = auth_pb2.AccessKeyPolicy(
+        instance_id=name, access_key_id=access_key_id, account_id="mine", publish=True, subscribe=True
+    )
+    assert first in [group for message in watch.messages for group in message.groups]
+    assert key in [one for message in watch.messages for one in message.access_keys]
+
+    second = await service.create_group(name, "GID_second")
+    assert [group.group_id for group in (await watch.change()).groups] == [second.group_id]
+    await service.resources.DeleteGroup(resource_pb2.DeleteGroupRequest(instance_id=name, group_id="GID_first"))
+    removed = (await watch.change()).removed_groups
+    assert list(removed) == [auth_pb2.GroupPolicy(instance_id=name, group_id="GID_first")]
+    await service.resources.DeleteAccessKey(
+        resource_pb2.DeleteAccessKeyRequest(instance_id=name, access_key_id=access_key_id)
+    )
+    removed_keys = (await watch.change()).removed_access_keys
+    assert list(removed_keys) == [auth_pb2.AccessKeyPolicy(instance_id=name, access_key_id=access_key_id)]
     watch.cancel()
 
 

@@ -1,4 +1,4 @@
-"""Decides whether a CONNECT packet, or a signed query, may pass (product.md sections 2.1, 2.4 and 4).
+"""Decides whether a CONNECT packet, or a signed query, may pass (product.md sections 2.1, 2.2, 2.4 and 4).
 
 An unknown instance, an unknown AccessKey and a wrong signature are answered alike and after the same work, so that a
 stranger can't find out which ids exist: an unknown instance is taken for an `lmq` one without keys, and an unknown
@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from services.auth.domain import names
+from services.auth.domain import names, token_checks
 from services.auth.domain.records import AccessKey, Profile
 from services.auth.domain.resources import Resources
+from services.auth.domain.token_checks import BadPasswordError, TokenCode, Verdict
+from services.auth.domain.view import View
 from services.common import signature
 
 _PARTS = 3
@@ -63,12 +65,16 @@ class Outcome(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """Answer to an attempt; `instance_id` and `account_id` are empty unless it is accepted."""
+    """Answer to an attempt; everything but outcome and reason is empty unless it is accepted."""
 
     outcome: Outcome
     instance_id: str = ""
     account_id: str = ""
     reason: str = ""
+    access_key_id: str = ""
+    token_mode: bool = False
+    tokens: tuple[Verdict, ...] = ()
+    """Valid ones, at most one for each type."""
 
 
 class QueryOutcome(enum.Enum):
@@ -92,8 +98,15 @@ def parse_user_name(user_name: str | None, default_instance_id: str) -> Identity
     return Identity(Mode.PLAIN, "", default_instance_id)
 
 
-def authenticate(attempt: Attempt, resources: Resources) -> Result:
-    """Decide about one connection attempt."""
+def authenticate(attempt: Attempt, view: View, now_ms: int) -> Result:
+    """Decide about one connection attempt.
+
+    Args:
+        attempt: what the client sent.
+        view: what exists and what was revoked.
+        now_ms: milliseconds since 1970.
+    """
+    resources = view.resources
     identity = parse_user_name(attempt.user_name, attempt.default_instance_id)
     instance = resources.instance(identity.instance_id)
     is_standard = instance is not None and instance.profile is Profile.STANDARD
@@ -101,6 +114,8 @@ def authenticate(attempt: Attempt, resources: Resources) -> Result:
         return Result(Outcome.IDENTIFIER_REJECTED, reason=f"client id {fault}")
     if identity.mode is Mode.SIGNATURE:
         return _by_signature(attempt, identity, resources, is_standard=is_standard)
+    if identity.mode is Mode.TOKEN:
+        return _by_tokens(attempt, identity, view, now_ms, is_standard=is_standard)
     if identity.mode is not Mode.PLAIN:
         reason = f"mode {identity.mode.value} is not served"
     elif instance is None:
@@ -136,7 +151,39 @@ def _by_signature(attempt: Attempt, identity: Identity, resources: Resources, *,
         return Result(Outcome.BAD_CREDENTIALS, reason=reason)
     if not is_standard and not _owns_group(key, attempt.client_id, resources):
         return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist or is another account's")
-    return Result(Outcome.ACCEPTED, identity.instance_id, key.account_id)
+    return Result(Outcome.ACCEPTED, identity.instance_id, key.account_id, access_key_id=key.access_key_id)
+
+
+def _by_tokens(attempt: Attempt, identity: Identity, view: View, now_ms: int, *, is_standard: bool) -> Result:
+    instance_id, access_key_id = identity.instance_id, identity.access_key_id
+    key = view.resources.access_key(instance_id, access_key_id)
+    if view.resources.instance(instance_id) is None:
+        return Result(Outcome.BAD_CREDENTIALS, reason="unknown instance")
+    if key is None:
+        return Result(Outcome.BAD_CREDENTIALS, reason="unknown AccessKey")
+    try:
+        given = token_checks.parse_password(attempt.password or b"")
+    except BadPasswordError as error:
+        return Result(Outcome.BAD_CREDENTIALS, reason=f"password is no set of tokens: {error}")
+    verdicts = tuple(
+        token_checks.check(
+            text, token_type, instance_id=instance_id, access_key_id=access_key_id, view=view, now_ms=now_ms
+        )
+        for token_type, text in given.items()
+    )
+    for verdict in verdicts:
+        if verdict.code is not TokenCode.VALID:
+            return Result(Outcome.BAD_CREDENTIALS, reason=f"token {verdict.token_type}: {verdict.code.name.lower()}")
+    if not is_standard and not _owns_group(key, attempt.client_id, view.resources):
+        return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist or is another account's")
+    return Result(
+        Outcome.ACCEPTED,
+        instance_id,
+        key.account_id,
+        access_key_id=access_key_id,
+        token_mode=True,
+        tokens=verdicts,
+    )
 
 
 def _signer(identity: Identity, text: str, given: bytes, resources: Resources) -> tuple[AccessKey | None, str]:

@@ -1,4 +1,4 @@
-"""What is stored about instances, AccessKeys, groups and parent topics, and its JSON form.
+"""What is stored about instances, AccessKeys, groups, parent topics and token keys, and its JSON form.
 
 A record of a later version is refused rather than half understood; keys that this version does not know are ignored,
 and a missing one takes its default, so that fields can be added without a new version.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.common.subjects import encode_token
 
@@ -45,6 +47,24 @@ class Instance:
     """Whether a second connection with a client id in use displaces the first."""
     refuse_filters: bool = False
     """Whether a denied filter is answered 0x80 instead of closing the connection."""
+    strict_order: bool = False
+    """Whether live messages wait behind the backlog of a persistent session."""
+    offline_batch_messages: int = 30
+    """Messages of a batch of offline messages; 0: no pacing."""
+    offline_batch_interval_ms: int = 5_000
+    acknowledgement_timeout_ms: int = 5_000
+    """Without an acknowledgement for so long, a delivery counts as offline."""
+    offline_retention_ms: int = DEFAULT_RETENTION_S * 1_000
+    max_offline_messages: int = 1_000_000
+    """Of the whole instance; the oldest are dropped first."""
+    session_expiry_ms: int = 30 * 86_400_000
+    """How long a persistent session outlives its last connection; 0: for ever."""
+    max_topic_levels: int = 0
+    """Most levels of a topic; 0: what MQTT allows."""
+    max_publish_rate: int = 0
+    """Messages of a client in a second; 0: no bound."""
+    max_publish_bytes_rate: int = 0
+    """Bytes of a client in a second; 0: no bound."""
     create_time_ms: int = 0
     deleting: bool = False
     """Whether its deletion has begun: nobody sees it any more, and a restart goes on deleting."""
@@ -69,6 +89,9 @@ def new_instance(instance_id: str, profile: Profile, *, anonymous: bool, create_
         max_subscriptions=10_000,
         takeover=True,
         refuse_filters=True,
+        strict_order=True,
+        offline_batch_messages=0,
+        max_offline_messages=10_000_000,
         create_time_ms=create_time_ms,
     )
 
@@ -82,6 +105,10 @@ class AccessKey:
     account_id: str
     sealed_secret: str = dataclasses.field(repr=False)
     """Base64 of the secret encrypted under the master key."""
+    publish: bool = True
+    subscribe: bool = True
+    topic_filters: tuple[str, ...] = ()
+    """What it is limited to; empty: every parent topic of the account."""
     create_time_ms: int = 0
     secret: str | None = dataclasses.field(default=None, repr=False, compare=False, metadata={"stored": False})
     """The secret itself, only in memory; None: it could not be decrypted, and the key is as good as unknown."""
@@ -128,15 +155,35 @@ class Topic:
         return f"topic.{encode_token(self.instance_id)}.{encode_token(self.topic)}"
 
 
-Record = Instance | AccessKey | Group | Topic
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TokenKey:
+    """A key that tokens are sealed with."""
 
-_KINDS: dict[str, type[Instance | AccessKey | Group | Topic]] = {
+    key_id: str
+    """8 hexadecimal digits; every token names its key."""
+    sealed_secret: str = dataclasses.field(repr=False)
+    """Base64 of the key encrypted under the master key."""
+    create_time_ms: int = 0
+    cipher: AESGCM | None = dataclasses.field(default=None, repr=False, compare=False, metadata={"stored": False})
+    """Made of the key, only in memory; None: it could not be decrypted, and its tokens can't be opened."""
+
+    @property
+    def key(self) -> str:
+        """Key in the bucket."""
+        return f"tokenkey.{encode_token(self.key_id)}"
+
+
+Record = Instance | AccessKey | Group | Topic | TokenKey
+
+_KINDS: dict[str, type[Instance | AccessKey | Group | Topic | TokenKey]] = {
     "instance": Instance,
     "accesskey": AccessKey,
     "group": Group,
     "topic": Topic,
+    "tokenkey": TokenKey,
 }
-_TYPES: dict[object, type] = {"str": str, "int": int, "bool": bool, "Profile": str}
+_TEXTS = "tuple[str, ...]"
+_TYPES: dict[object, type] = {"str": str, "int": int, "bool": bool, "Profile": str, _TEXTS: list}
 
 
 class BadRecordError(ValueError):
@@ -178,6 +225,10 @@ def decode(key: str, stored: bytes) -> Record:
             # `type` and not `isinstance`: a bool is an int there.
             if type(value) is not _TYPES[field.type]:
                 raise BadRecordError(f"{field.name} is not of type {field.type}")
+            if isinstance(value, list):
+                if not all(isinstance(text, str) for text in value):
+                    raise BadRecordError(f"{field.name} holds what is no text")
+                value = tuple(value)
             values[field.name] = value
     try:
         if "profile" in values:

@@ -1,18 +1,27 @@
 """The in-memory view of all resources, and the changes that edges are told.
 
-An edge sees an instance unless its deletion has begun, and a parent topic unless its deletion has begun or its
-instance is not seen. Records may arrive in any order, such as a topic before its instance.
+An edge sees an instance unless its deletion has begun, and what belongs to an instance that it sees; a parent topic
+only until its deletion has begun. Records may arrive in any order, such as a topic before its instance.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from services.auth.domain.records import AccessKey, Group, Instance, Record, Topic
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from services.auth.domain.records import AccessKey, Group, Instance, Record, TokenKey, Topic
 
 T = TypeVar("T")
+K = TypeVar("K")
+Owned = AccessKey | Group | Topic
+Name = tuple[str, str]
+"""Instance id, and the name in it."""
+
+MAX_ITEMS = 10_000
+"""A change set with more absorbs no other."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -20,12 +29,58 @@ class ChangeSet:
     """What changed for the edges; None: it is gone."""
 
     instances: dict[str, Instance | None] = dataclasses.field(default_factory=dict)
-    """By instance id; the topics of one that is gone are gone with it."""
-    topics: dict[tuple[str, str], Topic | None] = dataclasses.field(default_factory=dict)
-    """By instance id and topic."""
+    """By instance id; what belongs to one that is gone is gone with it."""
+    topics: dict[Name, Topic | None] = dataclasses.field(default_factory=dict)
+    groups: dict[Name, Group | None] = dataclasses.field(default_factory=dict)
+    access_keys: dict[Name, AccessKey | None] = dataclasses.field(default_factory=dict)
+    revoked_token_ids: list[str] = dataclasses.field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.instances or self.topics)
+    def __len__(self) -> int:
+        return sum(len(getattr(self, field.name)) for field in dataclasses.fields(self))
+
+    def copy(self) -> ChangeSet:
+        """Return a change set that may absorb others without changing this one."""
+        return ChangeSet(**{field.name: getattr(self, field.name).copy() for field in dataclasses.fields(self)})
+
+    def put(self, record: Owned) -> None:
+        """Note that something was added or replaced."""
+        match record:
+            case Topic():
+                self.topics[record.instance_id, record.topic] = record
+            case Group():
+                self.groups[record.instance_id, record.group_id] = record
+            case AccessKey():
+                self.access_keys[record.instance_id, record.access_key_id] = record
+
+    def remove(self, record: Owned) -> None:
+        """Note that something is gone."""
+        match record:
+            case Topic():
+                self.topics[record.instance_id, record.topic] = None
+            case Group():
+                self.groups[record.instance_id, record.group_id] = None
+            case AccessKey():
+                self.access_keys[record.instance_id, record.access_key_id] = None
+
+    def absorb(self, later: ChangeSet) -> bool:
+        """Take over a later change set when that hides nothing; returns whether it did.
+
+        A removal and what follows it under the same name stay apart: edges close clients at the removal.
+        """
+        if (
+            later.instances
+            or len(self) > MAX_ITEMS
+            or any(mine.keys() & theirs.keys() for mine, theirs in self._pairs(later))
+        ):
+            return False
+        for mine, theirs in self._pairs(later):
+            mine.update(theirs)
+        self.revoked_token_ids.extend(later.revoked_token_ids)
+        return True
+
+    def _pairs(self, other: ChangeSet) -> Iterator[tuple[dict[Name, object], dict[Name, object]]]:
+        for name in ("topics", "groups", "access_keys"):
+            yield getattr(self, name), getattr(other, name)
 
 
 class Resources:
@@ -37,6 +92,7 @@ class Resources:
         self._access_keys: dict[str, dict[str, AccessKey]] = {}
         self._groups: dict[str, dict[str, Group]] = {}
         self._topics: dict[str, dict[str, Topic]] = {}
+        self._token_keys: dict[str, TokenKey] = {}
 
     def instance(self, instance_id: str) -> Instance | None:
         """Return an instance that exists and is not being deleted."""
@@ -56,6 +112,15 @@ class Resources:
         record = self._topics.get(instance_id, {}).get(topic)
         return None if record is None or record.deleting else record
 
+    def token_keys(self) -> list[TokenKey]:
+        """Return the keys that seal tokens."""
+        return list(self._token_keys.values())
+
+    def token_cipher(self, key_id: str) -> AESGCM | None:
+        """Return what opens the tokens of a token key."""
+        key = self._token_keys.get(key_id)
+        return None if key is None else key.cipher
+
     def instances(self) -> list[Instance]:
         """Return the instances that are not being deleted, by id."""
         return sorted((i for i in self._instances.values() if not i.deleting), key=lambda i: i.instance_id)
@@ -73,7 +138,7 @@ class Resources:
         topics = self._topics.get(instance_id, {}).values()
         return sorted((t for t in topics if not t.deleting), key=lambda t: t.topic)
 
-    def owned_by(self, instance_id: str) -> list[AccessKey | Group | Topic]:
+    def owned_by(self, instance_id: str) -> list[Owned]:
         """Return what an instance owns, including topics that are being deleted."""
         return [
             *self._topics.get(instance_id, {}).values(),
@@ -93,9 +158,7 @@ class Resources:
         """Return all that edges see, as additions."""
         changes = ChangeSet()
         for instance in self.instances():
-            changes.instances[instance.instance_id] = instance
-            for topic in self.topics(instance.instance_id):
-                changes.topics[topic.instance_id, topic.topic] = topic
+            self._put_whole(instance, changes)
         return changes
 
     def apply(self, key: str, record: Record | None) -> ChangeSet:
@@ -103,19 +166,21 @@ class Resources:
         previous = self._records.get(key)
         self._set(key, record)
         changes = ChangeSet()
-        # Only these two kinds are marked while they are deleted, and only they are seen by edges.
-        was_seen = isinstance(previous, Instance | Topic) and not previous.deleting
-        match record or previous:
-            case Instance(instance_id=instance_id) if previous != record:
-                instance = self.instance(instance_id)
-                if instance is not None or was_seen:
-                    changes.instances[instance_id] = instance
-                if instance is not None and not was_seen:
-                    changes.topics.update({(instance_id, t.topic): t for t in self.topics(instance_id)})
-            case Topic(instance_id=instance_id, topic=name) if previous != record and self.instance(instance_id):
-                topic = self.topic(instance_id, name)
-                if topic is not None or was_seen:
-                    changes.topics[instance_id, name] = topic
+        if previous == record:
+            return changes
+        was_seen = _is_seen(previous)
+        subject = record or previous
+        if isinstance(subject, Instance):
+            instance = self.instance(subject.instance_id)
+            if instance is not None and not was_seen:
+                self._put_whole(instance, changes)
+            elif instance is not None or was_seen:
+                changes.instances[subject.instance_id] = instance
+        elif isinstance(subject, AccessKey | Group | Topic) and self.instance(subject.instance_id):
+            if _is_seen(record):
+                changes.put(subject)
+            elif was_seen:
+                changes.remove(subject)
         return changes
 
     def replace(self, records: Mapping[str, Record]) -> ChangeSet:
@@ -126,17 +191,25 @@ class Resources:
         for key, record in records.items():
             self._set(key, record)
         after = self.snapshot()
-        changes = ChangeSet()
-        for instance_id in before.instances.keys() | after.instances.keys():
-            instance = after.instances.get(instance_id)
-            if instance != before.instances.get(instance_id):
-                changes.instances[instance_id] = instance
-        for name in before.topics.keys() | after.topics.keys():
-            topic = after.topics.get(name)
-            # The topics of an instance that is gone are gone with it, unnamed.
-            if topic != before.topics.get(name) and name[0] in after.instances:
-                changes.topics[name] = topic
-        return changes
+        return ChangeSet(
+            instances=_difference(before.instances, after.instances),
+            # What belongs to an instance that is gone is gone with it, unnamed.
+            topics=_of(after.instances, _difference(before.topics, after.topics)),
+            groups=_of(after.instances, _difference(before.groups, after.groups)),
+            access_keys=_of(after.instances, _difference(before.access_keys, after.access_keys)),
+        )
+
+    def _put_whole(self, instance: Instance, changes: ChangeSet) -> None:
+        """Note an instance with everything that edges see of it."""
+        instance_id = instance.instance_id
+        changes.instances[instance_id] = instance
+        owned: list[Owned] = [
+            *self.topics(instance_id),
+            *self.groups(instance_id),
+            *self.access_keys(instance_id),
+        ]
+        for record in owned:
+            changes.put(record)
 
     def _set(self, key: str, record: Record | None) -> None:
         previous = self._records.pop(key, None)
@@ -156,6 +229,8 @@ class Resources:
                 self._groups.setdefault(record.instance_id, {})[record.group_id] = record
             case Topic():
                 self._topics.setdefault(record.instance_id, {})[record.topic] = record
+            case TokenKey():
+                self._token_keys[record.key_id] = record
 
     def _unindex(self, record: Record) -> None:
         match record:
@@ -167,6 +242,22 @@ class Resources:
                 _remove(self._groups, record.instance_id, record.group_id)
             case Topic():
                 _remove(self._topics, record.instance_id, record.topic)
+            case TokenKey():
+                del self._token_keys[record.key_id]
+
+
+def _is_seen(record: Record | None) -> bool:
+    """Say whether edges see a record whose instance they see."""
+    # Only instances and topics are marked while they are deleted.
+    return record is not None and not (isinstance(record, Instance | Topic) and record.deleting)
+
+
+def _difference(before: dict[K, T | None], after: dict[K, T | None]) -> dict[K, T | None]:
+    return {name: after.get(name) for name in {**before, **after} if after.get(name) != before.get(name)}
+
+
+def _of(instances: Mapping[str, object], named: dict[Name, T]) -> dict[Name, T]:
+    return {name: record for name, record in named.items() if name[0] in instances}
 
 
 def _remove(index: dict[str, dict[str, T]], instance_id: str, name: str) -> None:

@@ -8,11 +8,13 @@ from services.auth.domain import credentials
 from services.auth.domain.credentials import Attempt, Identity, Mode, Outcome, QueryOutcome
 from services.auth.domain.records import AccessKey, Group, Profile, Record, new_instance
 from services.auth.domain.resources import Resources
+from services.auth.domain.view import View
 from services.common import signature
 from services.common.signature import sign
 
 SECRET = "XXXXX"
 CLIENT = "GID_Test@@@0001"
+NOW = 1_555_000_000_000
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,17 @@ CASES = {
     "bad client id with a wrong signature": (attempt("Signature|AK1|mqtt-demo", "x", "device"), REJECTED, "client id"),
     "bad client id of an unknown instance": (attempt("Signature|AK1|nowhere", "x", "device"), REJECTED, "client id"),
     "empty client id": (attempt("Signature|AK1|mqtt-demo", sign(SECRET, ""), ""), REJECTED, "client id"),
-    "token mode": (attempt("Token|AK1|mqtt-demo", "RW|token"), BAD, "mode Token is not served"),
+    "token mode with no token of ours": (attempt("Token|AK1|mqtt-demo", "RW|token"), BAD, "token RW: forged"),
+    "token mode without tokens": (attempt("Token|AK1|mqtt-demo", ""), OK, ""),
+    "token mode without a password": (attempt("Token|AK1|mqtt-demo", None), OK, ""),
+    "token mode, unknown key": (attempt("Token|AK9|mqtt-demo", ""), BAD, "unknown AccessKey"),
+    "token mode, unknown instance": (attempt("Token|AK1|orphan", ""), BAD, "unknown instance"),
+    "token mode, another account's group": (
+        attempt("Token|AK1|mqtt-demo", "", "GID_Else@@@1"),
+        UNAUTHORIZED,
+        "group",
+    ),
+    "token mode, no set of tokens": (attempt("Token|AK1|mqtt-demo", "RW"), BAD, "do not alternate"),
     "device mode": (attempt("DeviceCredential|AK1|mqtt-demo", "x"), BAD, "mode DeviceCredential is not served"),
     "unknown mode": (attempt("Magic|AK1|mqtt-demo", GOOD, default="mqtt-demo"), BAD, "no known mode"),
     "mode in lower case": (attempt("signature|AK1|mqtt-demo", GOOD, default="mqtt-demo"), BAD, "no known mode"),
@@ -114,13 +126,13 @@ CASES = {
     "user and password without accounts": (attempt("bob", "pw", "x", default="closed"), BAD, "no anonymous"),
     "signature at a standard instance": (attempt("Signature|AK1|closed", sign(SECRET, "any"), "any"), OK, ""),
     "wrong signature at an open instance": (attempt("Signature|AK1|open", "x", "any"), BAD, "wrong signature"),
-    "token mode at an open instance": (attempt("Token|AK1|open", "x", "any"), BAD, "mode Token is not served"),
+    "token mode at an open instance": (attempt("Token|AK1|open", "", "any"), OK, ""),
 }
 
 
 @pytest.mark.parametrize(("tried", "outcome", "reason"), CASES.values(), ids=CASES.keys())
 def test_attempt(resources: Resources, tried: Attempt, outcome: Outcome, reason: str) -> None:
-    result = credentials.authenticate(tried, resources)
+    result = credentials.authenticate(tried, View(resources), NOW)
     assert result.outcome is outcome
     assert reason in result.reason
     if outcome is OK:
@@ -132,12 +144,12 @@ def test_attempt(resources: Resources, tried: Attempt, outcome: Outcome, reason:
 
 
 def test_accepted_signature_names_instance_and_account(resources: Resources) -> None:
-    result = credentials.authenticate(attempt("Signature|AK1|mqtt-demo", GOOD), resources)
+    result = credentials.authenticate(attempt("Signature|AK1|mqtt-demo", GOOD), View(resources), NOW)
     assert (result.instance_id, result.account_id) == ("mqtt-demo", "mine")
 
 
 def test_anonymous_has_no_account(resources: Resources) -> None:
-    result = credentials.authenticate(attempt(None, None, "x", default="open"), resources)
+    result = credentials.authenticate(attempt(None, None, "x", default="open"), View(resources), NOW)
     assert (result.instance_id, result.account_id) == ("open", "")
 
 
@@ -145,7 +157,7 @@ def test_reasons_repeat_nothing_that_was_sent(resources: Resources) -> None:
     hostile = "GID_Test@@@evil\r\nname"
     for user_name in ("Signature|evil\r\n|mqtt-demo", "Signature|AK1|evil\r\n", "evil\r\n"):
         for client_id in (hostile, CLIENT):
-            result = credentials.authenticate(attempt(user_name, "evil\r\n", client_id), resources)
+            result = credentials.authenticate(attempt(user_name, "evil\r\n", client_id), View(resources), NOW)
             assert "evil" not in result.reason
 
 
@@ -166,7 +178,7 @@ def test_unknown_key_and_wrong_signature_do_the_same_work(
     monkeypatch.setattr(signature, "is_signed", counted)
     for user_name in ("Signature|AK1|mqtt-demo", "Signature|AK9|mqtt-demo", "Signature|AK1|nowhere"):
         calls.clear()
-        assert credentials.authenticate(attempt(user_name, "x"), resources).outcome is BAD
+        assert credentials.authenticate(attempt(user_name, "x"), View(resources), NOW).outcome is BAD
         assert calls == [CLIENT]
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from services.auth.domain import records
-from services.auth.domain.records import AccessKey, BadRecordError, Group, Instance, Profile, Record, Topic
+from services.auth.domain.records import AccessKey, BadRecordError, Group, Instance, Profile, Record, TokenKey, Topic
 
 ALL: list[Record] = [
     records.new_instance("mqtt-demo", Profile.LMQ, anonymous=False, create_time_ms=1),
@@ -21,6 +21,15 @@ ALL: list[Record] = [
     Topic(
         instance_id="mqtt-demo", topic="demo", account_id="default", logged=True, ordered=False, retention_s=3 * 86_400
     ),
+    AccessKey(
+        instance_id="mqtt-demo",
+        access_key_id="AK2",
+        account_id="default",
+        sealed_secret="c2VhbGVk",
+        publish=False,
+        topic_filters=("demo/+", "demo/p2p/#"),
+    ),
+    TokenKey(key_id="00ff00ff", sealed_secret="c2VhbGVk", create_time_ms=5),
 ]
 
 
@@ -91,6 +100,7 @@ def test_a_secret_in_the_stored_form_is_ignored() -> None:
         ("instance.abc", b'{"version":1,"instance_id":"abc","anonymous":1}'),
         ("instance.abc", b'{"version":1,"instance_id":"abc","max_subscriptions":true}'),
         ("instance.abc", b'{"version":1,"instance_id":"abc","profile":"odd"}'),
+        ("accesskey.i.k", b'{"version":1,"instance_id":"i","access_key_id":"k","account_id":"a","topic_filters":[1]}'),
         ("house.abc", b'{"version":1,"instance_id":"abc"}'),
     ],
 )

@@ -7,7 +7,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.auth.domain.records import AccessKey, Group, Instance, Record, Topic
+from services.auth.domain.records import AccessKey, Group, Instance, Record, TokenKey, Topic
 from services.auth.domain.resources import ChangeSet, Resources
 
 
@@ -51,14 +51,36 @@ def test_a_topic_that_is_being_deleted_is_gone_for_edges_and_lists() -> None:
     assert not resources.apply(topic().key, None)
 
 
+def test_groups_and_keys_are_told_while_their_instance_is_seen() -> None:
+    resources = Resources()
+    key = AccessKey(instance_id="one", access_key_id="k", account_id="a", sealed_secret="s")
+    group = Group(instance_id="one", group_id="GID_one", account_id="a")
+    assert not put(resources, key)
+    assert put(resources, instance()) == [ChangeSet({"one": instance()}, access_keys={("one", "k"): key})]
+    assert put(resources, group, key) == [ChangeSet(groups={("one", "GID_one"): group})]
+    narrowed = dataclasses.replace(key, subscribe=False)
+    assert put(resources, narrowed) == [ChangeSet(access_keys={("one", "k"): narrowed})]
+    assert resources.apply(key.key, None) == ChangeSet(access_keys={("one", "k"): None})
+    assert resources.apply(group.key, None) == ChangeSet(groups={("one", "GID_one"): None})
+
+
 def test_changes_of_what_edges_do_not_see_are_not_told() -> None:
     resources = Resources()
     put(resources, instance())
-    key = AccessKey(instance_id="one", access_key_id="k", account_id="a", sealed_secret="s")
-    group = Group(instance_id="one", group_id="GID_one", account_id="a")
-    assert not put(resources, key, group)
+    assert not put(resources, TokenKey(key_id="00000000", sealed_secret="s"))
     assert not put(resources, instance())
     assert not resources.apply("topic.one.never", None)
+
+
+def test_a_change_set_absorbs_what_hides_nothing() -> None:
+    changes = ChangeSet(topics={("one", "a"): topic("a")})
+    assert changes.absorb(ChangeSet(topics={("one", "b"): None}, revoked_token_ids=["t1"]))
+    assert changes.absorb(ChangeSet(revoked_token_ids=["t2"]))
+    assert changes == ChangeSet(topics={("one", "a"): topic("a"), ("one", "b"): None}, revoked_token_ids=["t1", "t2"])
+    # Edges close clients when something is removed, also when it is created again at once.
+    assert not changes.absorb(ChangeSet(topics={("one", "b"): topic("b")}))
+    assert not changes.absorb(ChangeSet(instances={"one": None}))
+    assert changes.topics["one", "b"] is None
 
 
 def test_lists_are_sorted_and_of_one_instance() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from services.auth import watchers
 from services.auth.domain.records import Instance
-from services.auth.domain.resources import ChangeSet, Resources
+from services.auth.domain.resources import ChangeSet
+from services.auth.domain.view import View
 from services.auth.watchers import Watchers
 from services.common.errors import NotServingError
 
@@ -17,9 +18,9 @@ def change(name: str) -> ChangeSet:
 
 @pytest.mark.asyncio
 async def test_changes_come_in_order_after_the_snapshot() -> None:
-    resources = Resources()
-    resources.apply("instance.one", Instance(instance_id="one"))
-    hub = Watchers(resources)
+    view = View()
+    view.resources.apply("instance.one", Instance(instance_id="one"))
+    hub = Watchers(view)
     with hub.watching() as (snapshot, watcher):
         assert snapshot == change("one")
         for name in ("two", "three"):
@@ -31,7 +32,7 @@ async def test_changes_come_in_order_after_the_snapshot() -> None:
 
 @pytest.mark.asyncio
 async def test_a_watcher_that_does_not_read_is_ended_and_others_are_not() -> None:
-    hub = Watchers(Resources())
+    hub = Watchers(View())
     with hub.watching() as (_, slow), hub.watching() as (_, quick):
         for number in range(watchers.MAX_WAITING + 1):
             hub.tell(change(str(number)))
@@ -42,7 +43,7 @@ async def test_a_watcher_that_does_not_read_is_ended_and_others_are_not() -> Non
 
 @pytest.mark.asyncio
 async def test_close_ends_every_watch() -> None:
-    hub = Watchers(Resources())
+    hub = Watchers(View())
     with hub.watching() as (_, watcher):
         hub.close()
         with pytest.raises(NotServingError, match="stopping"):
@@ -52,7 +53,7 @@ async def test_close_ends_every_watch() -> None:
 @pytest.mark.asyncio
 async def test_the_number_of_watchers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchers, "MAX_WATCHERS", 1)
-    hub = Watchers(Resources())
+    hub = Watchers(View())
     with hub.watching(), pytest.raises(NotServingError), hub.watching():
         pass
     with hub.watching():
