@@ -142,6 +142,24 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise NotFoundError("the client has no connection", resource=f"client/{request.client_id}")
         return session_pb2.CloseConnectionsResponse(connection_count=count)
 
+    @override
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Context
+    ) -> session_pb2.ListSessionsResponse:
+        raise NotServingError("the session service keeps no sessions yet")
+
+    @override
+    async def GetSession(
+        self, request: session_pb2.GetSessionRequest, context: Context
+    ) -> session_pb2.GetSessionResponse:
+        raise NotServingError("the session service keeps no sessions yet")
+
+    @override
+    async def DeleteSession(
+        self, request: session_pb2.DeleteSessionRequest, context: Context
+    ) -> session_pb2.DeleteSessionResponse:
+        raise NotServingError("the session service keeps no sessions yet")
+
 
 async def _read(context: Context) -> session_pb2.LinkRequest | None:
     request = await context.read()

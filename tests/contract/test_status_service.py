@@ -66,6 +66,24 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
         return session_pb2.CloseConnectionsResponse(connection_count=len(connections))
 
     @override
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Context
+    ) -> session_pb2.ListSessionsResponse:
+        raise NotImplementedError
+
+    @override
+    async def GetSession(
+        self, request: session_pb2.GetSessionRequest, context: Context
+    ) -> session_pb2.GetSessionResponse:
+        raise NotImplementedError
+
+    @override
+    async def DeleteSession(
+        self, request: session_pb2.DeleteSessionRequest, context: Context
+    ) -> session_pb2.DeleteSessionResponse:
+        raise NotImplementedError
+
+    @override
     async def Link(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # not called
         raise NotImplementedError
 

@@ -147,6 +147,24 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CloseConnectionsResponse:
         raise NotImplementedError
 
+    @override
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> session_pb2.ListSessionsResponse:
+        raise NotImplementedError
+
+    @override
+    async def GetSession(
+        self, request: session_pb2.GetSessionRequest, context: aio.ServicerContext[Any, Any]
+    ) -> session_pb2.GetSessionResponse:
+        raise NotImplementedError
+
+    @override
+    async def DeleteSession(
+        self, request: session_pb2.DeleteSessionRequest, context: aio.ServicerContext[Any, Any]
+    ) -> session_pb2.DeleteSessionResponse:
+        raise NotImplementedError
+
 
 class FakeRouter(router_pb2_grpc.RouterServiceServicer):
     """Notes targets and publications; acknowledges when told to; delivers what the test queues."""

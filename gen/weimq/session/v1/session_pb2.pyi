@@ -92,6 +92,226 @@ ADMISSION_DUPLICATE: Admission.ValueType  # 2
 Global___Admission: _TypeAlias = Admission  # noqa: Y015
 
 @_typing.final
+class Session(_message.Message):
+    """What is kept for a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    PERSISTENT_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_COUNT_FIELD_NUMBER: _builtins.int
+    OFFLINE_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    INFLIGHT_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    DISCONNECT_TIME_MS_FIELD_NUMBER: _builtins.int
+    OLDEST_MESSAGE_TIME_MS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Instance."""
+    client_id: _builtins.str
+    """Client identifier."""
+    persistent: _builtins.bool
+    """Whether the client connected with cleanSession 0; otherwise it has kept P2P messages and nothing else."""
+    subscription_count: _builtins.int
+    """How many subscriptions it has."""
+    offline_message_count: _builtins.int
+    """Messages that wait for it, and those that it was sent and did not acknowledge in time."""
+    inflight_message_count: _builtins.int
+    """Messages that it was sent a moment ago and has not acknowledged."""
+    channel_id: _builtins.str
+    """Its connection; empty: none."""
+    disconnect_time_ms: _builtins.int
+    """Milliseconds since 1970 when its last connection ended; 0: it has a connection, or never had one."""
+    oldest_message_time_ms: _builtins.int
+    """Milliseconds since 1970 when the oldest of the messages that wait came; 0: there is none."""
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """Its subscriptions; without those in `ListSessions`."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        persistent: _builtins.bool = ...,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
+        subscription_count: _builtins.int = ...,
+        offline_message_count: _builtins.int = ...,
+        inflight_message_count: _builtins.int = ...,
+        channel_id: _builtins.str = ...,
+        disconnect_time_ms: _builtins.int = ...,
+        oldest_message_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "client_id", b"client_id", "disconnect_time_ms", b"disconnect_time_ms", "inflight_message_count", b"inflight_message_count", "instance_id", b"instance_id", "offline_message_count", b"offline_message_count", "oldest_message_time_ms", b"oldest_message_time_ms", "persistent", b"persistent", "subscription_count", b"subscription_count", "subscriptions", b"subscriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
+class ListSessionsRequest(_message.Message):
+    """Asks for sessions of an instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_PREFIX_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    page_size: _builtins.int
+    """At most this many, 1 to 1,000; 0: 100. Larger values are cut."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty: from the beginning."""
+    client_id_prefix: _builtins.str
+    """Only clients whose id begins with this; empty: all."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        client_id_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id_prefix", b"client_id_prefix", "instance_id", b"instance_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSessionsRequest: _TypeAlias = ListSessionsRequest  # noqa: Y015
+
+@_typing.final
+class ListSessionsResponse(_message.Message):
+    """A page of sessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: this is the last page."""
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
+        """The sessions, without their subscriptions."""
+
+    def __init__(
+        self,
+        *,
+        sessions: _abc.Iterable[Global___Session] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSessionsResponse: _TypeAlias = ListSessionsResponse  # noqa: Y015
+
+@_typing.final
+class GetSessionRequest(_message.Message):
+    """Names a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    client_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSessionRequest: _TypeAlias = GetSessionRequest  # noqa: Y015
+
+@_typing.final
+class GetSessionResponse(_message.Message):
+    """The session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___Session:
+        """The session."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSessionRequest(_message.Message):
+    """Names a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    client_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSessionRequest: _TypeAlias = DeleteSessionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSessionResponse(_message.Message):
+    """The session is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROPPED_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    dropped_message_count: _builtins.int
+    """Messages that waited for it and are dropped."""
+    def __init__(
+        self,
+        *,
+        dropped_message_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_message_count", b"dropped_message_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSessionResponse: _TypeAlias = DeleteSessionResponse  # noqa: Y015
+
+@_typing.final
 class LinkRequest(_message.Message):
     """Edge to session."""
 
@@ -770,7 +990,7 @@ class Deliveries(_message.Message):
 
     @_builtins.property
     def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For each delivery its number, unique in the session."""
+        """For each delivery its number: stands for one message in one session, also over restarts of the session service."""
 
     @_builtins.property
     def packet_identifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

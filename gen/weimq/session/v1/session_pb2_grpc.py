@@ -50,6 +50,21 @@ class SessionServiceStub:
                 request_serializer=weimq_dot_session_dot_v1_dot_session__pb2.CloseConnectionsRequest.SerializeToString,
                 response_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.CloseConnectionsResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/weimq.session.v1.SessionService/ListSessions',
+                request_serializer=weimq_dot_session_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.GetSession = channel.unary_unary(
+                '/weimq.session.v1.SessionService/GetSession',
+                request_serializer=weimq_dot_session_dot_v1_dot_session__pb2.GetSessionRequest.SerializeToString,
+                response_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.GetSessionResponse.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/weimq.session.v1.SessionService/DeleteSession',
+                request_serializer=weimq_dot_session_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer:
@@ -63,8 +78,12 @@ class SessionServiceServicer:
         confirmed when the lifecycle events that follow from it are in JetStream; decisions come before that.
 
         Resumption: with an unchanged pair of incarnations both sides repeat unconfirmed frames. Otherwise the edge sends
-        every open connection as an opening with `established`, then every closing that was not
-        confirmed, and `snapshot_complete`.
+        every open connection as an opening with `established`, then every closing, subscription change and acknowledgement
+        that was not confirmed, and `snapshot_complete`. Deliveries to established connections wait for that; those that the
+        client has under way come again under the same delivery id, and the edge drops such repeats.
+
+        A frame with acknowledgements is confirmed when they are stored, up to a second later. An edge that keeps them until
+        then, and drops deliveries that they name, spares its clients repeats after a restart of the session service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +107,36 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSessions(self, request, context):
+        """Lists the sessions that this shard keeps: persistent ones, and clients with kept P2P messages. Ordered by when the
+        shard first met them. A page may be shorter than asked for; the last one has no `next_page_token`.
+
+        Statuses: `INVALID_ARGUMENT` (instance_id is empty, a page size below 0, a page token of something else),
+        `UNAVAILABLE` (the shard is reading its sessions).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSession(self, request, context):
+        """Returns the session of a client, when this shard keeps it. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (this shard keeps none), `UNAVAILABLE` (the shard is
+        reading its sessions).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Deletes the session of a client with its subscriptions and offline messages, and closes its connections.
+
+        Statuses: those of `GetSession`; `UNAVAILABLE` also when NATS does not answer, and then the session may be deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +154,21 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.CloseConnections,
                     request_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.CloseConnectionsRequest.FromString,
                     response_serializer=weimq_dot_session_dot_v1_dot_session__pb2.CloseConnectionsResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.ListSessionsRequest.FromString,
+                    response_serializer=weimq_dot_session_dot_v1_dot_session__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.GetSessionRequest.FromString,
+                    response_serializer=weimq_dot_session_dot_v1_dot_session__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=weimq_dot_session_dot_v1_dot_session__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=weimq_dot_session_dot_v1_dot_session__pb2.DeleteSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -189,6 +253,87 @@ class SessionService:
             '/weimq.session.v1.SessionService/CloseConnections',
             weimq_dot_session_dot_v1_dot_session__pb2.CloseConnectionsRequest.SerializeToString,
             weimq_dot_session_dot_v1_dot_session__pb2.CloseConnectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.session.v1.SessionService/ListSessions',
+            weimq_dot_session_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
+            weimq_dot_session_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.session.v1.SessionService/GetSession',
+            weimq_dot_session_dot_v1_dot_session__pb2.GetSessionRequest.SerializeToString,
+            weimq_dot_session_dot_v1_dot_session__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.session.v1.SessionService/DeleteSession',
+            weimq_dot_session_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
+            weimq_dot_session_dot_v1_dot_session__pb2.DeleteSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,8 +23,12 @@ class SessionServiceStub:
     confirmed when the lifecycle events that follow from it are in JetStream; decisions come before that.
 
     Resumption: with an unchanged pair of incarnations both sides repeat unconfirmed frames. Otherwise the edge sends
-    every open connection as an opening with `established`, then every closing that was not
-    confirmed, and `snapshot_complete`.
+    every open connection as an opening with `established`, then every closing, subscription change and acknowledgement
+    that was not confirmed, and `snapshot_complete`. Deliveries to established connections wait for that; those that the
+    client has under way come again under the same delivery id, and the edge drops such repeats.
+
+    A frame with acknowledgements is confirmed when they are stored, up to a second later. An edge that keeps them until
+    then, and drops deliveries that they name, spares its clients repeats after a restart of the session service.
     """
     GetClient: _aio.UnaryUnaryMultiCallable[_session_pb2.GetClientRequest, _session_pb2.GetClientResponse]
     """Returns the connections of a client. Idempotent.
@@ -35,6 +39,24 @@ class SessionServiceStub:
     """Closes every connection of a client, without waiting for the edges. Idempotent.
 
     Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (no connection).
+    """
+    ListSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]
+    """Lists the sessions that this shard keeps: persistent ones, and clients with kept P2P messages. Ordered by when the
+    shard first met them. A page may be shorter than asked for; the last one has no `next_page_token`.
+
+    Statuses: `INVALID_ARGUMENT` (instance_id is empty, a page size below 0, a page token of something else),
+    `UNAVAILABLE` (the shard is reading its sessions).
+    """
+    GetSession: _aio.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]
+    """Returns the session of a client, when this shard keeps it. Idempotent.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (this shard keeps none), `UNAVAILABLE` (the shard is
+    reading its sessions).
+    """
+    DeleteSession: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]
+    """Deletes the session of a client with its subscriptions and offline messages, and closes its connections.
+
+    Statuses: those of `GetSession`; `UNAVAILABLE` also when NATS does not answer, and then the session may be deleted.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -52,8 +74,12 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         confirmed when the lifecycle events that follow from it are in JetStream; decisions come before that.
 
         Resumption: with an unchanged pair of incarnations both sides repeat unconfirmed frames. Otherwise the edge sends
-        every open connection as an opening with `established`, then every closing that was not
-        confirmed, and `snapshot_complete`.
+        every open connection as an opening with `established`, then every closing, subscription change and acknowledgement
+        that was not confirmed, and `snapshot_complete`. Deliveries to established connections wait for that; those that the
+        client has under way come again under the same delivery id, and the edge drops such repeats.
+
+        A frame with acknowledgements is confirmed when they are stored, up to a second later. An edge that keeps them until
+        then, and drops deliveries that they name, spares its clients repeats after a restart of the session service.
         """
 
     @_abc_1.abstractmethod
@@ -76,6 +102,42 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Closes every connection of a client, without waiting for the edges. Idempotent.
 
         Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (no connection).
+        """
+
+    @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _session_pb2.ListSessionsRequest,
+        context: _aio.ServicerContext[_session_pb2.ListSessionsRequest, _abc.Awaitable[_session_pb2.ListSessionsResponse]],
+    ) -> _abc.Awaitable[_session_pb2.ListSessionsResponse]:
+        """Lists the sessions that this shard keeps: persistent ones, and clients with kept P2P messages. Ordered by when the
+        shard first met them. A page may be shorter than asked for; the last one has no `next_page_token`.
+
+        Statuses: `INVALID_ARGUMENT` (instance_id is empty, a page size below 0, a page token of something else),
+        `UNAVAILABLE` (the shard is reading its sessions).
+        """
+
+    @_abc_1.abstractmethod
+    def GetSession(
+        self,
+        request: _session_pb2.GetSessionRequest,
+        context: _aio.ServicerContext[_session_pb2.GetSessionRequest, _abc.Awaitable[_session_pb2.GetSessionResponse]],
+    ) -> _abc.Awaitable[_session_pb2.GetSessionResponse]:
+        """Returns the session of a client, when this shard keeps it. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (this shard keeps none), `UNAVAILABLE` (the shard is
+        reading its sessions).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSession(
+        self,
+        request: _session_pb2.DeleteSessionRequest,
+        context: _aio.ServicerContext[_session_pb2.DeleteSessionRequest, _abc.Awaitable[_session_pb2.DeleteSessionResponse]],
+    ) -> _abc.Awaitable[_session_pb2.DeleteSessionResponse]:
+        """Deletes the session of a client with its subscriptions and offline messages, and closes its connections.
+
+        Statuses: those of `GetSession`; `UNAVAILABLE` also when NATS does not answer, and then the session may be deleted.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _aio.Server) -> None: ...
