@@ -9,6 +9,7 @@
         SupersededError         ABORTED              another stream took this one's place
         UnavailableError        UNAVAILABLE          a dependency does not answer: retry
         NotServingError         UNAVAILABLE          stopping, or not caught up: retry elsewhere
+        LimitReachedError       RESOURCE_EXHAUSTED   a bound of the service is reached: retry later
 
 `services.common.grpc_errors` turns them into statuses and back.
 """
@@ -77,3 +78,9 @@ class NotServingError(DomainError):
     """The service is stopping or has not caught up yet."""
 
     reason = "NOT_SERVING"
+
+
+class LimitReachedError(DomainError):
+    """A bound of the service is reached; metadata `limit`."""
+
+    reason = "LIMIT_REACHED"

@@ -21,6 +21,7 @@ _CODES: dict[type[errors.DomainError], StatusCode] = {
     errors.SupersededError: StatusCode.ABORTED,
     errors.UnavailableError: StatusCode.UNAVAILABLE,
     errors.NotServingError: StatusCode.UNAVAILABLE,
+    errors.LimitReachedError: StatusCode.RESOURCE_EXHAUSTED,
 }
 _TYPES = {error_type.reason: error_type for error_type in _CODES}
 

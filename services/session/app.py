@@ -16,12 +16,13 @@ from services.session.clock import Clock
 from services.session.domain.events import Fold
 from services.session.event_log import EventLog
 from services.session.hub import Hub
+from services.session.presence_servicer import PresenceServicer
 from services.session.servicer import SessionServicer
 from services.session.settings import SessionSettings
 from services.session.store import Store
 from services.session.wills import WillPublisher
 from weimq.router.v1 import router_pb2_grpc
-from weimq.session.v1 import session_pb2, session_pb2_grpc
+from weimq.session.v1 import presence_pb2, presence_pb2_grpc, session_pb2, session_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,11 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
 
     def register(server: aio.Server) -> list[str]:
         session_pb2_grpc.add_SessionServiceServicer_to_server(servicer, server)
-        return [session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name]
+        presence_pb2_grpc.add_PresenceServiceServicer_to_server(PresenceServicer(hub), server)
+        return [
+            session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
+            presence_pb2.DESCRIPTOR.services_by_name["PresenceService"].full_name,
+        ]
 
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context

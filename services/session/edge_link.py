@@ -60,6 +60,7 @@ class EdgeLink:
         # In order and once each; bounded by the connections of the edge.
         self._probes: dict[str, None] = {}
         self._evictions: dict[str, None] = {}
+        self._inquiries: dict[int, session_pb2.Inquiry] = {}  # by number; bounded by `Inquiries`
 
     def decide(self, channel_id: str, *, accepted: bool, connect_time_ms: int) -> None:
         """Answer an opening."""
@@ -79,6 +80,15 @@ class EdgeLink:
         self._evictions[channel_id] = None
         self.link.wake()
 
+    def inquire(self, inquiry: session_pb2.Inquiry) -> None:
+        """Ask about connections of the edge."""
+        self._inquiries[inquiry.number] = inquiry
+        self.link.wake()
+
+    def forget_inquiry(self, number: int) -> None:
+        """Drop a question that was not sent yet: nobody waits for its answer."""
+        self._inquiries.pop(number, None)
+
     def settle(self) -> None:
         """Confirm the frames whose events, and those of all frames before, are stored."""
         frames = self._frames
@@ -94,13 +104,15 @@ class EdgeLink:
         events.on_stored()
 
     def _build(self) -> session_pb2.LinkResponse | None:
-        if not (self._decisions or self._probes or self._evictions):
+        if not (self._decisions or self._probes or self._evictions or self._inquiries):
             return None
         response = session_pb2.LinkResponse(
             decisions=[self._decisions.popleft() for _ in range(min(len(self._decisions), MAX_DECISIONS))],
             probe_channel_ids=_first(self._probes),
             evicted_channel_ids=_first(self._evictions),
+            inquiries=self._inquiries.values(),
         )
+        self._inquiries.clear()
         self.settle()
         return response
 

@@ -14,6 +14,8 @@ from services.session.domain.presence import SLICE, Presence
 from services.session.domain.records import Connection
 from services.session.edge_link import EdgeLink, FrameEvents
 from services.session.event_log import EventLog
+from services.session.inquiries import Inquiries
+from services.session.watches import Watches
 from services.session.wills import WillPublisher, will_of
 from weimq.session.v1 import session_pb2
 
@@ -38,6 +40,10 @@ class Hub:
         self._links: dict[str, EdgeLink] = {}
         self._events: EventLog | None = None
         self._wills: WillPublisher | None = None
+        self.watches = Watches()
+        """Who watches groups."""
+        self.inquiries = Inquiries()
+        """Questions to edges."""
 
     @property
     def presence(self) -> Presence:
@@ -98,6 +104,15 @@ class Hub:
         """Note that the stream of a link ended."""
         if self._links.get(edge_link.edge_id) is edge_link:
             self._presence.break_edge(edge_link.edge_id, edge_link.incarnation, self._clock.now_ms())
+
+    def edge_link(self, edge_id: str) -> EdgeLink | None:
+        """Return the link of an edge, None when it has none."""
+        return self._links.get(edge_id)
+
+    @property
+    def edge_links(self) -> list[EdgeLink]:
+        """The links of all edges."""
+        return list(self._links.values())
 
     # Calls
 
@@ -166,6 +181,8 @@ class Hub:
             )
         for result in request.probe_results:
             presence.probed(edge_id, result.channel_id, now_ms, alive=result.alive)
+        for answer in request.inquiry_answers:
+            self.inquiries.answered(answer)
         if request.snapshot_complete:
             presence.complete_snapshot(edge_id, now_ms)
         if request.goodbye:
@@ -182,6 +199,7 @@ class Hub:
                     if frame is not None:
                         frame.pending += 1
                     self._events.write(effect.event, frame)
+                    self.watches.tell(effect.event)
                 case PublishWills():
                     self._wills.add(effect.wills)
                 case Forget():

@@ -17,13 +17,15 @@ import heapq
 from collections.abc import Iterable
 
 from services.session.domain.effects import Announce, Decide, Effect, Evict, Probe
-from services.session.domain.events import CONNECT, DISCONNECT, TCPCLEAN, Event, RecentChannels
+from services.session.domain.events import CONNECT, DISCONNECT, INDEX_BITS, TCPCLEAN, Event, RecentChannels, group_of
 from services.session.domain.records import Claim, Connection, Instance
 
 CLAIM_MS = 4_000
 """How long a claim waits for the holder of its client id to answer or to go; an edge answers a probe within 3 s."""
 MAX_WAITING = 8
 """Plain claims that wait for one client id."""
+
+_NOBODY: frozenset[str] = frozenset()
 
 
 class Arbiter:
@@ -34,6 +36,7 @@ class Arbiter:
         self.effects: list[Effect] = []
         self.ended = RecentChannels()
         self.last_time_ms = 0
+        self.last_index = 0
         self._deadlines: list[tuple[int, int, Claim]] = []
         self._claim_count = 0
 
@@ -42,6 +45,11 @@ class Arbiter:
         instance = self.instances.get(instance_id)
         held = instance.clients.get(client_id, []) if instance else []
         return sorted((c for c in held if not c.edge.is_lost), key=lambda c: c.connect_time_ms)
+
+    def members(self, instance_id: str, group_id: str) -> frozenset[str] | set[str]:
+        """Return the clients of a group that have connections; to be read only."""
+        instance = self.instances.get(instance_id)
+        return instance.groups.get(group_id, _NOBODY) if instance else _NOBODY
 
     def keep(self, connection: Connection) -> None:
         """Note that a connection is alive: plain claims for its client id are refused."""
@@ -139,7 +147,12 @@ class Arbiter:
         """Enter a connection that was announced."""
         instance = self.instances.setdefault(connection.instance_id, Instance())
         connection.edge.connections[connection.channel_id] = connection
-        instance.clients.setdefault(connection.client_id, []).append(connection)
+        held = instance.clients.get(connection.client_id)
+        if held is None:
+            instance.clients[connection.client_id] = [connection]
+            instance.groups.setdefault(group_of(connection.client_id), set()).add(connection.client_id)
+        else:
+            held.append(connection)
 
     def see(self, connection: Connection, *, established: bool, takeover: bool) -> None:
         """Take an opening of a known connection, which a snapshot repeats."""
@@ -193,6 +206,11 @@ class Arbiter:
         if held:
             return
         del instance.clients[client_id]
+        group_id = group_of(client_id)
+        members = instance.groups[group_id]
+        members.discard(client_id)
+        if not members:
+            del instance.groups[group_id]
         waiting = instance.waiting.pop(client_id, None)
         if waiting is not None:
             self._accept(waiting[0], now_ms)
@@ -203,5 +221,6 @@ class Arbiter:
     ) -> int:
         """Emit an event; returns its time, never before that of the last one."""
         time_ms = self.last_time_ms = max(self.last_time_ms, now_ms)
-        self.effects.append(Announce(Event(instance_id, client_id, tag, channel_id, address, time_ms, edge)))
+        index = self.last_index = max(self.last_index + 1, time_ms << INDEX_BITS)
+        self.effects.append(Announce(Event(instance_id, client_id, tag, channel_id, address, time_ms, edge, index)))
         return time_ms

@@ -23,13 +23,26 @@ GENERATION_CHANNELS: Final = 65_536
 """How many ended connections are remembered at least; the last that may be reported again after a restart."""
 
 
+INDEX_BITS: Final = 12
+"""An event index is its time in milliseconds, so many bits to the left, or the next number: it rises over restarts
+without a counter kept for each client, and fits the 53 bits of a JSON number."""
+
+
 class Event:
     """One lifecycle event."""
 
-    __slots__ = ("address", "channel_id", "client_id", "edge", "instance_id", "tag", "time_ms")
+    __slots__ = ("address", "channel_id", "client_id", "edge", "index", "instance_id", "tag", "time_ms")
 
     def __init__(
-        self, instance_id: str, client_id: str, tag: str, channel_id: str, address: str, time_ms: int, edge: str
+        self,
+        instance_id: str,
+        client_id: str,
+        tag: str,
+        channel_id: str,
+        address: str,
+        time_ms: int,
+        edge: str,
+        index: int,
     ) -> None:
         self.instance_id = instance_id
         self.client_id = client_id
@@ -38,6 +51,7 @@ class Event:
         self.address = address
         self.time_ms = time_ms
         self.edge = edge  # `<edge id>/<edge incarnation>`
+        self.index = index  # rises from each event of a client to the next, not by one
 
     def body(self) -> bytes:
         """Return the JSON that consumers read."""
@@ -47,6 +61,7 @@ class Event:
             "eventType": self.tag,
             "channelId": self.channel_id,
             "clientIp": self.address,
+            "eventIndex": self.index,
         }
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -67,6 +82,7 @@ def parse_event(instance_id: str, body: bytes, edge: str) -> Event:
             str(values["clientIp"]),
             int(values["time"]),
             edge,
+            int(values.get("eventIndex", 0)),  # events of earlier versions have none
         )
     except (LookupError, TypeError) as error:
         raise ValueError(f"not a lifecycle event: {error!r}") from error
@@ -127,12 +143,15 @@ class Fold:
         """Channel ids that ended."""
         self.last_time_ms = 0
         """Time of the latest event."""
+        self.last_index = 0
+        """Index of the latest event."""
         self.lost_edges: dict[str, int] = {}
         """Edges `<edge id>/<edge incarnation>` that were given up, and when."""
 
     def apply(self, event: Event) -> None:
         """Take the next event."""
         self.last_time_ms = max(self.last_time_ms, event.time_ms)
+        self.last_index = max(self.last_index, event.index)
         channel_id = event.channel_id
         if event.tag == TCPCLEAN:
             self.opened.pop(channel_id, None)

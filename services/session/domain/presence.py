@@ -16,11 +16,12 @@ Every event time is at least that of the event before it, whatever the clock doe
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 
 from services.session.domain.arbiter import CLAIM_MS, Arbiter
 from services.session.domain.effects import Decide, Effect, Evict, Forget, PublishWills
-from services.session.domain.events import CONNECT, DISCONNECT, TCPCLEAN, Fold
+from services.session.domain.events import CONNECT, DISCONNECT, INDEX_BITS, TCPCLEAN, Fold
 from services.session.domain.records import Claim, Connection, Edge, Will
 
 MAX_LOST_EDGES = 1_024
@@ -74,6 +75,15 @@ class Presence:
         """Say whether `connections` is the truth: no edge that could contradict it is away."""
         return not self._awaited and not any(c.edge.deadline_ms for c in self.connections(instance_id, client_id))
 
+    def group(self, instance_id: str, group_id: str, after_client_id: str, limit: int) -> list[str]:
+        """Return the connected clients of a group whose id is greater, in order, up to `limit`."""
+        members = self._arbiter.members(instance_id, group_id)
+        return heapq.nsmallest(limit, (client_id for client_id in members if client_id > after_client_id))
+
+    def group_size(self, instance_id: str, group_id: str) -> int:
+        """Return how many clients of a group are connected."""
+        return len(self._arbiter.members(instance_id, group_id))
+
     def announced(self, instance_id: str) -> list[Connection]:
         """Return the connections of an instance that were announced and not announced as gone."""
         instance = self._arbiter.instances.get(instance_id)
@@ -91,6 +101,8 @@ class Presence:
         """Start from what the events of the past left behind; its edges have the grace time to link."""
         self._arbiter.ended = fold.ended
         self._arbiter.last_time_ms = max(self._arbiter.last_time_ms, fold.last_time_ms)
+        # A checkpoint holds no index, but its time: what comes is above all that was of that millisecond.
+        self._arbiter.last_index = max(fold.last_index, (fold.last_time_ms + 1) << INDEX_BITS)
         self._lost_edges = fold.lost_edges
         processes: dict[str, Edge] = {}
         past: dict[str, Edge] = {}  # those parts of processes that were being announced as gone

@@ -114,8 +114,9 @@ class Claim:
 class Instance:
     """The clients of one instance."""
 
-    __slots__ = ("clients", "waiting")
+    __slots__ = ("clients", "groups", "waiting")
 
     def __init__(self) -> None:
         self.clients: dict[str, list[Connection]] = {}  # by client id, in order of admission; never empty
+        self.groups: dict[str, set[str]] = {}  # by group: the keys of `clients`; never empty
         self.waiting: dict[str, list[Claim]] = {}  # by client id, in order of arrival; never empty

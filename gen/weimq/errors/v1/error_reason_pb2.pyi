@@ -48,6 +48,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Another stream of the same edge took this one's place (`ABORTED`)."""
     ERROR_REASON_NOT_SERVING: _ErrorReason.ValueType  # 9
     """The service is stopping or has not caught up yet; retry elsewhere (`UNAVAILABLE`)."""
+    ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 10
+    """A bound of the service is reached: the caller reads too slowly, or there are too many of its kind; try again later
+    (`RESOURCE_EXHAUSTED`). Metadata: `limit`, what there is too much of.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Value of `google.rpc.ErrorInfo.reason` in every status that leaves a weimq service, where
@@ -80,4 +84,8 @@ ERROR_REASON_LINK_SUPERSEDED: ErrorReason.ValueType  # 8
 """Another stream of the same edge took this one's place (`ABORTED`)."""
 ERROR_REASON_NOT_SERVING: ErrorReason.ValueType  # 9
 """The service is stopping or has not caught up yet; retry elsewhere (`UNAVAILABLE`)."""
+ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 10
+"""A bound of the service is reached: the caller reads too slowly, or there are too many of its kind; try again later
+(`RESOURCE_EXHAUSTED`). Metadata: `limit`, what there is too much of.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -7,15 +7,15 @@ import pytest
 from services.session.domain.events import Event, Fold, RecentChannels, group_of, parse_event
 
 
-def event(tag: str, channel: str, time_ms: int = 1) -> Event:
-    return Event("i", "GID_XXX@@@YYY", tag, channel, "192.168.0.1:13345", time_ms, "edge/1")
+def event(tag: str, channel: str, time_ms: int = 1, index: int = 9) -> Event:
+    return Event("i", "GID_XXX@@@YYY", tag, channel, "192.168.0.1:13345", time_ms, "edge/1", index)
 
 
 def test_the_body_is_that_of_the_specification() -> None:
     body = event("connect", "2b9b1281046046faafe5e0b458e4f553", 1212121212000).body()
     assert body == (
         b'{"clientId":"GID_XXX@@@YYY","time":1212121212000,"eventType":"connect",'
-        b'"channelId":"2b9b1281046046faafe5e0b458e4f553","clientIp":"192.168.0.1:13345"}'
+        b'"channelId":"2b9b1281046046faafe5e0b458e4f553","clientIp":"192.168.0.1:13345","eventIndex":9}'
     )
     parsed = parse_event("i", body, "edge/1")
     assert parsed.body() == body
@@ -53,6 +53,11 @@ def test_events_may_repeat_in_a_fold() -> None:
     fold.apply(event("disconnect", "b", 5))
     assert set(fold.opened) == {"b"}
     assert fold.last_time_ms == 7
+
+
+def test_an_event_of_a_version_without_index_is_understood() -> None:
+    body = b'{"clientId":"a","time":3,"eventType":"connect","channelId":"c","clientIp":"x"}'
+    assert parse_event("i", body, "edge/1").index == 0
 
 
 def test_recent_channels_are_bounded_and_keep_the_latest() -> None:
