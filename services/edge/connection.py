@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from typing_extensions import override
@@ -87,6 +87,12 @@ class Connection(Receiver):
         """Publications that were acknowledged and dropped because their payload is too large."""
         self.dropped_count = 0
         """Messages of QoS 0 that were not sent because the client read too slowly."""
+
+    @property
+    @override
+    def subscriptions(self) -> Mapping[str, int]:
+        """What the client subscribed to; see `hub.Receiver`."""
+        return self._subscriptions
 
     # --- transport -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Mapping
 
 from services.edge.commands import Commands
 from services.edge.mqtt.outbound import OutboundMessage
@@ -31,6 +32,11 @@ STRANGERS_BYTES = 16 << 20
 
 class Receiver(Client):
     """A connection that takes deliveries."""
+
+    @property
+    def subscriptions(self) -> Mapping[str, int]:
+        """Topic filters as the client sent them, with their granted QoS."""
+        raise NotImplementedError
 
     def deliver(self, message: OutboundMessage, qos: int) -> None:
         """Send a message to the client, at `qos`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from services.common.linking import Opened, keep_linked
 from services.common.readiness import Readiness
 from services.common.settings import Secret
 from services.edge.hub import Hub
+from services.edge.inquiries import Inquiries
 from services.edge.mqtt.packets import Will
 from services.edge.policy import FLAG_LOGGED, FLAG_P2P, TopicRule
 from services.edge.ports import Client
@@ -56,6 +58,8 @@ class SessionLink:
         self._to_close: list[str] = []
         self._to_release: list[str] = []
         self._probes: list[session_pb2.ProbeResult] = []
+        self._inquiries = Inquiries(hub, asyncio.get_running_loop())
+        self._answers: list[session_pb2.InquiryAnswer] = []
         self._snapshot_complete = False
         self._goodbye = False
         self.link: Link[session_pb2.LinkRequest, session_pb2.LinkResponse] = Link(
@@ -152,11 +156,13 @@ class SessionLink:
             self._sent_closings.clear()
             self._to_release.clear()
             self._probes.clear()
+            self._answers.clear()  # whoever asked has been told that we did not answer
             self._snapshot_complete = False
         return Opened(resumed=opened.resumed, received_through=opened.received_through)
 
     def _build(self) -> session_pb2.LinkRequest | None:
-        if not (self._to_open or self._to_close or self._to_release or self._probes) and self._snapshot_complete:
+        has_more = self._to_open or self._to_close or self._to_release or self._probes or self._answers
+        if not has_more and self._snapshot_complete:
             if not self._goodbye:
                 return None
             self._goodbye = False
@@ -167,6 +173,8 @@ class SessionLink:
             self._probes.clear()
         frame.released_channel_ids.extend(self._to_release)
         self._to_release.clear()
+        if self._answers:
+            frame.inquiry_answers.append(self._answers.pop(0))  # one in a frame: some are large
         frame.openings.extend(self._to_open[:MAX_FRAME_ITEMS])
         del self._to_open[:MAX_FRAME_ITEMS]
         if not self._to_open:
@@ -204,6 +212,8 @@ class SessionLink:
                 self._established[decision.channel_id] = opening
             client.on_admitted(accepted=accepted)
         self._probe(frame.probe_channel_ids)
+        for inquiry in frame.inquiries:
+            self._inquiries.answer(inquiry, self._on_answer)
         for channel_id in frame.evicted_channel_ids:
             client = by_channel.get(channel_id)
             if client is not None:
@@ -217,6 +227,10 @@ class SessionLink:
                 self._on_probed(channel_id, False)  # noqa: FBT003 - the shape of a callback
             else:
                 client.probe(functools.partial(self._on_probed, channel_id))
+
+    def _on_answer(self, answer: session_pb2.InquiryAnswer) -> None:
+        self._answers.append(answer)
+        self.link.wake()
 
     def _on_probed(self, channel_id: str, alive: bool) -> None:  # noqa: FBT001 - the shape of a callback
         self._probes.append(session_pb2.ProbeResult(channel_id=channel_id, alive=alive))
