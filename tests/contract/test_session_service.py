@@ -321,7 +321,7 @@ async def test_a_client_is_let_in_and_announced_exactly_as_specified(mesh: Mesh)
         assert headers["Edge"] == f"edge-1/{edge.incarnation}"
         assert body.decode() == (
             f'{{"clientId":"{CLIENT}","time":{connection.connect_time_ms},"eventType":"connect",'
-            f'"channelId":"{channel_id}","clientIp":"192.168.0.1:13345"}}'
+            f'"channelId":"{channel_id}","clientIp":"192.168.0.1:13345","eventIndex":{connection.connect_time_ms << 12}}}'
         )
         answer = await mesh.client()
         assert answer.synchronized

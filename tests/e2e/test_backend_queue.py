@@ -56,7 +56,7 @@ def test_lifecycle_events_of_a_polite_client(mesh: Mesh) -> None:
     assert len({event["channelId"] for event in events}) == 1
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
     for event in events:
-        assert list(event) == ["clientId", "time", "eventType", "channelId", "clientIp"]
+        assert list(event) == ["clientId", "time", "eventType", "channelId", "clientIp", "eventIndex"]
         assert re.fullmatch(r"[0-9a-f]{32}", event["channelId"])
         assert re.fullmatch(r"127\.0\.0\.1:\d+", event["clientIp"])
 
