@@ -319,9 +319,10 @@ async def test_a_client_is_let_in_and_announced_exactly_as_specified(mesh: Mesh)
         assert subject == "mq.event.mqtt-demo.GID_Test_MQTT.connect"
         assert headers["Nats-Msg-Id"] == f"{channel_id}-connect"
         assert headers["Edge"] == f"edge-1/{edge.incarnation}"
+        index = connection.connect_time_ms << 12
         assert body.decode() == (
             f'{{"clientId":"{CLIENT}","time":{connection.connect_time_ms},"eventType":"connect",'
-            f'"channelId":"{channel_id}","clientIp":"192.168.0.1:13345","eventIndex":{connection.connect_time_ms << 12}}}'
+            f'"channelId":"{channel_id}","clientIp":"192.168.0.1:13345","eventIndex":{index}}}'
         )
         answer = await mesh.client()
         assert answer.synchronized
