@@ -329,6 +329,7 @@ class LinkRequest(_message.Message):
     ACKNOWLEDGEMENTS_FIELD_NUMBER: _builtins.int
     RELEASED_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
     OFFLINE_PULLS_FIELD_NUMBER: _builtins.int
+    INQUIRY_ANSWERS_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -369,6 +370,10 @@ class LinkRequest(_message.Message):
     def offline_pulls(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfflinePull]:
         """Requests for offline messages (`$SYS/getOfflineMsg`)."""
 
+    @_builtins.property
+    def inquiry_answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___InquiryAnswer]:
+        """Answers to `inquiries`."""
+
     def __init__(
         self,
         *,
@@ -384,14 +389,119 @@ class LinkRequest(_message.Message):
         acknowledgements: Global___Acknowledgements | None = ...,
         released_channel_ids: _abc.Iterable[_builtins.str] | None = ...,
         offline_pulls: _abc.Iterable[Global___OfflinePull] | None = ...,
+        inquiry_answers: _abc.Iterable[Global___InquiryAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "closings", b"closings", "frame", b"frame", "goodbye", b"goodbye", "offline_pulls", b"offline_pulls", "open", b"open", "openings", b"openings", "probe_results", b"probe_results", "received_through", b"received_through", "released_channel_ids", b"released_channel_ids", "snapshot_complete", b"snapshot_complete", "subscription_changes", b"subscription_changes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgements", b"acknowledgements", "closings", b"closings", "frame", b"frame", "goodbye", b"goodbye", "inquiry_answers", b"inquiry_answers", "offline_pulls", b"offline_pulls", "open", b"open", "openings", b"openings", "probe_results", b"probe_results", "received_through", b"received_through", "released_channel_ids", b"released_channel_ids", "snapshot_complete", b"snapshot_complete", "subscription_changes", b"subscription_changes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
+
+@_typing.final
+class Inquiry(_message.Message):
+    """A question to an edge about its connections. Asked again by whoever wants it when the link broke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    AFTER_CLIENT_ID_FIELD_NUMBER: _builtins.int
+    MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Comes back in the answer."""
+    channel_id: _builtins.str
+    """About this connection; otherwise about a topic."""
+    instance_id: _builtins.str
+    """Instance of the topic."""
+    topic: _builtins.str
+    """Topic name: connections with a matching subscription."""
+    after_client_id: _builtins.str
+    """Client id after which the answer begins."""
+    max_connections: _builtins.int
+    """Most connections in the answer."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        channel_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        after_client_id: _builtins.str = ...,
+        max_connections: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_client_id", b"after_client_id", "channel_id", b"channel_id", "instance_id", b"instance_id", "max_connections", b"max_connections", "number", b"number", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Inquiry: _TypeAlias = Inquiry  # noqa: Y015
+
+@_typing.final
+class InquiryAnswer(_message.Message):
+    """Answer to one inquiry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Number of the inquiry."""
+    @_builtins.property
+    def connections(self) -> _containers.RepeatedCompositeFieldContainer[Global___InquiredConnection]:
+        """By client id. About a connection: it alone, with all its subscriptions, or none when it is gone. About a topic: the
+        subscriptions that match.
+        """
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        connections: _abc.Iterable[Global___InquiredConnection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InquiryAnswer: _TypeAlias = InquiryAnswer  # noqa: Y015
+
+@_typing.final
+class InquiredConnection(_message.Message):
+    """A connection in an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.str
+    """The connection."""
+    client_id: _builtins.str
+    """Client identifier."""
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """By topic filter."""
+
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "client_id", b"client_id", "subscriptions", b"subscriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InquiredConnection: _TypeAlias = InquiredConnection  # noqa: Y015
 
 @_typing.final
 class Subscription(_message.Message):
@@ -871,6 +981,7 @@ class LinkResponse(_message.Message):
     EVICTED_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
     STORED_CHANGES_FIELD_NUMBER: _builtins.int
     DELIVERIES_FIELD_NUMBER: _builtins.int
+    INQUIRIES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -901,6 +1012,10 @@ class LinkResponse(_message.Message):
         the connections; `LinkRequest.acknowledgements` follow.
         """
 
+    @_builtins.property
+    def inquiries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inquiry]:
+        """Questions about connections of the edge."""
+
     def __init__(
         self,
         *,
@@ -912,10 +1027,11 @@ class LinkResponse(_message.Message):
         evicted_channel_ids: _abc.Iterable[_builtins.str] | None = ...,
         stored_changes: _abc.Iterable[Global___StoredChange] | None = ...,
         deliveries: Global___Deliveries | None = ...,
+        inquiries: _abc.Iterable[Global___Inquiry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "deliveries", b"deliveries", "evicted_channel_ids", b"evicted_channel_ids", "frame", b"frame", "opened", b"opened", "probe_channel_ids", b"probe_channel_ids", "received_through", b"received_through", "stored_changes", b"stored_changes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "deliveries", b"deliveries", "evicted_channel_ids", b"evicted_channel_ids", "frame", b"frame", "inquiries", b"inquiries", "opened", b"opened", "probe_channel_ids", b"probe_channel_ids", "received_through", b"received_through", "stored_changes", b"stored_changes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
