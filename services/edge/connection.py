@@ -92,7 +92,7 @@ class Connection(Receiver):
     @override
     def subscriptions(self) -> Mapping[str, int]:
         """What the client subscribed to; see `hub.Receiver`."""
-        return self._subscriptions
+        return self._subscriptions.granted
 
     # --- transport -----------------------------------------------------------------------------
 

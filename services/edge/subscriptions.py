@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.packets import SUBACK_FAILURE, Subscribe, Unsubscribe
 from services.edge.policy import Grant
@@ -17,6 +19,11 @@ class Subscriptions:
         self._receiver = receiver
         self._filters: dict[str, int] = {}
         self._subacks: dict[int, list[int]] = {}
+
+    @property
+    def granted(self) -> Mapping[str, int]:
+        """Topic filters as the client sent them, with their granted QoS."""
+        return self._filters
 
     def add(self, packet: Subscribe, grant: Grant) -> str | None:
         """Take a SUBSCRIBE packet; its SUBACK is due when the router knows the filters.
