@@ -25,6 +25,9 @@ DEFAULT_DRAIN_S = 5.0
 _TRANSPORTS = {"mqtt": "TCP", "mqtts": "TLS", "ws": "WS", "wss": "WSS"}
 """Label of an edge's endpoint -> transport, as in the names of the settings."""
 
+MAX_REPLICAS = 32
+"""Routers or session shards; more of them on one machine gain nothing."""
+
 NATS_STAGE = 2
 """NATS stops last: services hand over what they hold."""
 
@@ -74,6 +77,8 @@ def plan(
     nats_server: str,
     config: Environments | None = None,
     default_instance: str = "",
+    routers: int = 1,
+    sessions: int = 1,
 ) -> Mesh:
     """Return the mesh that `weimq up` runs.
 
@@ -84,10 +89,17 @@ def plan(
         nats_server: path of the NATS server.
         config: environment variables by service, which win over those planned here.
         default_instance: instance of clients whose user name names none.
+        routers: how many; those after the first listen on Unix sockets only.
+        sessions: session shards, likewise.
     """
     grpc_ports = {"auth": ports.auth, "session": ports.session, "router": ports.router, "status": ports.status}
+    counts = {"router": routers, "session": sessions}
     # Between processes of one machine a Unix socket costs less CPU than TCP.
-    local = {name: f"unix:{sockets / name}.sock" for name in grpc_ports}
+    local = {
+        service: [f"unix:{sockets / name}.sock" for name in _names(service, counts.get(service, 1))]
+        for service in grpc_ports
+    }
+    peers = {service: ",".join(addresses) for service, addresses in local.items()}
     own: dict[str, dict[str, str]] = {
         "auth": {
             "AUTH_NATS_URL_FILE": str(data.nats_url),
@@ -95,12 +107,12 @@ def plan(
             "AUTH_BOOTSTRAP_FILE": str(data.bootstrap),
             "AUTH_HTTP_LISTEN": f"{LOOPBACK}:{ports.token_http}",
         },
-        "session": {"SESSION_NATS_URL_FILE": str(data.nats_url), "SESSION_ROUTER": local["router"]},
+        "session": {"SESSION_NATS_URL_FILE": str(data.nats_url), "SESSION_ROUTER": peers["router"]},
         "router": {"ROUTER_NATS_URL_FILE": str(data.nats_url)},
         "status": {
             "STATUS_HTTP_LISTEN": f"{LOOPBACK}:{ports.status_http}",
-            "STATUS_AUTH": local["auth"],
-            "STATUS_SESSION": local["session"],
+            "STATUS_AUTH": peers["auth"],
+            "STATUS_SESSION": peers["session"],
         },
     }
     shared = {"WEIMQ_CLUSTER_TOKEN_FILE": str(data.cluster_token)}
@@ -108,16 +120,18 @@ def plan(
     processes = [_nats(data, f"{LOOPBACK}:{ports.nats}", nats_server)]
     endpoints: dict[str, str] = {}
     for service, port in grpc_ports.items():
-        tcp = f"{LOOPBACK}:{port}"
-        listen = {f"{service.upper()}_GRPC_LISTEN": f"{tcp},{local[service]}"}
-        environ = {**shared, **own[service], **listen, **given[service]}
-        http = environ.get(f"{service.upper()}_HTTP_LISTEN")
-        processes.append(
-            _service(service, service, environ, local[service], (tcp, http) if http else (tcp,)),
-        )
-        endpoints[service] = tcp
-        if http:
-            endpoints[f"{service}_http"] = http
+        count = counts.get(service, 1)
+        for index, name in enumerate(_names(service, count)):
+            # Other systems call the first one; the rest is for the mesh alone.
+            tcp = (f"{LOOPBACK}:{port}",) if not index else ()
+            listen = {f"{service.upper()}_GRPC_LISTEN": ",".join((*tcp, local[service][index]))}
+            environ = {**shared, **own[service], **listen, **_place(service, index, count), **given[service]}
+            http = environ.get(f"{service.upper()}_HTTP_LISTEN")
+            processes.append(_service(name, service, environ, local[service][index], (*tcp, http) if http else tcp))
+            if tcp:
+                endpoints[service] = tcp[0]
+            if http:
+                endpoints[f"{service}_http"] = http
     for index, edge in enumerate(ports.edges):
         name = f"edge-{index}"
         health = f"unix:{sockets / name}.sock"
@@ -131,7 +145,7 @@ def plan(
             "EDGE_TLS_CERTIFICATE_FILE": str(data.tls_certificate),
             "EDGE_TLS_KEY_FILE": str(data.tls_key),
             "EDGE_GRPC_LISTEN": health,
-            **{f"EDGE_{service.upper()}": local[service] for service in ("auth", "session", "router")},
+            **{f"EDGE_{service.upper()}": peers[service] for service in ("auth", "session", "router")},
             **({"EDGE_DEFAULT_INSTANCE": default_instance} if default_instance else {}),
             **given["edge"],
         }
@@ -141,6 +155,16 @@ def plan(
         endpoints.update({f"{label}-{index}" if index else label: address for label, address in listens.items()})
     endpoints["nats"] = f"{LOOPBACK}:{ports.nats}"
     return Mesh(processes=tuple(processes), endpoints=endpoints)
+
+
+def _names(service: str, count: int) -> list[str]:
+    return [service] if count == 1 else [f"{service}-{index}" for index in range(count)]
+
+
+def _place(service: str, index: int, count: int) -> dict[str, str]:
+    """Return the settings that tell a replica which one it is."""
+    prefix = {"router": "ROUTER", "session": "SESSION_SHARD"}.get(service)
+    return {f"{prefix}_INDEX": str(index), f"{prefix}_COUNT": str(count)} if prefix and count > 1 else {}
 
 
 def _nats(data: DataDir, address: str, nats_server: str) -> Process:

@@ -31,6 +31,14 @@ def up(
         ),
     ] = None,
     edges: Annotated[int, typer.Option(metavar="N", help="Edge processes; edge k listens 20*k ports higher.")] = 1,
+    routers: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=mesh.MAX_REPLICAS, help="Routers; parent topics are spread over them."),
+    ] = 1,
+    sessions: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=mesh.MAX_REPLICAS, help="Session shards; clients are spread over them."),
+    ] = 1,
     default_instance: Annotated[
         str, typer.Option(metavar="ID", help="Instance that serves clients whose user name names none.")
     ] = "",
@@ -56,6 +64,8 @@ def up(
             nats_server=nats_server,
             config=settings,
             default_instance=default_instance,
+            routers=routers,
+            sessions=sessions,
         )
         check_free((process.name, address) for process in planned.processes for address in process.listens)
         _prepare(directory, f"{LOOPBACK}:{ports.nats}")

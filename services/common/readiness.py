@@ -56,3 +56,8 @@ class Readiness:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change."""
         self._listeners.append(listener)
+
+
+def names(dependency: str, count: int) -> list[str]:
+    """Return what the processes of a replicated dependency are called: `router`, or `router-0`, `router-1`, ..."""
+    return [dependency] if count == 1 else [f"{dependency}-{index}" for index in range(count)]

@@ -133,6 +133,16 @@ def check_peer(address: str) -> None:
         _check_host_port(address.removeprefix("dns:///"), form, smallest_port=1)
 
 
+def check_peers(addresses: tuple[str, ...]) -> None:
+    """Refuse no address at all, one that is given twice, and what `check_peer` refuses."""
+    if not addresses:
+        raise ValueError("must name an address at least")
+    for address in addresses:
+        check_peer(address)
+    if len(set(addresses)) != len(addresses):
+        raise ValueError("must name each address once: the index in the list says who is responsible")
+
+
 def check_nats_urls(urls: str) -> None:
     """Refuse what is not URLs of NATS servers, joined by commas without spaces."""
     form = "must be nats://host:port or tls://host:port, several joined by commas"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 
 from grpc import aio
 
 from services.common import grpc_client, grpc_server
-from services.common.readiness import Readiness
+from services.common.readiness import Readiness, names
 from services.common.runtime import background, unless_stopped
 from services.edge.auth_client import AuthClient
+from services.edge.groups import SessionShards, router_group
 from services.edge.hub import Hub
 from services.edge.policy import Policies
 from services.edge.router_link import RouterLink
@@ -27,7 +29,9 @@ def _register(_server: aio.Server) -> list[str]:
 async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
     """Serve MQTT until `stop` is set; reads top to bottom as the start order."""
     specs(settings)  # refuses settings that do not fit, before anything starts
-    readiness = Readiness("auth", "session", "router")
+    session_names = names("session", len(settings.session))
+    router_names = names("router", len(settings.router))
+    readiness = Readiness("auth", *session_names, *router_names)
     incarnation = secrets.token_hex(8)
     hub = Hub(asyncio.get_running_loop())
     token = settings.cluster_token
@@ -49,30 +53,47 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
             readiness=readiness,
             default_instance=settings.default_instance,
         )
-        hub.sessions = sessions = SessionLink(
-            channel=await enter(grpc_client.channel(settings.session, token)),
-            token=token,
-            hub=hub,
-            readiness=readiness,
-            edge_id=settings.id,
-            edge_incarnation=incarnation,
-        )
-        hub.router = router = RouterLink(
-            channel=await enter(grpc_client.channel(settings.router, token)),
-            token=token,
-            hub=hub,
-            readiness=readiness,
-            edge_id=settings.id,
-            edge_incarnation=incarnation,
-        )
-        await enter(background(auth.run_watch(), auth.run_checks(), sessions.run(), router.run()))
+        sequences = itertools.count(1)
+        shards = [
+            SessionLink(
+                channel=await enter(grpc_client.channel(address, token)),
+                token=token,
+                hub=hub,
+                readiness=readiness,
+                edge_id=settings.id,
+                edge_incarnation=incarnation,
+                name=name,
+            )
+            for name, address in zip(session_names, settings.session, strict=True)
+        ]
+        routers = [
+            RouterLink(
+                channel=await enter(grpc_client.channel(address, token)),
+                token=token,
+                hub=hub,
+                readiness=readiness,
+                edge_id=settings.id,
+                edge_incarnation=incarnation,
+                sequences=sequences,
+                name=name,
+            )
+            for name, address in zip(router_names, settings.router, strict=True)
+        ]
+        hub.sessions = SessionShards(shards)
+        hub.router = router_group(routers)
+        links: list[SessionLink | RouterLink] = [*shards, *routers]
+
+        def is_idle() -> bool:
+            return all(link.is_idle for link in links)
+
+        await enter(background(auth.run_watch(), auth.run_checks(), *(link.run() for link in links)))
         # Clients that come before could only be refused.
         await unless_stopped(stop, readiness.wait())
-        async with listening(settings, hub, lambda: router.is_idle and sessions.is_idle):
+        async with listening(settings, hub, is_idle):
             await stop.wait()
-        router.say_goodbye()
-        sessions.say_goodbye()
+        for link in links:
+            link.say_goodbye()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
-                while not (router.is_idle and sessions.is_idle):  # noqa: ASYNC110 - polled only when stopping
+                while not is_idle():  # noqa: ASYNC110 - polled only when stopping
                     await asyncio.sleep(0.01)

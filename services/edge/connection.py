@@ -32,6 +32,7 @@ from services.edge.mqtt.packets import (
     Will,
 )
 from services.edge.policy import Grant
+from services.edge.ports import Sessions
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
 
@@ -71,6 +72,7 @@ class Connection(Receiver):
         self.instance_id = ""
         self.address = ""
         self._grant: Grant
+        self._sessions: Sessions
         self._clean_session = True
         self._will: Will | None = None
         self._is_admitted = False
@@ -188,7 +190,8 @@ class Connection(Receiver):
             self.close(reasons.PROTOCOL_ERROR)
 
     def _on_subscribe(self, packet: Subscribe) -> None:
-        denied = self._subscriptions.add(packet, self._grant)
+        done = functools.partial(self._on_subscribed, packet.packet_identifier)
+        denied = self._subscriptions.add(packet, self._grant, done)
         if denied is not None:
             self._deny("subscribe", denied)
 
@@ -229,7 +232,8 @@ class Connection(Receiver):
                 return
         self._is_announced = True
         self._hub.by_channel[self.channel_id] = self
-        self._hub.sessions.open(
+        self._sessions = self._hub.sessions.of(self.instance_id, self.client_id)
+        self._sessions.open(
             self,
             takeover=grant.instance.takeover,
             clean_session=self._clean_session,
@@ -248,10 +252,10 @@ class Connection(Receiver):
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
             return
         self._target_id = self._hub.add_client(self)
+        self._hub.router.notify(self._on_routed)
 
-    @override
-    def on_routed(self) -> None:
-        """The router knows the client: CONNACK; see `ports.Client`."""
+    def _on_routed(self) -> None:
+        """Answer CONNACK: the routers know the client."""
         if self._closed:
             return
         self._is_admitted = True
@@ -268,11 +272,9 @@ class Connection(Receiver):
         self._handle(events)
         self._mark_dirty()
 
-    @override
-    def on_subscribed(self, packet_identifier: int) -> None:
-        """Answer SUBACK; see `ports.Client`."""
-        codes = self._subscriptions.take_suback(packet_identifier)
-        if codes is not None and not self._closed:
+    def _on_subscribed(self, packet_identifier: int, codes: list[int]) -> None:
+        """Answer SUBACK: the routers know the filters."""
+        if not self._closed:
             self._machine.suback(packet_identifier, codes)
             self._answered()
 
@@ -420,7 +422,7 @@ class Connection(Receiver):
         if self._target_id:
             self._hub.remove_client(self._target_id)
         if self._is_announced:
-            self._hub.sessions.close(self, reason)
+            self._sessions.close(self, reason)
         self._hub.forget(self)
         if self._is_admitted:
             logger.info(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from services.edge.commands import Commands
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.ports import Authenticator, Client, Router, Sessions
+from services.edge.ports import Authenticator, Client, Interest, Router, SessionShards
 
 MAX_SEEN = 65_536
 """Message ids of QoS 2 kept for each origin, to drop what comes again after a break."""
@@ -63,20 +63,17 @@ class Receiver(Client):
         raise NotImplementedError
 
 
-class Target:
-    """An interest of this edge under its id."""
+class Target(Interest):
+    """An interest with those here who have it."""
 
-    __slots__ = ("instance_id", "is_query", "receivers", "target_id", "topic_filter")
+    __slots__ = ("answers_due", "receivers")
 
-    def __init__(self, target_id: int, instance_id: str, topic_filter: str, *, is_query: bool = False) -> None:
-        self.target_id = target_id
-        self.instance_id = instance_id
-        self.topic_filter = topic_filter
-        """Empty for a client's own target."""
-        self.is_query = is_query
-        """Whether it is there for the retained messages of one new subscription only."""
+    def __init__(self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "") -> None:
+        super().__init__(target_id, instance_id, topic_filter=topic_filter, client_id=client_id)
         self.receivers: dict[Receiver, int] = {}
         """Each receiver with its granted QoS."""
+        self.answers_due = 0
+        """Of a query, which is there for the retained messages of one new subscription only: answers to come."""
 
 
 class Hub:
@@ -85,7 +82,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.auth: Authenticator
-        self.sessions: Sessions
+        self.sessions: SessionShards
         self.router: Router
         self.commands = Commands()
         self.connections: set[Receiver] = set()
@@ -105,9 +102,9 @@ class Hub:
 
     def add_client(self, receiver: Receiver) -> int:
         """Register a client for P2P messages and return its target id."""
-        target = self._new_target(receiver.instance_id, "")
+        target = self._new_target(receiver.instance_id, client_id=receiver.client_id)
         target.receivers[receiver] = 2
-        self.router.add_client(target.target_id, receiver)
+        self.router.add_target(target)
         return target.target_id
 
     def remove_client(self, target_id: int) -> None:
@@ -120,16 +117,20 @@ class Hub:
         key = (receiver.instance_id, topic_filter)
         target = self._filters.get(key)
         if target is None:
-            target = self._filters[key] = self._new_target(receiver.instance_id, topic_filter)
-            self.router.add_filter(target.target_id, receiver.instance_id, topic_filter)
+            target = self._filters[key] = self._new_target(receiver.instance_id, topic_filter=topic_filter)
+            self.router.add_target(target)
         target.receivers[receiver] = qos
-        query = self._new_target(receiver.instance_id, topic_filter, is_query=True)
+        query = self._new_target(receiver.instance_id, topic_filter=topic_filter)
         query.receivers[receiver] = qos
-        self.router.query_retained(query.target_id, receiver.instance_id, topic_filter)
+        query.answers_due = self.router.query_retained(query)
 
     def end_query(self, query_id: int) -> None:
-        """Note that a new subscription has its retained messages."""
-        self._targets.pop(query_id, None)
+        """Note that a router has sent a new subscription its retained messages."""
+        query = self._targets.get(query_id)
+        if query is not None:
+            query.answers_due -= 1
+            if not query.answers_due:
+                del self._targets[query_id]
 
     def unsubscribe(self, receiver: Receiver, topic_filter: str) -> None:
         """Remove a subscription; one that does not exist is no fault."""
@@ -143,13 +144,14 @@ class Hub:
             self.router.remove_target(target.target_id)
 
     def interests(self) -> list[Target]:
-        """Return every target, queries too, for a router that knows none."""
-        return list(self._targets.values())
+        """Return every target but the queries, for a router that knows none."""
+        return [target for target in self._targets.values() if not target.answers_due]
 
-    def _new_target(self, instance_id: str, topic_filter: str, *, is_query: bool = False) -> Target:
+    def _new_target(self, instance_id: str, *, topic_filter: str = "", client_id: str = "") -> Target:
         target_id = self._next_target_id
         self._next_target_id = target_id + 1
-        target = self._targets[target_id] = Target(target_id, instance_id, topic_filter, is_query=is_query)
+        target = Target(target_id, instance_id, topic_filter=topic_filter, client_id=client_id)
+        self._targets[target_id] = target
         return target
 
     # --- deliveries ----------------------------------------------------------------------------

@@ -52,13 +52,15 @@ class ParentTopic:
 class TopicRule:
     """Verdict on a topic name that may be published to. One object for a grant and topic."""
 
-    __slots__ = ("flags", "instance_id", "topic")
+    __slots__ = ("flags", "instance_id", "router_index", "topic")
 
     def __init__(self, instance_id: str, topic: str, flags: int) -> None:
         self.instance_id = instance_id
         self.topic = topic
         self.flags = flags
         """`FLAG_LOGGED` and `FLAG_P2P`."""
+        self.router_index = -1
+        """Of the router that the topic belongs to, once a group of routers has looked."""
 
 
 class Grant:

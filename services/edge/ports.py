@@ -25,14 +25,6 @@ class Client:
         """The session service answered."""
         raise NotImplementedError
 
-    def on_routed(self) -> None:
-        """The router knows the client."""
-        raise NotImplementedError
-
-    def on_subscribed(self, packet_identifier: int) -> None:
-        """The router knows the filters of the SUBSCRIBE packet."""
-        raise NotImplementedError
-
     def may_receive(self, topic: str) -> bool:
         """Return whether the client may have a message that was published to `topic`, now."""
         raise NotImplementedError
@@ -58,7 +50,7 @@ class Authenticator(Protocol):
 
 
 class Sessions(Protocol):
-    """Knows who is connected where."""
+    """The session shard of a client: knows who is connected where."""
 
     def open(
         self,
@@ -82,6 +74,27 @@ class Sessions(Protocol):
         """Note that the connection is gone; `reason` is a `weimq.session.v1.CloseReason`."""
 
 
+class SessionShards(Protocol):
+    """All session shards."""
+
+    def of(self, instance_id: str, client_id: str) -> Sessions:
+        """Return the shard of a client."""
+
+
+class Interest:
+    """What this edge wants of the routers under an id: a topic filter, or the P2P messages of a client."""
+
+    __slots__ = ("client_id", "instance_id", "target_id", "topic_filter")
+
+    def __init__(self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "") -> None:
+        self.target_id = target_id
+        self.instance_id = instance_id
+        self.topic_filter = topic_filter
+        """Empty for a client's own target."""
+        self.client_id = client_id
+        """Empty for a topic filter."""
+
+
 class Router(Protocol):
     """Carries messages to the other edges and back."""
 
@@ -89,20 +102,21 @@ class Router(Protocol):
     def is_congested(self) -> bool:
         """Whether publishers must pause; `Hub.resume_publishers` is called when it is over."""
 
-    def add_client(self, target_id: int, client: Client) -> None:
-        """Have P2P messages to the client delivered; then call `client.on_routed`."""
-
-    def add_filter(self, target_id: int, instance_id: str, topic_filter: str) -> None:
-        """Have messages that match delivered to the target."""
+    def add_target(self, target: Interest) -> None:
+        """Have what the target stands for delivered to it."""
 
     def remove_target(self, target_id: int) -> None:
         """Have no more delivered to the target."""
 
-    def query_retained(self, query_id: int, instance_id: str, topic_filter: str) -> None:
-        """Have the retained messages that match delivered to the target `query_id`; then `Hub.end_query` is called."""
+    def query_retained(self, query: Interest) -> int:
+        """Have the retained messages that match delivered to the target `query`.
 
-    def notify_subscribed(self, client: Client, packet_identifier: int) -> None:
-        """Call `client.on_subscribed` once the router has every filter added before."""
+        Returns:
+            How often `Hub.end_query` is called for it: once by each router that has some of them.
+        """
+
+    def notify(self, done: Callable[[], None]) -> None:
+        """Call `done` once the routers have every target added before."""
 
     def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
         """Take a message over; at QoS 1 and 2 `client.on_published` follows."""

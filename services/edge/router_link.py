@@ -7,6 +7,7 @@ stay in `_unacknowledged` until the router says that they are safe, and are sent
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 
 from grpc import aio
 
@@ -19,7 +20,7 @@ from services.edge.hub import Hub
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import TopicRule
-from services.edge.ports import Client
+from services.edge.ports import Client, Interest
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 FRAME_BYTES = 1 << 20
@@ -134,25 +135,39 @@ class RouterLink:
         readiness: Readiness,
         edge_id: str,
         edge_incarnation: str,
+        sequences: Iterator[int],
+        name: str = "router",
     ) -> None:
+        """Make the end of a link; `run` keeps it up.
+
+        Args:
+            channel: to the router.
+            token: of the cluster.
+            hub: takes the deliveries.
+            readiness: told, by `name`, whether the link is up.
+            edge_id: name of this edge.
+            edge_incarnation: of this process.
+            sequences: rising numbers, shared by the links with all routers, since message ids are made of them.
+            name: of the router, in logs and for `readiness`.
+        """
         self._stub = router_pb2_grpc.RouterServiceStub(channel)
         self._metadata = call_metadata(token)
         self._hub = hub
         self._readiness = readiness
         self._edge_id = edge_id
         self._edge_incarnation = edge_incarnation
+        self._name = name
         self._peer_incarnation = ""
         self._added: list[router_pb2.Target] = []
-        self._clients: dict[int, Client] = {}
         self._removed: list[int] = []
         self._queries: deque[router_pb2.RetainedQuery] = deque()
-        self._routed: list[Client] = []
-        self._subscribed: list[tuple[Client, int]] = []
-        self._waiting: deque[tuple[int, list[Client], list[tuple[Client, int]]]] = deque()
+        self._unanswered: dict[int, router_pb2.RetainedQuery] = {}
+        self._notices: list[Callable[[], None]] = []
+        self._waiting: deque[tuple[int, list[Callable[[], None]]]] = deque()
         self._columns = Columns()
         self._full: deque[Columns] = deque()
         self._gathered_bytes = 0
-        self._sequence = 0
+        self._sequences = sequences
         self._unacknowledged: dict[int, Unacknowledged] = {}
         self._snapshot_complete = False
         self._goodbye = False
@@ -164,7 +179,7 @@ class RouterLink:
     async def run(self) -> None:
         """Keep the link up until cancelled."""
         await keep_linked(
-            name="router",
+            name=self._name,
             link=self.link,
             readiness=self._readiness,
             open_stream=lambda: self._stub.Link(metadata=self._metadata, wait_for_ready=True),
@@ -174,34 +189,29 @@ class RouterLink:
 
     # --- the port ------------------------------------------------------------------------------
 
-    def add_client(self, target_id: int, client: Client) -> None:
-        """Register a client for P2P; see `ports.Router`."""
-        self._clients[target_id] = client
-        self._added.append(_client_target(target_id, client))
-        self._routed.append(client)
-        self.link.wake()
-
-    def add_filter(self, target_id: int, instance_id: str, topic_filter: str) -> None:
-        """Register a topic filter; see `ports.Router`."""
-        self._added.append(router_pb2.Target(target_id=target_id, instance_id=instance_id, topic_filter=topic_filter))
+    def add_target(self, target: Interest) -> None:
+        """Register an interest; see `ports.Router`."""
+        self._added.append(_target(target))
         self.link.wake()
 
     def remove_target(self, target_id: int) -> None:
         """Withdraw an interest; see `ports.Router`."""
-        self._clients.pop(target_id, None)
         self._removed.append(target_id)
         self.link.wake()
 
-    def query_retained(self, query_id: int, instance_id: str, topic_filter: str) -> None:
+    def query_retained(self, query: Interest) -> int:
         """Ask for retained messages; see `ports.Router`."""
-        self._queries.append(
-            router_pb2.RetainedQuery(query_id=query_id, instance_id=instance_id, topic_filter=topic_filter)
+        asked = router_pb2.RetainedQuery(
+            query_id=query.target_id, instance_id=query.instance_id, topic_filter=query.topic_filter
         )
+        self._unanswered[query.target_id] = asked
+        self._queries.append(asked)
         self.link.wake()
+        return 1
 
-    def notify_subscribed(self, client: Client, packet_identifier: int) -> None:
-        """Answer once the filters are known; see `ports.Router`."""
-        self._subscribed.append((client, packet_identifier))
+    def notify(self, done: Callable[[], None]) -> None:
+        """Tell once the targets are known; see `ports.Router`."""
+        self._notices.append(done)
         self.link.wake()
 
     def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
@@ -212,7 +222,7 @@ class RouterLink:
             flags |= RETAIN
         if clean_session:
             flags |= CLEAN_SESSION
-        self._sequence = sequence = self._sequence + 1
+        sequence = next(self._sequences)
         if qos:
             self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
         self._gather(rule, client.client_id, sequence, publication.payload, flags)
@@ -246,7 +256,7 @@ class RouterLink:
 
     def _build(self) -> router_pb2.LinkRequest | None:
         columns = self._full[0] if self._full else self._columns
-        has_changes = bool(self._added or self._removed or self._queries or self._subscribed or self._routed)
+        has_changes = bool(self._added or self._removed or self._queries or self._notices)
         if not columns.sequences and not has_changes and self._snapshot_complete:
             if not self._goodbye:
                 return None
@@ -286,19 +296,16 @@ class RouterLink:
             return False
         frame.removed_target_ids.extend(self._removed)
         self._removed.clear()
-        if self._routed or self._subscribed:
-            self._waiting.append((self.link.next_frame, self._routed, self._subscribed))
-            self._routed = []
-            self._subscribed = []
+        if self._notices:
+            self._waiting.append((self.link.next_frame, self._notices))
+            self._notices = []
         return True
 
     def _on_confirmed(self, through: int) -> None:
         while self._waiting and self._waiting[0][0] <= through:
-            _, routed, subscribed = self._waiting.popleft()
-            for client in routed:
-                client.on_routed()
-            for client, packet_identifier in subscribed:
-                client.on_subscribed(packet_identifier)
+            _, notices = self._waiting.popleft()
+            for done in notices:
+                done()
 
     # --- open ----------------------------------------------------------------------------------
 
@@ -323,19 +330,10 @@ class RouterLink:
 
     def _start_anew(self) -> None:
         """Gather every interest and every unacknowledged publication for a router that knows nothing of us."""
-        self._added = []
+        self._added = [_target(target) for target in self._hub.interests()]
         self._removed = []
-        self._queries.clear()
-        for target in self._hub.interests():
-            if target.is_query:
-                self.query_retained(target.target_id, target.instance_id, target.topic_filter)
-            elif target.topic_filter:
-                self.add_filter(target.target_id, target.instance_id, target.topic_filter)
-            else:
-                self._added.append(_client_target(target.target_id, self._clients[target.target_id]))
-        for _, routed, subscribed in self._waiting:
-            self._routed[:0] = routed
-            self._subscribed[:0] = subscribed
+        self._queries = deque(self._unanswered.values())
+        self._notices[:0] = [done for _, notices in self._waiting for done in notices]
         self._waiting.clear()
         self._snapshot_complete = False
         # Messages of QoS 0 that had been gathered are kept; those in lost frames are gone, as QoS 0 may be.
@@ -370,7 +368,8 @@ class RouterLink:
         if frame.HasField("deliveries"):
             self._deliver(frame.deliveries)
         for query_id in frame.answered_query_ids:
-            self._hub.end_query(query_id)
+            if self._unanswered.pop(query_id, None) is not None:
+                self._hub.end_query(query_id)
         self.link.confirm(frame.frame)
 
     def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
@@ -399,5 +398,9 @@ class RouterLink:
                 receiver.deliver(message, qos if qos < granted else granted)
 
 
-def _client_target(target_id: int, client: Client) -> router_pb2.Target:
-    return router_pb2.Target(target_id=target_id, instance_id=client.instance_id, client_id=client.client_id)
+def _target(target: Interest) -> router_pb2.Target:
+    if target.client_id:
+        return router_pb2.Target(target_id=target.target_id, instance_id=target.instance_id, client_id=target.client_id)
+    return router_pb2.Target(
+        target_id=target.target_id, instance_id=target.instance_id, topic_filter=target.topic_filter
+    )

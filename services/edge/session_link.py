@@ -42,10 +42,23 @@ class SessionLink:
         readiness: Readiness,
         edge_id: str,
         edge_incarnation: str,
+        name: str = "session",
     ) -> None:
+        """Make the end of a link; `run` keeps it up.
+
+        Args:
+            channel: to the session shard.
+            token: of the cluster.
+            hub: holds the connections.
+            readiness: told, by `name`, whether the link is up.
+            edge_id: name of this edge.
+            edge_incarnation: of this process.
+            name: of the shard, in logs and for `readiness`.
+        """
         self._stub = session_pb2_grpc.SessionServiceStub(channel)
         self._metadata = call_metadata(token)
         self._hub = hub
+        self._name = name
         self._readiness = readiness
         self._edge_id = edge_id
         self._edge_incarnation = edge_incarnation
@@ -69,7 +82,7 @@ class SessionLink:
     async def run(self) -> None:
         """Keep the link up until cancelled."""
         await keep_linked(
-            name="session",
+            name=self._name,
             link=self.link,
             readiness=self._readiness,
             open_stream=lambda: self._stub.Link(metadata=self._metadata, wait_for_ready=True),

@@ -10,6 +10,7 @@ from services.common.settings import (
     check_name,
     check_optional_listen,
     check_peer,
+    check_peers,
     one_of,
     setting,
 )
@@ -72,8 +73,16 @@ class EdgeSettings(CommonSettings):
         check=check_grpc_listen,
     )
     auth: str = setting("127.0.0.1:7001", text="Address of the auth service.", check=check_peer)
-    session: str = setting("127.0.0.1:7002", text="Address of the session service.", check=check_peer)
-    router: str = setting("127.0.0.1:7003", text="Address of the router.", check=check_peer)
+    session: tuple[str, ...] = setting(
+        ("127.0.0.1:7002",),
+        text="Addresses of the session shards, joined by commas, in the order of their index.",
+        check=check_peers,
+    )
+    router: tuple[str, ...] = setting(
+        ("127.0.0.1:7003",),
+        text="Addresses of the routers, joined by commas, in the same order everywhere.",
+        check=check_peers,
+    )
     default_instance: str = setting("", text="Instance that serves clients whose user name names none; empty: nobody.")
     connect_timeout_s: float = setting(
         10.0, text="Seconds that a connection has for its CONNECT and for being let in.", minimum=0.1, maximum=600

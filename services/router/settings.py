@@ -19,6 +19,15 @@ class RouterSettings(CommonSettings):
         text="Addresses of the gRPC API, `host:port` or `unix:/path`, joined by commas.",
         check=check_grpc_listen,
     )
+    index: int = setting(
+        0,
+        text="Index of this router, from 0: its place in the lists of addresses of the other services.",
+        minimum=0,
+        maximum=63,
+    )
+    count: int = setting(
+        1, text="Number of routers; another number gives parent topics to other routers.", minimum=1, maximum=64
+    )
     edge_grace_s: float = setting(
         5.0, text="Seconds that an edge whose link broke is waited for.", minimum=0.1, maximum=600
     )

@@ -20,7 +20,7 @@ from services.session.presence_servicer import PresenceServicer
 from services.session.servicer import SessionServicer
 from services.session.settings import SessionSettings
 from services.session.store import Store
-from services.session.wills import WillPublisher
+from services.session.wills import RouterGroup, WillPublisher
 from weimq.router.v1 import router_pb2_grpc
 from weimq.session.v1 import presence_pb2, presence_pb2_grpc, session_pb2, session_pb2_grpc
 
@@ -63,11 +63,12 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
         store = Store(client, js)
         fold = Fold()
         sequences = await unless_stopped(stop, store.recover(fold))
-        # The router may be away: clients are let in without it, and wills wait.
-        router = router_pb2_grpc.RouterServiceStub(
-            await enter(grpc_client.channel(settings.router, settings.cluster_token))
-        )
-        wills = WillPublisher(router.Publish)
+        # Routers may be away: clients are let in without it, and wills wait.
+        routers = [
+            router_pb2_grpc.RouterServiceStub(await enter(grpc_client.channel(address, settings.cluster_token)))
+            for address in settings.router
+        ]
+        wills = WillPublisher(RouterGroup([router.Publish for router in routers]))
         events = EventLog(client, js)
         for instance_id, sequence in sequences.items():
             events.restore(instance_id, sequence)

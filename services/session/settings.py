@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, check_peer, setting
+from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, check_peers, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,19 @@ class SessionSettings(CommonSettings):
         text="Addresses for gRPC, `host:port` or `unix:/path`, joined by commas.",
         check=check_grpc_listen,
     )
-    router: str = setting(
-        "127.0.0.1:7003",
-        text="Address of the router, which publishes the wills of clients whose edge was lost.",
-        check=check_peer,
+    router: tuple[str, ...] = setting(
+        ("127.0.0.1:7003",),
+        text="Addresses of the routers, joined by commas, in the same order everywhere.",
+        check=check_peers,
+    )
+    shard_index: int = setting(
+        0,
+        text="Index of this session shard, from 0: its place in the lists of addresses of the other services.",
+        minimum=0,
+        maximum=1023,
+    )
+    shard_count: int = setting(
+        1, text="Number of session shards; another number gives clients to other shards.", minimum=1, maximum=1024
     )
     edge_grace_s: float = setting(
         5.0, text="Seconds that the connections of an edge outlive its link.", minimum=0.1, maximum=600

@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Protocol
 
 import grpc
 from grpc import aio
 
+from services.common.sharding import router_of
 from services.session.domain.records import Will
 from weimq.router.v1 import router_pb2
 from weimq.session.v1 import session_pb2
@@ -52,6 +53,33 @@ class Publish(Protocol):
         self, request: router_pb2.PublishRequest, /, *, timeout: float
     ) -> Awaitable[router_pb2.PublishResponse]:
         """Publish messages."""
+
+
+class RouterGroup:
+    """`RouterService.Publish` of several routers: each message goes to the router of its parent topic.
+
+    Args:
+        routers: in the order of their index.
+    """
+
+    def __init__(self, routers: Sequence[Publish]) -> None:
+        self._routers = tuple(routers)
+
+    async def __call__(
+        self,
+        request: router_pb2.PublishRequest,
+        /,
+        *,
+        timeout: float,  # noqa: ASYNC109 - of a stub
+    ) -> router_pb2.PublishResponse:
+        """Publish messages; see `Publish`. When one router fails, the others may have taken theirs."""
+        parts: dict[int, router_pb2.PublishRequest] = {}
+        for message in request.messages:
+            index = router_of(message.instance_id, message.topic.partition("/")[0], len(self._routers))
+            parts.setdefault(index, router_pb2.PublishRequest()).messages.append(message)
+        for index, part in parts.items():
+            await self._routers[index](part, timeout=timeout)
+        return router_pb2.PublishResponse()
 
 
 class WillPublisher:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.common import grpc_errors
 from services.common.errors import NotFoundError, UnavailableError
 from services.common.readiness import Readiness
+from services.common.sharding import shard_of
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
@@ -71,10 +72,17 @@ class Auth:
 
 
 class Sessions:
-    """Presence of clients."""
+    """Presence of clients.
 
-    def __init__(self, channel: aio.Channel) -> None:
-        self._stub = session_pb2_grpc.SessionServiceStub(channel)
+    Args:
+        channels: to the session shards, in the order of their index.
+    """
+
+    def __init__(self, channels: Sequence[aio.Channel]) -> None:
+        self._stubs = [session_pb2_grpc.SessionServiceStub(channel) for channel in channels]
+
+    def _shard(self, instance_id: str, client_id: str) -> session_pb2_grpc.SessionServiceStub:
+        return self._stubs[shard_of(instance_id, client_id, len(self._stubs))]
 
     async def client(self, instance_id: str, client_id: str) -> session_pb2.GetClientResponse:
         """Return the connections of a client.
@@ -84,7 +92,7 @@ class Sessions:
         """
         request = session_pb2.GetClientRequest(instance_id=instance_id, client_id=client_id)
         with _rpc_faults(SESSION):
-            return await self._stub.GetClient(request, timeout=TIMEOUT_S)
+            return await self._shard(instance_id, client_id).GetClient(request, timeout=TIMEOUT_S)
 
     async def close_connections(self, instance_id: str, client_id: str) -> int:
         """Close every connection of a client and return how many there were.
@@ -95,7 +103,7 @@ class Sessions:
         """
         request = session_pb2.CloseConnectionsRequest(instance_id=instance_id, client_id=client_id)
         with _rpc_faults(SESSION):
-            response = await self._stub.CloseConnections(request, timeout=TIMEOUT_S)
+            response = await self._shard(instance_id, client_id).CloseConnections(request, timeout=TIMEOUT_S)
         return response.connection_count
 
 

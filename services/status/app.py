@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from grpc import aio
 
 from services.common import grpc_client, grpc_server, http_server
-from services.common.readiness import Readiness
+from services.common.readiness import Readiness, names
 from services.common.runtime import background
 from services.status.adapters import AUTH, SESSION, Auth, Sessions, follow_health
 from services.status.http import OnlineQuery, application
@@ -40,12 +40,15 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
     Raises:
         OSError: an address can't be bound.
     """
-    readiness = Readiness(AUTH, SESSION)
-    async with (
-        grpc_client.channel(settings.auth, settings.cluster_token) as auth_channel,
-        grpc_client.channel(settings.session, settings.cluster_token) as session_channel,
-    ):
-        sessions = Sessions(session_channel)
+    session_names = names(SESSION, len(settings.session))
+    readiness = Readiness(AUTH, *session_names)
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        auth_channel = await enter(grpc_client.channel(settings.auth, settings.cluster_token))
+        session_channels = [
+            await enter(grpc_client.channel(address, settings.cluster_token)) for address in settings.session
+        ]
+        sessions = Sessions(session_channels)
         servicer = StatusServicer(sessions)
         online_query = OnlineQuery(auth=Auth(auth_channel), sessions=sessions)
 
@@ -66,7 +69,11 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
                 listen=settings.http_listen, app=application(online_query, readiness), drain_s=settings.drain_s
             ) as http_port,
             background(
-                follow_health(auth_channel, AUTH, readiness), follow_health(session_channel, SESSION, readiness)
+                follow_health(auth_channel, AUTH, readiness),
+                *(
+                    follow_health(channel, name, readiness)
+                    for name, channel in zip(session_names, session_channels, strict=True)
+                ),
             ),
         ):
             yield Ports(list(grpc_ports), http_port)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, check_grpc_listen, check_listen, check_peer, setting
+from services.common.settings import CommonSettings, check_grpc_listen, check_listen, check_peer, check_peers, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class StatusSettings(CommonSettings):
     auth: str = setting(
         "127.0.0.1:7001", text="Address of auth: host:port, dns:///name:port or unix:/path.", check=check_peer
     )
-    session: str = setting(
-        "127.0.0.1:7002", text="Address of session: host:port, dns:///name:port or unix:/path.", check=check_peer
+    session: tuple[str, ...] = setting(
+        ("127.0.0.1:7002",),
+        text="Addresses of the session shards, joined by commas, in the order of their index.",
+        check=check_peers,
     )

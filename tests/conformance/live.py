@@ -212,8 +212,8 @@ async def live_edge(
             tcp_listen=f"127.0.0.1:{made.port}",
             grpc_listen=(health,),
             auth=address,
-            session=address,
-            router=address,
+            session=(address,),
+            router=(address,),
             connect_timeout_s=connect_timeout_s,
         )
 

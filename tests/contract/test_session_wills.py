@@ -87,7 +87,7 @@ class WillMesh(Mesh):
 
     @override
     def settings(self, **changes: float) -> SessionSettings:
-        return dataclasses.replace(super().settings(**changes), router=self.router.address)
+        return dataclasses.replace(super().settings(**changes), router=(self.router.address,))
 
     async def marker(self) -> str:
         """Lose an edge with a will now; when that has come, those of before would have, too."""

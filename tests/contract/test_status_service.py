@@ -18,6 +18,7 @@ from services.common import errors, grpc_client, grpc_errors, grpc_server
 from services.common.errors import NotFoundError
 from services.common.readiness import Readiness
 from services.common.settings import Secret
+from services.common.sharding import shard_of
 from services.common.signature import sign, string_to_sign
 from services.status import adapters, app
 from services.status.settings import StatusSettings
@@ -141,14 +142,14 @@ class Status:
 
 
 @contextlib.asynccontextmanager
-async def running_status(*, auth: str, session: str) -> AsyncGenerator[Status]:
+async def running_status(*, auth: str, session: str | tuple[str, ...]) -> AsyncGenerator[Status]:
     settings = StatusSettings(
         cluster_token=TOKEN,
         drain_s=1,
         grpc_listen=("127.0.0.1:0",),
         http_listen="127.0.0.1:0",
         auth=auth,
-        session=session,
+        session=(session,) if isinstance(session, str) else session,
     )
     async with app.running(settings) as ports:
         address = f"127.0.0.1:{ports.grpc[0]}"
@@ -236,6 +237,21 @@ async def test_unknown_is_minus_one_when_session_is_away(auth: AuthService, stat
     async with running_status(auth=auth.address, session=NOWHERE) as other:
         code, body = await other.get(status.parameters())
         assert (code, body["code"], body["success"], body["online"]) == (200, 0, True, -1)
+
+
+async def test_the_shard_of_the_client_is_asked(auth: AuthService, status: Status, session: FakeSession) -> None:
+    others = [FakeSession(), FakeSession()]
+    shards = [session, *others]
+    async with contextlib.AsyncExitStack() as stack:
+        addresses = [await stack.enter_async_context(running_session(shard)) for shard in shards]
+        other = await stack.enter_async_context(running_status(auth=auth.address, session=tuple(addresses)))
+        other.instance_id, other.access_key_id, other.secret = status.instance_id, status.access_key_id, status.secret
+        for n in range(12):
+            client_id = f"GID_mine@@@{n}"
+            shard = shards[shard_of(status.instance_id, client_id, len(shards))]
+            shard.connections[status.instance_id, client_id] = [connection(1, client_id)]
+            assert (await other.get(other.parameters(client_id)))[1]["online"] == 1
+    assert all(shard.connections for shard in shards)
 
 
 async def test_a_client_id_with_signs_that_need_escaping(status: Status, session: FakeSession) -> None:

@@ -76,6 +76,29 @@ def test_environment_of_each_service(tmp_path: Path) -> None:
     }
 
 
+def test_replicas_know_their_place_and_everybody_lists_them_in_order(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    made = mesh.plan(
+        data=data, ports=plan_ports(20000, 1), sockets=Path("/s"), nats_server="nats", routers=2, sessions=3
+    )
+    names = [process.name for process in made.processes]
+    assert sorted(names) == [
+        "auth", "edge-0", "nats", "router-0", "router-1", "session-0", "session-1", "session-2", "status",
+    ]  # fmt: skip
+    routers, sessions = (
+        "unix:/s/router-0.sock,unix:/s/router-1.sock",
+        ",".join(f"unix:/s/session-{n}.sock" for n in range(3)),
+    )
+    edge, status, last = environ(made, "edge-0"), environ(made, "status"), environ(made, "session-2")
+    assert (edge["EDGE_ROUTER"], edge["EDGE_SESSION"], status["STATUS_SESSION"]) == (routers, sessions, sessions)
+    assert (last["SESSION_ROUTER"], last["SESSION_SHARD_INDEX"], last["SESSION_SHARD_COUNT"]) == (routers, "2", "3")
+    assert last["SESSION_GRPC_LISTEN"] == "unix:/s/session-2.sock"
+    assert environ(made, "session-0")["SESSION_GRPC_LISTEN"] == "127.0.0.1:20007,unix:/s/session-0.sock"
+    second = environ(made, "router-1")
+    assert (second["ROUTER_INDEX"], second["ROUTER_COUNT"]) == ("1", "2")
+    assert made.endpoints["router"] == "127.0.0.1:20008"
+
+
 def test_services_accept_what_is_planned(tmp_path: Path) -> None:
     """A setting that a service does not know would stop the mesh: asked of the services themselves."""
     auth = pytest.importorskip("services.auth.settings").AuthSettings
@@ -90,8 +113,13 @@ def test_services_accept_what_is_planned(tmp_path: Path) -> None:
     data.initialize()
     nats_config.write_files(data, listen="127.0.0.1:20010", address="127.0.0.1:20010", store=data.nats_store)
     made = plan(tmp_path, default_instance="mqtt-demo")
-    for name, form in (("auth", auth), ("edge-0", edge), ("router", router), ("session", session), ("status", status)):
-        load(form, next(process for process in made.processes if process.name == name).environ)
+    replicated = mesh.plan(
+        data=data, ports=plan_ports(20000, 2), sockets=Path("/s"), nats_server="nats", routers=2, sessions=2
+    )
+    forms = {"auth": auth, "edge": edge, "router": router, "session": session, "status": status}
+    for process in (*made.processes, *replicated.processes):
+        if process.name != "nats":
+            load(forms[process.name.partition("-")[0]], process.environ)
 
 
 def test_endpoints_are_those_that_listen(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ PEERS = (
     "unix:x",
     "a:1,b:2",
 )
+PEER_LISTS = (*(peer for peer in PEERS if "," not in peer), ",", "a:1,b", "a:1,a:1")
 NATS_URLS = (
     "", "foo://x", "x:4222", "nats://", "nats://user:hidden@", "nats://h:0", "nats://h:99999", "nats://u:hid/den@h:1",
     "nats://a:1, nats://b:1", "nats://a:1,", "nats://a:1,ws://b:1", "nats://a\n:1",
@@ -155,12 +156,12 @@ WRONG: tuple[tuple[type[CommonSettings], str, tuple[str, ...]], ...] = (
     (EdgeSettings, "EDGE_WS_LISTEN", LISTENS),
     (EdgeSettings, "EDGE_WSS_LISTEN", LISTENS),
     (EdgeSettings, "EDGE_FLASH_POLICY_LISTEN", LISTENS),
-    (SessionSettings, "SESSION_ROUTER", PEERS),
+    (SessionSettings, "SESSION_ROUTER", PEER_LISTS),
     (StatusSettings, "STATUS_AUTH", PEERS),
-    (StatusSettings, "STATUS_SESSION", PEERS),
+    (StatusSettings, "STATUS_SESSION", PEER_LISTS),
     (EdgeSettings, "EDGE_AUTH", PEERS),
-    (EdgeSettings, "EDGE_SESSION", PEERS),
-    (EdgeSettings, "EDGE_ROUTER", PEERS),
+    (EdgeSettings, "EDGE_SESSION", PEER_LISTS),
+    (EdgeSettings, "EDGE_ROUTER", PEER_LISTS),
     (EdgeSettings, "EDGE_ID", ("", "a/b", "a b", "é", "a\n", "x" * 129)),
     (EdgeSettings, "EDGE_TLS_CLIENT_CERTIFICATES", ("", "maybe")),
     (EdgeSettings, "EDGE_CONNECT_TIMEOUT_S", ("nan", "inf", "-inf", "1e999", "much")),

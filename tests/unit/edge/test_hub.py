@@ -11,7 +11,7 @@ from typing_extensions import override
 from services.edge import hub as hub_module
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.ports import Router
+from services.edge.ports import Interest, Router
 
 
 class FakeRouter:
@@ -21,14 +21,12 @@ class FakeRouter:
         self.targets: dict[int, str] = {}
         self.queries: list[int] = []
 
-    def add_client(self, target_id: int, client: Receiver) -> None:
-        self.targets[target_id] = f"client {client.client_id}"
+    def add_target(self, target: Interest) -> None:
+        self.targets[target.target_id] = f"client {target.client_id}" if target.client_id else target.topic_filter
 
-    def add_filter(self, target_id: int, instance_id: str, topic_filter: str) -> None:
-        self.targets[target_id] = topic_filter
-
-    def query_retained(self, query_id: int, instance_id: str, topic_filter: str) -> None:
-        self.queries.append(query_id)
+    def query_retained(self, query: Interest) -> int:
+        self.queries.append(query.target_id)
+        return 1
 
     def remove_target(self, target_id: int) -> None:
         del self.targets[target_id]

@@ -9,9 +9,10 @@ import pytest
 from grpc import aio
 
 from services.common.runtime import background
+from services.common.sharding import router_of
 from services.session import wills
 from services.session.domain.records import Will
-from services.session.wills import WillPublisher, will_of
+from services.session.wills import RouterGroup, WillPublisher, will_of
 from weimq.router.v1 import router_pb2
 from weimq.session.v1 import session_pb2
 
@@ -135,3 +136,20 @@ async def test_bytes_are_bounded_and_a_smaller_will_may_still_fit() -> None:
 async def test_an_opening_without_a_will_has_none() -> None:
     assert will_of(session_pb2.Opening()) is None
     assert will_of(session_pb2.Opening(will=session_pb2.Will())) is not None  # an empty payload is a will
+
+
+async def test_each_will_goes_to_the_router_of_its_topic() -> None:
+    routers = [Router(), Router(failures=1)]
+    publisher = WillPublisher(RouterGroup([router.publish for router in routers]))
+    topics = [f"t{n}/a" for n in range(20)]
+    publisher.add(
+        Will("i", "c", topic, topic, b"", qos=0, retain=False, logged=False, p2p=False, clean_session=False)
+        for topic in topics
+    )
+    async with asyncio.timeout(10), background(publisher.run()):
+        await publisher.drained()
+    for index, router in enumerate(routers):
+        expected = [f"will-{topic}" for topic in topics if router_of("i", topic.partition("/")[0], 2) == index]
+        assert expected
+        # The first attempt as a whole failed with the second router; what the first one took is repeated.
+        assert list(dict.fromkeys(router.taken)) == expected
