@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from services.edge import liveness, reasons
 from services.edge.commands import CommandError
-from services.edge.hub import Hub, Receiver
+from services.edge.hub import Hub
 from services.edge.mqtt.events import Acknowledged, Event, Failed
 from services.edge.mqtt.machine import Limits, ServerConnection, State
 from services.edge.mqtt.outbound import OutboundMessage
@@ -33,6 +33,7 @@ from services.edge.mqtt.packets import (
 )
 from services.edge.policy import Grant
 from services.edge.ports import Sessions
+from services.edge.shared import SharingClient, Token
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
 
@@ -47,7 +48,7 @@ MAX_EARLY = 1000
 """P2P messages that may come between the registration of a client and its CONNACK."""
 
 
-class Connection(Receiver):
+class Connection(SharingClient):
     """A client of this edge; an asyncio protocol by its methods."""
 
     def __init__(
@@ -329,6 +330,18 @@ class Connection(Receiver):
         elif not self._closed:
             self.close(reasons.SLOW_CONSUMER)
 
+    @override
+    def deliver_shared(self, message: OutboundMessage, qos: int, token: Token) -> bool:
+        """Send a message of a shared subscription; see `SharingClient`."""
+        if qos == 0:
+            self.deliver(message, 0)
+            return True
+        if not self._machine.deliver(message, qos, token):
+            self.close(reasons.SLOW_CONSUMER)
+            return False
+        self._mark_dirty()
+        return True
+
     def _mark_dirty(self) -> None:
         if not self._is_dirty:
             self._is_dirty = True
@@ -418,7 +431,7 @@ class Connection(Receiver):
         self._closed = True
         if self._will is not None and self._is_admitted and reason != reasons.CLIENT_DISCONNECT:
             self._publish_will(self._will)
-        self._subscriptions.clear()
+        self._subscriptions.clear(self._machine.session)
         if self._target_id:
             self._hub.remove_client(self._target_id)
         if self._is_announced:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from services.common.sharding import router_of, shard_of
+from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest, Router
@@ -43,6 +44,12 @@ class Routers:
         """Withdraw an interest from every router; see `ports.Router`."""
         for link in self._links:
             link.remove_target(target_id)
+
+    def give_back(self, target: Interest, messages: list[tuple[OutboundMessage, int]]) -> None:
+        """Return each message to the router of its topic; see `ports.Router`."""
+        for message in messages:
+            parent = message[0].topic.partition(b"/")[0].decode()
+            self._links[router_of(target.instance_id, parent, len(self._links))].give_back(target, [message])
 
     def query_retained(self, query: Interest) -> int:
         """Ask the routers whose topics the filter may select; see `ports.Router`."""

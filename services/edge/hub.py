@@ -19,6 +19,9 @@ MAX_SEEN = 65_536
 """Message ids of QoS 2 kept for each origin, to drop what comes again after a break."""
 
 
+MAX_LEFT = 4096
+"""Targets of shared subscriptions that are remembered after their end, for messages that were on their way to them."""
+
 MAX_ORIGINS = 256
 """Incarnations of edges whose message ids are kept; the oldest is forgotten."""
 
@@ -68,8 +71,10 @@ class Target(Interest):
 
     __slots__ = ("answers_due", "receivers")
 
-    def __init__(self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "") -> None:
-        super().__init__(target_id, instance_id, topic_filter=topic_filter, client_id=client_id)
+    def __init__(
+        self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "", share_name: str = ""
+    ) -> None:
+        super().__init__(target_id, instance_id, topic_filter=topic_filter, client_id=client_id, share_name=share_name)
         self.receivers: dict[Receiver, int] = {}
         """Each receiver with its granted QoS."""
         self.answers_due = 0
@@ -91,6 +96,7 @@ class Hub:
         """Connections that were announced to the session service."""
         self._targets: dict[int, Target] = {}
         self._filters: dict[tuple[str, str], Target] = {}
+        self._left: dict[int, Target] = {}
         self._next_target_id = 1
         self._dirty: list[Receiver] = []
         self._paused: set[Receiver] = set()
@@ -143,14 +149,31 @@ class Hub:
             del self._targets[target.target_id]
             self.router.remove_target(target.target_id)
 
+    def share(self, instance_id: str, share_name: str, topic_filter: str) -> Target:
+        """Add an interest of one member of a shared subscription; the caller adds the receiver, at QoS 2."""
+        target = self._new_target(instance_id, topic_filter=topic_filter, share_name=share_name)
+        self.router.add_target(target)
+        return target
+
+    def unshare(self, target_id: int) -> None:
+        """Undo `share`; the receiver still gets what was on its way, within bounds, and returns it."""
+        target = self._targets.pop(target_id, None)
+        if target is not None:
+            if len(self._left) >= MAX_LEFT:
+                del self._left[next(iter(self._left))]
+            self._left[target_id] = target
+            self.router.remove_target(target_id)
+
     def interests(self) -> list[Target]:
         """Return every target but the queries, for a router that knows none."""
         return [target for target in self._targets.values() if not target.answers_due]
 
-    def _new_target(self, instance_id: str, *, topic_filter: str = "", client_id: str = "") -> Target:
+    def _new_target(
+        self, instance_id: str, *, topic_filter: str = "", client_id: str = "", share_name: str = ""
+    ) -> Target:
         target_id = self._next_target_id
         self._next_target_id = target_id + 1
-        target = Target(target_id, instance_id, topic_filter=topic_filter, client_id=client_id)
+        target = Target(target_id, instance_id, topic_filter=topic_filter, client_id=client_id, share_name=share_name)
         self._targets[target_id] = target
         return target
 
@@ -159,11 +182,11 @@ class Hub:
     def route(self, target_ids: list[int]) -> list[tuple[Receiver, int]]:
         """Return the receivers of a message with their QoS; each once, at the highest that it was granted."""
         if len(target_ids) == 1:
-            target = self._targets.get(target_ids[0])
+            target = self._targets.get(target_ids[0]) or self._left.get(target_ids[0])
             return list(target.receivers.items()) if target is not None else []
         merged: dict[Receiver, int] = {}
         for target_id in target_ids:
-            target = self._targets.get(target_id)
+            target = self._targets.get(target_id) or self._left.get(target_id)
             if target is not None:
                 for receiver, qos in target.receivers.items():
                     # [MQTT-3.3.5-1] overlapping subscriptions: the maximum QoS of those that match

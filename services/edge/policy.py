@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.topics import split_share
+from services.common.topics import SHARE_PREFIX, split_share
 
 FLAG_LOGGED = 1
 """The topic's messages are kept in a JetStream log."""
@@ -88,10 +88,12 @@ class Grant:
 
     def may_subscribe(self, topic_filter: str) -> bool:
         """Return whether a client may subscribe to `topic_filter`."""
+        share_name, topic_filter = split_share(topic_filter)
+        if not share_name and topic_filter.startswith(SHARE_PREFIX):
+            return False  # misspelt: it would never match anything
         if self.instance.is_standard:
             return True
         limit = self.instance.max_topic_characters
-        _, topic_filter = split_share(topic_filter)
         return self._owns(topic_filter.partition("/")[0]) and (not limit or len(topic_filter) <= limit)
 
     def may_receive(self, topic: str) -> bool:

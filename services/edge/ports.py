@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Connect, Publish, Will
 from services.edge.policy import Grant, TopicRule
 
@@ -84,15 +85,19 @@ class SessionShards(Protocol):
 class Interest:
     """What this edge wants of the routers under an id: a topic filter, or the P2P messages of a client."""
 
-    __slots__ = ("client_id", "instance_id", "target_id", "topic_filter")
+    __slots__ = ("client_id", "instance_id", "share_name", "target_id", "topic_filter")
 
-    def __init__(self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "") -> None:
+    def __init__(
+        self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "", share_name: str = ""
+    ) -> None:
         self.target_id = target_id
         self.instance_id = instance_id
         self.topic_filter = topic_filter
         """Empty for a client's own target."""
         self.client_id = client_id
         """Empty for a topic filter."""
+        self.share_name = share_name
+        """Of a shared subscription, in which the target is one member; else empty."""
 
 
 class Router(Protocol):
@@ -107,6 +112,9 @@ class Router(Protocol):
 
     def remove_target(self, target_id: int) -> None:
         """Have no more delivered to the target."""
+
+    def give_back(self, target: Interest, messages: list[tuple[OutboundMessage, int]]) -> None:
+        """Have messages, each with the QoS of its publication, go to another member of the shared subscription."""
 
     def query_retained(self, query: Interest) -> int:
         """Have the retained messages that match delivered to the target `query`.

@@ -21,6 +21,7 @@ from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest
+from services.edge.returns import Returns
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 FRAME_BYTES = 1 << 20
@@ -164,6 +165,7 @@ class RouterLink:
         self._unanswered: dict[int, router_pb2.RetainedQuery] = {}
         self._notices: list[Callable[[], None]] = []
         self._waiting: deque[tuple[int, list[Callable[[], None]]]] = deque()
+        self._returns = Returns()
         self._columns = Columns()
         self._full: deque[Columns] = deque()
         self._gathered_bytes = 0
@@ -197,6 +199,11 @@ class RouterLink:
     def remove_target(self, target_id: int) -> None:
         """Withdraw an interest; see `ports.Router`."""
         self._removed.append(target_id)
+        self.link.wake()
+
+    def give_back(self, target: Interest, messages: list[tuple[OutboundMessage, int]]) -> None:
+        """Return messages of a shared subscription; see `ports.Router`."""
+        self._returns.add(target, messages)
         self.link.wake()
 
     def query_retained(self, query: Interest) -> int:
@@ -236,7 +243,12 @@ class RouterLink:
     def is_idle(self) -> bool:
         """Whether everything was sent, confirmed and acknowledged."""
         return not (
-            self._gathered_bytes or self._unacknowledged or self._removed or self._goodbye or self.link.has_unconfirmed
+            self._gathered_bytes
+            or self._unacknowledged
+            or self._removed
+            or not self._returns.is_empty
+            or self._goodbye
+            or self.link.has_unconfirmed
         )
 
     # --- up ------------------------------------------------------------------------------------
@@ -255,6 +267,8 @@ class RouterLink:
                 self.is_congested = True
 
     def _build(self) -> router_pb2.LinkRequest | None:
+        if self._returns.has_unsent and self._snapshot_complete:
+            return self._returns.build(self.link.next_frame)
         columns = self._full[0] if self._full else self._columns
         has_changes = bool(self._added or self._removed or self._queries or self._notices)
         if not columns.sequences and not has_changes and self._snapshot_complete:
@@ -302,6 +316,7 @@ class RouterLink:
         return True
 
     def _on_confirmed(self, through: int) -> None:
+        self._returns.confirm(through)
         while self._waiting and self._waiting[0][0] <= through:
             _, notices = self._waiting.popleft()
             for done in notices:
@@ -332,6 +347,7 @@ class RouterLink:
         """Gather every interest and every unacknowledged publication for a router that knows nothing of us."""
         self._added = [_target(target) for target in self._hub.interests()]
         self._removed = []
+        self._returns.start_anew()
         self._queries = deque(self._unanswered.values())
         self._notices[:0] = [done for _, notices in self._waiting for done in notices]
         self._waiting.clear()
@@ -402,5 +418,8 @@ def _target(target: Interest) -> router_pb2.Target:
     if target.client_id:
         return router_pb2.Target(target_id=target.target_id, instance_id=target.instance_id, client_id=target.client_id)
     return router_pb2.Target(
-        target_id=target.target_id, instance_id=target.instance_id, topic_filter=target.topic_filter
+        target_id=target.target_id,
+        instance_id=target.instance_id,
+        topic_filter=target.topic_filter,
+        share_name=target.share_name,
     )

@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
-from services.edge.hub import Hub, Receiver
+from services.common.topics import split_share
+from services.edge.hub import Hub
+from services.edge.mqtt.inflight import SessionState
 from services.edge.mqtt.packets import SUBACK_FAILURE, Subscribe, Unsubscribe
 from services.edge.policy import Grant
+from services.edge.shared import Shares, SharingClient
 
 
 class Subscriptions:
     """Topic filters with their granted QoS. Owned by its connection."""
 
-    __slots__ = ("_filters", "_hub", "_receiver")
+    __slots__ = ("_filters", "_hub", "_receiver", "_shares")
 
-    def __init__(self, hub: Hub, receiver: Receiver) -> None:
+    def __init__(self, hub: Hub, receiver: SharingClient) -> None:
         self._hub = hub
         self._receiver = receiver
         self._filters: dict[str, int] = {}
+        self._shares: Shares | None = None
 
     @property
     def granted(self) -> Mapping[str, int]:
@@ -42,7 +46,7 @@ class Subscriptions:
                 codes.append(SUBACK_FAILURE)
             else:
                 self._filters[topic_filter] = qos
-                self._hub.subscribe(self._receiver, topic_filter, qos)
+                self._subscribe(topic_filter, qos)
                 codes.append(qos)
         self._hub.router.notify(functools.partial(done, codes))
         return None
@@ -51,10 +55,28 @@ class Subscriptions:
         """Take an UNSUBSCRIBE packet; a filter that is not there is no fault."""
         for topic_filter in packet.filters:
             if self._filters.pop(topic_filter, None) is not None:
-                self._hub.unsubscribe(self._receiver, topic_filter)
+                self._unsubscribe(topic_filter)
 
-    def clear(self) -> None:
-        """Drop everything: the connection ends."""
+    def clear(self, session: SessionState) -> None:
+        """Drop everything: the connection ends; what `session` holds of shared subscriptions is returned."""
         for topic_filter in self._filters:
-            self._hub.unsubscribe(self._receiver, topic_filter)
+            self._unsubscribe(topic_filter)
+        if self._shares is not None:
+            self._shares.give_back(session)
         self._filters.clear()
+
+    def _subscribe(self, topic_filter: str, qos: int) -> None:
+        share_name, shared_filter = split_share(topic_filter)
+        if not share_name:
+            self._hub.subscribe(self._receiver, topic_filter, qos)
+            return
+        if self._shares is None:
+            self._shares = Shares(self._receiver, self._hub)
+        self._shares.subscribe(share_name, shared_filter, qos)
+
+    def _unsubscribe(self, topic_filter: str) -> None:
+        share_name, shared_filter = split_share(topic_filter)
+        if share_name and self._shares is not None:
+            self._shares.unsubscribe(share_name, shared_filter)
+        else:
+            self._hub.unsubscribe(self._receiver, topic_filter)

@@ -174,6 +174,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         self.published: list[tuple[str, bytes, int, int, str]] = []
         """(topic, payload, flags, sequence, publisher)."""
         self.queries: list[router_pb2.RetainedQuery] = []
+        self.returned: list[tuple[str, str, bytes, int]] = []
+        """(shared subscription, topic, payload, QoS)."""
         self.missed = False
         self.largest_frame = 0
         self.acknowledges = True
@@ -188,7 +190,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
     def target_of(self, interest: str) -> int:
         """Return the target id of a topic filter or client id."""
         for target in self.targets.values():
-            if interest in (target.topic_filter, target.client_id):
+            shared = f"$share/{target.share_name}/{target.topic_filter}"
+            if interest in (shared if target.share_name else target.topic_filter, target.client_id):
                 return target.target_id
         raise KeyError(interest)
 
@@ -218,6 +221,11 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         for target_id in frame.removed_target_ids:
             self.targets.pop(target_id, None)
         self.goodbyes += frame.goodbye
+        for n, index in enumerate(frame.returned.target_indexes):
+            target = frame.returned.targets[index]
+            share = f"$share/{target.share_name}/{target.topic_filter}"
+            topic = frame.returned.topics[frame.returned.topic_indexes[n]]
+            self.returned.append((share, topic, frame.returned.payloads[n], frame.returned.flags[n]))
         self.queries.extend(frame.retained_queries)
         batch = frame.publishes
         for n, sequence in enumerate(batch.sequences):

@@ -205,6 +205,10 @@ class SessionState:
         """Deliveries that wait for the window."""
         return 0 if self._queued is None else len(self._queued)
 
+    def queued(self) -> list[Delivery]:
+        """Return what waits for the window, oldest first."""
+        return list(self._queued or ())
+
     def push_queued(self, delivery: Delivery) -> None:
         """Add to the end of the queue; the caller has checked its limits."""
         if self._queued is None:
