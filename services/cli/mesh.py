@@ -108,7 +108,7 @@ def plan(
             "AUTH_HTTP_LISTEN": f"{LOOPBACK}:{ports.token_http}",
         },
         "session": {"SESSION_NATS_URL_FILE": str(data.nats_url), "SESSION_ROUTER": peers["router"]},
-        "router": {"ROUTER_NATS_URL_FILE": str(data.nats_url)},
+        "router": {"ROUTER_NATS_URL_FILE": str(data.nats_url), "ROUTER_AUTH": peers["auth"]},
         "status": {
             "STATUS_HTTP_LISTEN": f"{LOOPBACK}:{ports.status_http}",
             "STATUS_AUTH": peers["auth"],

@@ -30,6 +30,8 @@ PRIVATE_STREAMS = (
     "KV_revoked_tokens",
     "KV_router_edges",
     "KV_sessions",
+    "MQ_DEAD",
+    "MQ_IN",
     "PRESENCE",
 )
 """Streams that applications must not see into."""

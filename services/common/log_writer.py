@@ -18,9 +18,6 @@ goes) is stored after them; the reports still come in the order of writing. A br
 stored is then a prefix of what was sent.
 
 Repeats are harmless within the duplicate window of the stream, since every message has its `Nats-Msg-Id`.
-
-Commands are written straight to the connection's transport. `Client.publish` would keep them over a reconnect and
-send them before those that were lost on the wire, which breaks the order; it also costs four times as much.
 """
 
 from __future__ import annotations
@@ -37,7 +34,8 @@ from collections.abc import Callable
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from typing_extensions import override
+
+from services.common.raw_nats import Tap, write
 
 logger = logging.getLogger(__name__)
 
@@ -81,22 +79,6 @@ class _Message:
         self.sequence = _WAITING
         self.is_duplicate = False
         self.failure = ""
-
-
-class _Answers(asyncio.Future[Msg]):
-    """Takes every message of a subscription as it is read; never done.
-
-    nats-py gives the messages of a subscription with a `future` to `set_result` at once, without the
-    queue and the task of a callback, which would double the cost of an acknowledgement.
-    """
-
-    def __init__(self, take: Callable[[Msg], None]) -> None:
-        super().__init__()
-        self._take = take
-
-    @override
-    def set_result(self, result: Msg, /) -> None:
-        self._take(result)
 
 
 class _Lane:
@@ -216,7 +198,7 @@ class LogWriter:
         Raises:
             nats.errors.ConnectionClosedError: the client was closed for good.
         """
-        subscription = await self._client.subscribe(f"{self._inbox}*", future=_Answers(self._on_answer))
+        subscription = await self._client.subscribe(f"{self._inbox}*", future=Tap(self._on_answer))
         try:
             await self._settle()
             while True:
@@ -304,9 +286,7 @@ class LogWriter:
             elif not lane.waiting and not lane.flight and not lane.is_queued:  # a callback may have written to it
                 del self._lanes[lane.name]
         if parts:
-            # What the transport refuses counts as sent and lost: the client is about to reconnect.
-            with contextlib.suppress(OSError, RuntimeError):
-                self._client._transport.write(b"".join(parts))  # type: ignore[union-attr]  # noqa: SLF001 - see above
+            write(self._client, parts)
 
     def _send_lane(self, lane: _Lane, parts: list[bytes], now: float) -> None:
         if not lane.flight:

@@ -18,6 +18,7 @@ ROUTER_SLOTS = 64
 _FNV_OFFSET = 0x811C9DC5
 _FNV_PRIME = 0x01000193
 _MAX_REMEMBERED = 65_536
+_MAX_REMEMBERED_CHARACTERS = 128
 
 
 def shard_of(instance_id: str, client_id: str, count: int) -> int:
@@ -33,10 +34,18 @@ def router_of(instance_id: str, parent_topic: str, count: int) -> int:
     return router_slot(instance_id, parent_topic) % count
 
 
-@functools.lru_cache(maxsize=_MAX_REMEMBERED)
 def router_slot(instance_id: str, parent_topic: str) -> int:
     """Return the slot of a parent topic: what NATS's `partition(64, instance token, topic token)` says."""
+    if len(parent_topic) > _MAX_REMEMBERED_CHARACTERS:
+        return _slot(instance_id, parent_topic)
+    return _remembered_slot(instance_id, parent_topic)
+
+
+def _slot(instance_id: str, parent_topic: str) -> int:
     value = _FNV_OFFSET  # FNV-1a of 32 bits
     for byte in f"{encode_token(instance_id)}{encode_token(parent_topic)}".encode():
         value = ((value ^ byte) * _FNV_PRIME) & 0xFFFFFFFF
     return value % ROUTER_SLOTS
+
+
+_remembered_slot = functools.lru_cache(maxsize=_MAX_REMEMBERED)(_slot)

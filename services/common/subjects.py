@@ -11,7 +11,8 @@ becomes `=`.
 | lifecycle events | stream `EVENTS_<instance>`, subject `mq.event.<instance>.<GroupID>_MQTT.<tag>` |
 | retained messages | stream `RETAINED_<instance>`, subject `mq.retained.<instance>.<levels...>` |
 | kept for sessions, topic without log | stream `KEPT_<instance>_<router>`, subject `mq.kept.<instance>.<router>` |
-| inbound from backends | stream `MQ_IN`, subject `mq.in.<instance>.<parent>` |
+| inbound from backends | stream `MQ_IN`, subject `mq.in.<instance>.<parent>`; `mq.in.<slot>.<...>` when stored |
+| inbound that can't be routed | stream `MQ_DEAD`, subject `mq.dead.<instance>.<parent>` |
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ OUT = "mq.out"
 """Prefix of the subjects of message logs."""
 IN = "mq.in"
 """Prefix of the subjects that backend applications publish to."""
+IN_STREAM = "MQ_IN"
+"""Stream of inbound messages."""
+DEAD = "mq.dead"
+"""Prefix of the subjects of inbound messages that can't be routed."""
+DEAD_STREAM = "MQ_DEAD"
+"""Stream of those."""
 EVENT = "mq.event"
 """Prefix of the subjects of lifecycle events."""
 RETAINED = "mq.retained"
@@ -120,6 +127,30 @@ def log_filter(instance_id: str, parent_topic: str) -> list[str]:
 def log_stream(instance_id: str, parent_topic: str) -> str:
     """Return the name of the stream of a parent topic."""
     return f"MQ_{_stream_part(instance_id)}_{_stream_part(parent_topic)}"
+
+
+def in_subject(instance_id: str, parent_topic: str) -> str:
+    """Return the subject that messages to a parent topic and its subtopics are published to by backends."""
+    return f"{IN}.{encode_token(instance_id)}.{encode_token(parent_topic)}"
+
+
+def in_topic(subject: str) -> tuple[str, str]:
+    """Return instance id and parent topic of a subject of the stream of inbound messages.
+
+    Raises:
+        ValueError: the subject is not one.
+    """
+    prefix, _, rest = subject.partition(f"{IN}.")
+    tokens = rest.split(".")
+    if prefix or len(tokens) != 3:  # noqa: PLR2004 - slot, instance, parent topic
+        raise ValueError(f"{subject!r} is not a subject of {IN}")
+    return decode_token(tokens[1]), decode_token(tokens[2])
+
+
+def dead_subject(subject: str) -> str:
+    """Return the subject under which an inbound message of `subject` is kept that can't be routed."""
+    _, _, names = subject.removeprefix(f"{IN}.").partition(".")
+    return f"{DEAD}.{names}"
 
 
 def event_stream(instance_id: str) -> str:

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 
 from grpc import aio
 
-from services.common import grpc_server, jetstream, runtime
+from services.common import grpc_client, grpc_server, jetstream, runtime
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 from services.router import members, retained, servicer
+from services.router.auth_watch import AuthWatch
+from services.router.inbound import Inbound
 from services.router.publisher import ExternalPublisher
 from services.router.router import STREAM_TOKENS, Router
 from services.router.settings import RouterSettings
@@ -28,6 +30,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     readiness = Readiness(jetstream.DEPENDENCY, retained.DEPENDENCY, members.DEPENDENCY)
     kept = retained.Retained(max_messages=settings.max_retained_messages, max_bytes=settings.max_retained_bytes)
     router = Router(retained=kept)
+    watch = AuthWatch()
+    inbound = Inbound(router=router, catalog=lambda: watch.catalog, index=settings.index, count=settings.count)
     publisher = ExternalPublisher(router)
     known = KnownEdges()
     edges = members.Members(router=router, known=known, readiness=readiness, edge_grace_s=settings.edge_grace_s)
@@ -49,7 +53,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         )
         stack.callback(publisher.close)
         stack.callback(edges.close)  # ends the streams, which would use up the grace of the server
-        await enter(runtime.background(edges.run()))
+        auth = await enter(grpc_client.channel(settings.auth, settings.cluster_token))
+        await enter(runtime.background(edges.run(), watch.run(auth)))
         connecting = jetstream.connect(settings.nats_url, name="router", readiness=readiness)
         client = await enter(jetstream.closing(await runtime.unless_stopped(stop, connecting)))
         js = client.jetstream()
@@ -57,6 +62,6 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         noted = await runtime.unless_stopped(stop, known.load(js))
         await runtime.unless_stopped(stop, kept.load(client))
         readiness.mark(retained.DEPENDENCY, present=True)
-        await enter(runtime.background(log.run(), known.run(js), kept.run(js)))
+        await enter(runtime.background(log.run(), known.run(js), kept.run(js), inbound.run(client, log)))
         edges.await_edges(noted, log)
         await stop.wait()

@@ -82,6 +82,7 @@ class EdgeLink:
         self.incarnation = incarnation
         self.router_incarnation = router_incarnation
         self.slot = slot
+        self.origin = ""
         self._on_taken = take
         self._on_confirmed = confirmed
         self._outbox = Outbox()

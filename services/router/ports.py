@@ -22,6 +22,8 @@ class Source(Protocol):
 
     incarnation: str
     is_held: bool
+    origin: str
+    """Value of the header `mqttOrigin` in the log; empty: none, the message is a client's."""
 
     def acknowledge(self, sequence: int) -> None:
         """Note that a message of QoS 1 or 2 is safe."""
@@ -30,3 +32,17 @@ class Source(Protocol):
     def release(self) -> None:
         """Go on after having been held."""
         ...
+
+
+class DeadLetter:
+    """Token of the log writer for an inbound message that can't be routed."""
+
+    __slots__ = ("sequence", "source")
+
+    def __init__(self, source: Source, sequence: int) -> None:
+        self.source = source
+        self.sequence = sequence
+
+    def stored(self) -> None:
+        """Note that it is kept with the others, or can't be."""
+        self.source.acknowledge(self.sequence)

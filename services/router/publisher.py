@@ -10,7 +10,7 @@ from services.common.errors import InvalidFieldError, NotServingError, Unavailab
 from services.common.jetstream import DEPENDENCY as NATS
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.router import members
-from services.router.domain.columns import CLEAN_SESSION, LOGGED, P2P, RETAIN, Columns
+from services.router.domain.columns import CLEAN_SESSION, LOGGED, P2P, RETAIN, Columns, ColumnsBuilder
 from services.router.router import Router
 from weimq.router.v1 import router_pb2
 
@@ -49,6 +49,7 @@ class ExternalPublisher:
         self._calls: dict[int, _Call] = {}  # by sequence
         self._sequence = 0
         self._is_closed = False
+        self.origin = ""
         self.incarnation = f"router-{secrets.token_hex(8)}"
         """Origin of the messages of QoS 2, with a sequence that rises over all calls."""
         self.is_held = False
@@ -106,7 +107,7 @@ class ExternalPublisher:
             if message.qos:
                 call.waiting.add(self._sequence)
                 self._calls[self._sequence] = call
-        self._router.publish(self, _columns(messages, list(message_ids)), message_ids)
+        self._router.publish(self, _columns(messages, list(message_ids)), message_ids=message_ids)
         return call
 
     async def _wait(self, call: _Call, remaining_s: float) -> None:
@@ -155,28 +156,15 @@ def _validate(messages: Sequence[router_pb2.PublishedMessage]) -> None:
 
 
 def _columns(messages: Sequence[router_pb2.PublishedMessage], sequences: list[int]) -> Columns:
-    instances: dict[str, int] = {}
-    publishers: dict[str, int] = {}
-    topics: dict[tuple[str, str, int], int] = {}
-    topic_indexes: list[int] = []
-    publisher_indexes: list[int] = []
-    flags = bytearray()
-    for message in messages:
-        instances.setdefault(message.instance_id, len(instances))
-        topic_flags = (LOGGED if message.logged else 0) | (P2P if message.p2p else 0)
-        topic = (message.instance_id, message.topic, topic_flags)
-        topic_indexes.append(topics.setdefault(topic, len(topics)))
-        publisher_indexes.append(publishers.setdefault(message.client_id, len(publishers)))
-        flags.append(message.qos | (RETAIN if message.retain else 0) | (CLEAN_SESSION if message.clean_session else 0))
-    return Columns(
-        instances=list(instances),
-        topics=[topic for _, topic, _ in topics],
-        topic_instances=[instances[instance_id] for instance_id, _, _ in topics],
-        topic_flags=bytes(topic_flags for _, _, topic_flags in topics),
-        publishers=list(publishers),
-        topic_indexes=topic_indexes,
-        sequences=sequences,
-        payloads=[message.payload for message in messages],
-        flags=bytes(flags),
-        publisher_indexes=publisher_indexes,
-    )
+    builder = ColumnsBuilder()
+    for message, sequence in zip(messages, sequences, strict=True):
+        builder.add(
+            instance_id=message.instance_id,
+            topic=message.topic,
+            topic_flags=(LOGGED if message.logged else 0) | (P2P if message.p2p else 0),
+            client_id=message.client_id,
+            sequence=sequence,
+            payload=message.payload,
+            flags=message.qos | (RETAIN if message.retain else 0) | (CLEAN_SESSION if message.clean_session else 0),
+        )
+    return builder.build()

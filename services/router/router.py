@@ -23,7 +23,7 @@ from services.router.domain.columns import CLEAN_SESSION, LOGGED, P2P, QOS, RETA
 from services.router.domain.outbox import Receipt
 from services.router.domain.routing import Route, Routing
 from services.router.edge_link import EdgeLink
-from services.router.ports import Log, Source
+from services.router.ports import DeadLetter, Log, Source
 from services.router.queries import Answers, Query
 from services.router.retained import Retained, RetainedWrite
 from weimq.router.v1 import router_pb2
@@ -43,7 +43,7 @@ _QOS_TEXT = ("0", "1", "2")
 class _Publication:
     """A message of QoS 1 or 2 on its way to the log."""
 
-    __slots__ = ("instance_id", "is_p2p", "payload", "qos", "retained_by", "sequence", "source", "topic")
+    __slots__ = ("instance_id", "is_p2p", "payload", "qos", "retained_by", "sequence", "shown_topic", "source", "topic")
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class _Publication:
         self.qos = qos
         self.sequence = sequence
         self.retained_by = retained_by
+        self.shown_topic = ""  # empty: `topic`
 
 
 class Router:
@@ -120,18 +121,26 @@ class Router:
         """Whether NATS takes messages now."""
         return self._log is not None and self._log.is_connected
 
-    def publish(self, source: Source, columns: Columns, message_ids: dict[int, str]) -> None:
+    def publish(
+        self,
+        source: Source,
+        columns: Columns,
+        *,
+        message_ids: dict[int, str] | None = None,
+        shown_topics: dict[int, str] | None = None,
+    ) -> None:
         """Route messages that come from no edge.
 
         Args:
             source: is told when those of QoS 1 and 2 are safe.
             columns: of the messages.
-            message_ids: by sequence.
+            message_ids: by sequence; None: made of incarnation and sequence.
+            shown_topics: by sequence, topics that clients see instead of the one by which a message was routed.
 
         Raises:
             StreamContractError: a topic is not acceptable.
         """
-        self._publish(source, columns, message_ids)
+        self._publish(source, columns, message_ids, shown_topics or None)
 
     def join(self, edge: EdgeLink) -> None:
         """Let a new edge take part, under its slot."""
@@ -205,6 +214,8 @@ class Router:
             self._route_stored(token)
         elif isinstance(token, RetainedWrite):
             self._retained.stored(token)
+        elif isinstance(token, DeadLetter):
+            token.stored()
         if self._is_log_congested:
             self.relieve()
 
@@ -215,9 +226,13 @@ class Router:
             self._route_stored(token)
         elif isinstance(token, RetainedWrite):
             self._retained.failed(token)
+        elif isinstance(token, DeadLetter):
+            token.stored()
 
     def _route_stored(self, publication: _Publication) -> None:
         route = self._routing.route(publication.instance_id, publication.topic, is_p2p=publication.is_p2p)
+        if publication.shown_topic:
+            route = route.shown_as(publication.shown_topic)
         self._deliver(
             publication.source,
             route,
@@ -302,7 +317,13 @@ class Router:
             self._remove(edge, edge.targets.pop(target_id))
         edge.snapshot = None
 
-    def _publish(self, source: Source, columns: Columns, message_ids: dict[int, str] | None = None) -> None:
+    def _publish(
+        self,
+        source: Source,
+        columns: Columns,
+        message_ids: dict[int, str] | None = None,
+        shown_topics: dict[int, str] | None = None,
+    ) -> None:
         log = self._log
         assert log is not None  # noqa: S101 - for the type checker
         topic_flags = columns.topic_flags
@@ -331,12 +352,20 @@ class Router:
                 }
                 if route.second_topic:
                     headers["mqttSecondTopic"] = route.second_topic
+                if source.origin:
+                    headers["mqttOrigin"] = source.origin
+                if shown_topics is not None and sequence in shown_topics:
+                    headers["mqttRealTopic"] = shown_topics[sequence]
                 if qos:
                     is_p2p = topic_flags[index] & P2P != 0
                     publication = _Publication(source, route, payload, qos, sequence, retained_by, is_p2p=is_p2p)
+                    if shown_topics is not None:
+                        publication.shown_topic = shown_topics.get(sequence, "")
                     log.write(route.subject, payload, headers, publication)
                     continue  # `stored` delivers it
                 log.write(route.subject, payload, headers, None)
+            if shown_topics is not None and sequence in shown_topics:
+                route = route.shown_as(shown_topics[sequence])
             self._deliver(source, route, payload, qos, sequence, retained_by)
 
     def _route(self, columns: Columns, index: int) -> Route:

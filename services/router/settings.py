@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, setting
+from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, check_peer, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class RouterSettings(CommonSettings):
     count: int = setting(
         1, text="Number of routers; another number gives parent topics to other routers.", minimum=1, maximum=64
     )
+    auth: str = setting("127.0.0.1:7001", text="Address of the auth service.", check=check_peer)
     edge_grace_s: float = setting(
         5.0, text="Seconds that an edge whose link broke is waited for.", minimum=0.1, maximum=600
     )

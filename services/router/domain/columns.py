@@ -6,7 +6,8 @@ from services.common.errors import StreamContractError
 
 LOGGED = 1
 P2P = 2
-"""Flags of a topic."""
+KEPT_IF_OFFLINE = 4
+"""Flags of a topic; the last: the group of the P2P receiver exists."""
 
 QOS = 3
 RETAIN = 4
@@ -73,3 +74,62 @@ class Columns:
             raise StreamContractError("there is no QoS 3", rule="flags")
         if 0 in sequences:
             raise StreamContractError("sequences begin at 1", rule="sequences")
+
+
+class ColumnsBuilder:
+    """Gathers messages in columns."""
+
+    __slots__ = (
+        "_instances",
+        "_publishers",
+        "_topics",
+        "flags",
+        "payloads",
+        "publisher_indexes",
+        "sequences",
+        "topic_indexes",
+    )
+
+    def __init__(self) -> None:
+        self._instances: dict[str, int] = {}
+        self._publishers: dict[str, int] = {}
+        self._topics: dict[tuple[str, str, int], int] = {}
+        self.topic_indexes: list[int] = []
+        self.sequences: list[int] = []
+        self.payloads: list[bytes] = []
+        self.flags = bytearray()
+        self.publisher_indexes: list[int] = []
+
+    def add(
+        self,
+        *,
+        instance_id: str,
+        topic: str,
+        topic_flags: int,
+        client_id: str,
+        sequence: int,
+        payload: bytes,
+        flags: int,
+    ) -> None:
+        """Add a message."""
+        self._instances.setdefault(instance_id, len(self._instances))
+        self.topic_indexes.append(self._topics.setdefault((instance_id, topic, topic_flags), len(self._topics)))
+        self.publisher_indexes.append(self._publishers.setdefault(client_id, len(self._publishers)))
+        self.sequences.append(sequence)
+        self.payloads.append(payload)
+        self.flags.append(flags)
+
+    def build(self) -> Columns:
+        """Return what was added."""
+        return Columns(
+            instances=list(self._instances),
+            topics=[topic for _, topic, _ in self._topics],
+            topic_instances=[self._instances[instance_id] for instance_id, _, _ in self._topics],
+            topic_flags=bytes(topic_flags for _, _, topic_flags in self._topics),
+            publishers=list(self._publishers),
+            topic_indexes=self.topic_indexes,
+            sequences=self.sequences,
+            payloads=self.payloads,
+            flags=bytes(self.flags),
+            publisher_indexes=self.publisher_indexes,
+        )

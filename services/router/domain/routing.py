@@ -54,6 +54,14 @@ class Route:
             self._subject = log_subject(self.instance_id, self.topic)
         return self._subject
 
+    def shown_as(self, topic: str) -> Route:
+        """Return this route with another topic for the eyes of clients."""
+        legs = []
+        for leg in self.legs:
+            legs.append(shown := Leg(topic, leg.slot))
+            shown.target_ids = leg.target_ids
+        return Route(self.instance_id, self.topic, legs)
+
 
 class _Instance:
     """Interests of one instance."""

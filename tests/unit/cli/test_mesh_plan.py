@@ -54,6 +54,7 @@ def test_environment_of_each_service(tmp_path: Path) -> None:
     assert environ(made, "router") == token | {
         "ROUTER_NATS_URL_FILE": f"{secrets}/nats.url",
         "ROUTER_GRPC_LISTEN": "127.0.0.1:20008,unix:/s/router.sock",
+        "ROUTER_AUTH": "unix:/s/auth.sock",
     }
     assert environ(made, "status") == token | {
         "STATUS_GRPC_LISTEN": "127.0.0.1:20009,unix:/s/status.sock",
