@@ -24,13 +24,17 @@ from services.auth.domain.resources import Resources
 from services.auth.sealing import Sealer, token_key_owner
 from services.auth.store import Store
 from services.common import jetstream, subjects
-from services.common.errors import AlreadyExistsError, InUseError, InvalidFieldError, NotFoundError, UnavailableError
+from services.common.errors import AlreadyExistsError, InUseError, NotFoundError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 EVENTS_MAX_AGE_S = 3 * 86_400
 EVENTS_DUPLICATE_WINDOW_S = 600
 LOG_DUPLICATE_WINDOW_S = 120
+ORDERED_LOG_DUPLICATE_WINDOW_S = 600
+"""How long a log knows its message ids: a message whose acknowledgement was lost in a failure of JetStream that took
+longer is in the log twice. NATS keeps some 150 bytes of memory for each message of that time, so the time is long only
+where repeats would break a promise."""
 ATTEMPTS = 5
 """How often a start tries to make a stream while NATS is connected and does not manage."""
 RETRY_S = 0.5
@@ -226,25 +230,6 @@ class Administration:
             await self._create(key, f"tokenkey/{key_id}")
         return key
 
-    async def rotate_token_key(self) -> tuple[TokenKey, list[TokenKey]]:
-        """Make a new token key, and delete keys whose tokens have all expired.
-
-        Returns:
-            The new key, and all there are now, oldest first.
-
-        Raises:
-            InvalidFieldError: there are too many keys already.
-            UnavailableError: NATS does not answer.
-        """
-        for key in tokens.spent_keys(self._resources.token_keys(), _now_ms()):
-            await self._store.delete(key.key)
-        if len(self._resources.token_keys()) >= tokens.MAX_KEYS:
-            raise InvalidFieldError(
-                f"there are {tokens.MAX_KEYS} token keys: wait until tokens have expired", field="token_keys"
-            )
-        made = await self.create_token_key()
-        return made, sorted(self._resources.token_keys(), key=lambda key: (key.create_time_ms, key.key_id))
-
     async def reconcile(self) -> None:
         """Make every stream that a resource needs, and finish deletions that were begun.
 
@@ -324,7 +309,9 @@ class Administration:
             discard=api.DiscardPolicy.OLD,
             max_age=topic.retention_s,
             # JetStream refuses a window longer than the age.
-            duplicate_window=min(LOG_DUPLICATE_WINDOW_S, topic.retention_s),
+            duplicate_window=min(
+                ORDERED_LOG_DUPLICATE_WINDOW_S if topic.ordered else LOG_DUPLICATE_WINDOW_S, topic.retention_s
+            ),
             allow_direct=True,
         )
         await self._ensure(config)

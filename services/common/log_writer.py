@@ -1,4 +1,4 @@
-"""Pipelined publishing to JetStream: what is written is stored, whatever fails in between, in order but for one case.
+"""Pipelined publishing to JetStream: what is written is stored, whatever fails in between.
 
 `js.publish` waits for each acknowledgement by a task and a future of its own; here a message costs a few
 microseconds. It is published with a reply subject, `<inbox>.<number>`, and one subscription takes the
@@ -13,9 +13,13 @@ name (a *lane*); each lane is a queue whose head part is in flight:
 - A new connection to NATS sends every lane back at once.
 - A message that can never be stored (too large for the server or the stream) is reported as failed, in its turn.
 
-The case: a message that JetStream fails while it stores those behind it (a change of leader, a stream that comes and
-goes) is stored after them; the reports still come in the order of writing. A broken connection is none, since what was
-stored is then a prefix of what was sent.
+A message that JetStream fails while it stores those behind it (a change of leader, a stream that was full or missing)
+is stored after them, except in an *ordered* lane. There each message that is sent behind others in flight says which
+one it follows (`Nats-Expected-Last-Msg-Id`), and JetStream refuses it when that one is not the last of the stream;
+the lane is then sent back like after any other failure. The first in flight has no predecessor that could be missing.
+This needs one writer for the stream. It was chosen over one message in flight at a time, which allows some 2,000
+messages/s for a round trip of 0.5 ms; the header costs about 3 us. The reports come in the order of writing in every
+lane. A broken connection alone is no danger, since what was stored is then a prefix of what was sent.
 
 Repeats are harmless within the duplicate window of the stream, since every message has its `Nats-Msg-Id`.
 """
@@ -35,7 +39,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.common.raw_nats import Tap, write
+from services.common.log_lanes import FIRST_PAUSE_S, LONGEST_PAUSE_S, REFUSED, WAITING, Lane, Message
+from services.common.raw_nats import Tap, with_header, write
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +48,8 @@ TICK_S = 0.1
 """How often the connection and the acknowledgement time are looked at while something is in flight."""
 SETTLE_S = 0.002
 """How often is looked at whether the subscription was sent."""
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
-"""Bounds of the pause after a failure; it doubles from one to the other."""
+GONE_PAUSE_S = 0.8
+"""Pause from which on is asked whether a stream is gone for good: about a second of failures."""
 MAX_CONTROL_LINE = 4_096
 """The server's bound of the line with subject and sizes (`max_control_line`); it hangs up on a longer one."""
 MAX_LANE_NAMES = 65_536
@@ -59,42 +63,6 @@ _STORED = re.compile(rb'\A\{"stream":\s*"[^"]*",.*"seq":\s*(\d+)')
 _DUPLICATE = re.compile(rb'"duplicate":\s*true')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CRLF = b"\r\n"
-
-_WAITING = 0
-_REFUSED = -1
-
-
-class _Message:
-    """A message that was written and not reported yet."""
-
-    __slots__ = ("failure", "head", "is_duplicate", "lane", "number", "payload", "sequence", "size", "token")
-
-    def __init__(self, lane: _Lane, number: int, head: bytes, payload: bytes, token: object) -> None:
-        self.lane = lane
-        self.number = number
-        self.head = head  # control line and header block
-        self.payload = payload
-        self.token = token
-        self.size = len(head) + len(payload)
-        self.sequence = _WAITING
-        self.is_duplicate = False
-        self.failure = ""
-
-
-class _Lane:
-    """The messages of one stream, in the order of writing: those in flight, then those waiting to be sent."""
-
-    __slots__ = ("flight", "is_probing", "is_queued", "name", "pause_s", "progress", "retry_at", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.flight: deque[_Message] = deque()
-        self.waiting: deque[_Message] = deque()
-        self.is_queued = False  # has its place in the writer's queue of lanes to send
-        self.is_probing = False  # after a failure: one message at a time until one is acknowledged
-        self.pause_s = FIRST_PAUSE_S
-        self.retry_at = 0.0
-        self.progress = 0.0  # when the oldest message in flight became the oldest, monotonic seconds
 
 
 class LogWriter:
@@ -112,6 +80,9 @@ class LogWriter:
             agree in them: 4 for the message logs, 3 for lifecycle events.
         window_messages: bound of the messages in flight.
         window_bytes: bound of their size.
+        is_ordered: says whether a lane, by its tokens, is ordered; asked whenever a lane begins. None: no lane is.
+        is_gone: says whether the stream of a lane that fails is gone for good: its messages are then reported as
+            failed. None: it never is.
         ack_timeout_s: time without an acknowledgement after which a lane is sent again, in seconds.
     """
 
@@ -125,6 +96,8 @@ class LogWriter:
         window_messages: int = 4096,
         window_bytes: int = 8 << 20,
         ack_timeout_s: float = 5.0,
+        is_ordered: Callable[[str], bool] | None = None,
+        is_gone: Callable[[str], bool] | None = None,
     ) -> None:
         self._client = client
         self._stored = stored
@@ -133,14 +106,16 @@ class LogWriter:
         self._window_messages = window_messages
         self._window_bytes = window_bytes
         self._ack_timeout_s = ack_timeout_s
+        self._is_ordered = is_ordered
+        self._is_gone = is_gone
         self._inbox = f"{client.new_inbox()}."
         self._inbox_size = len(self._inbox)
         self._number = 0
-        self._messages: dict[int, _Message] = {}
-        self._lanes: dict[str, _Lane] = {}
+        self._messages: dict[int, Message] = {}
+        self._lanes: dict[str, Lane] = {}
         self._lane_names: dict[str, str] = {}
-        self._queue: deque[_Lane] = deque()  # lanes with messages to send now
-        self._paused: list[_Lane] = []  # lanes that wait for `retry_at`
+        self._queue: deque[Lane] = deque()  # lanes with messages to send now
+        self._paused: list[Lane] = []  # lanes that wait for `retry_at`
         self._flight_messages = 0
         self._flight_bytes = 0
         self._connection = -1  # the client's count of reconnects when the messages in flight were sent
@@ -176,30 +151,21 @@ class LogWriter:
         size = len(block)
         line = f"HPUB {subject} {self._inbox}{number} {size} {size + len(payload)}\r\n".encode()
         lane = self._lane(subject)
-        message = _Message(lane, number, line + block, payload, token)
+        message = Message(lane, number, headers.get("Nats-Msg-Id", ""), line + block, payload, token)
         if len(line) > MAX_CONTROL_LINE:
-            message.sequence = _REFUSED
+            message.sequence = REFUSED
             message.failure = f"the subject has {len(subject)} characters"
-        elif size + len(payload) > self._client.max_payload:
-            message.sequence = _REFUSED
+        elif size + len(payload) + lane.reserve > self._client.max_payload:
+            message.sequence = REFUSED
             message.failure = f"headers and payload have {size + len(payload)} bytes"
         self._messages[number] = message
         self.backlog_messages += 1
         self.backlog_bytes += message.size
         lane.waiting.append(message)
-        if not lane.is_queued and lane.retry_at == 0.0 and not (lane.is_probing and lane.flight):
+        if not lane.is_queued and lane.retry_at == 0.0 and not lane.is_probing:
             lane.is_queued = True
             self._queue.append(lane)
             self._wake.set()
-
-    def probe(self, subject: str) -> None:
-        """Send what is written next alone until it is acknowledged: the stream may be about to be made.
-
-        Otherwise the messages behind it, sent when the stream is there, would be stored before it.
-        """
-        lane = self._lane(subject)
-        if not lane.flight:
-            lane.is_probing = True
 
     async def run(self) -> None:
         """Send what is written until cancelled; then nothing more is sent or reported.
@@ -240,7 +206,7 @@ class LogWriter:
         while not client.is_closed and (client.pending_data_size or not client.is_connected):  # noqa: ASYNC110 - no event
             await asyncio.sleep(SETTLE_S)
 
-    def _lane(self, subject: str) -> _Lane:
+    def _lane(self, subject: str) -> Lane:
         name = self._lane_names.get(subject)
         if name is None:
             if len(self._lane_names) >= MAX_LANE_NAMES:
@@ -249,7 +215,8 @@ class LogWriter:
             self._lane_names[subject] = name
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = _Lane(name)
+            is_ordered = self._is_ordered is not None and self._is_ordered(name)
+            lane = self._lanes[name] = Lane(name, is_ordered=is_ordered)
         return lane
 
     def _check(self, now: float) -> None:
@@ -276,7 +243,7 @@ class LogWriter:
                     self._enqueue(lane)
             self._paused = [lane for lane in self._paused if lane.retry_at]
 
-    def _enqueue(self, lane: _Lane) -> None:
+    def _enqueue(self, lane: Lane) -> None:
         """Let a lane be sent, unless it pauses or is about to be sent."""
         if not lane.is_queued and lane.retry_at == 0.0:
             lane.is_queued = True
@@ -297,9 +264,10 @@ class LogWriter:
         if parts:
             write(self._client, parts)
 
-    def _send_lane(self, lane: _Lane, parts: list[bytes], now: float) -> None:
+    def _send_lane(self, lane: Lane, parts: list[bytes], now: float) -> None:
         if not lane.flight:
             lane.progress = now
+            lane.sent = None
         budget = min(BURST, self._window_messages - self._flight_messages)
         while lane.waiting and budget > 0 and self._flight_bytes < self._window_bytes:
             message = lane.waiting.popleft()
@@ -307,8 +275,13 @@ class LogWriter:
             self._flight_messages += 1
             self._flight_bytes += message.size
             budget -= 1
-            if message.sequence == _WAITING:
-                parts.append(message.head)
+            if message.sequence == WAITING:
+                head = message.head
+                if lane.is_ordered:
+                    if lane.sent is not None:
+                        head = with_header(head, "Nats-Expected-Last-Msg-Id", lane.sent.message_id)
+                    lane.sent = message
+                parts.append(head)
                 parts.append(message.payload)
                 parts.append(_CRLF)
                 if lane.is_probing:
@@ -326,7 +299,7 @@ class LogWriter:
     def _take(self, answer: Msg) -> None:
         number = answer.subject[self._inbox_size :]
         message = self._messages.get(int(number)) if number.isdecimal() else None
-        if message is None or message.sequence != _WAITING:
+        if message is None or message.sequence != WAITING:
             return  # an answer to one of several attempts
         lane = message.lane
         data = answer.data
@@ -334,7 +307,7 @@ class LogWriter:
         if match is None:
             code, reason = _fault(answer)
             if code in _PERMANENT:
-                message.sequence = _REFUSED
+                message.sequence = REFUSED
                 message.failure = reason
             elif lane.retry_at == 0.0 and lane.flight:
                 self._fail(lane, reason)
@@ -353,17 +326,17 @@ class LogWriter:
             if self._queue:
                 self._wake.set()
 
-    def _report(self, lane: _Lane, now: float) -> None:
+    def _report(self, lane: Lane, now: float) -> None:
         """Report the messages at the head of a lane that have their answer."""
         flight = lane.flight
-        while flight and flight[0].sequence != _WAITING:
+        while flight and flight[0].sequence != WAITING:
             message = flight.popleft()
             del self._messages[message.number]
             self._flight_messages -= 1
             self._flight_bytes -= message.size
             self.backlog_messages -= 1
             self.backlog_bytes -= message.size
-            if message.sequence != _REFUSED:
+            if message.sequence != REFUSED:
                 if message.token is not None:
                     self._stored(message.token, message.sequence, message.is_duplicate)
             else:
@@ -374,7 +347,10 @@ class LogWriter:
         lane.is_probing = False
         lane.pause_s = FIRST_PAUSE_S
 
-    def _fail(self, lane: _Lane, reason: str) -> None:
+    def _fail(self, lane: Lane, reason: str) -> None:
+        if self._is_gone is not None and lane.pause_s >= GONE_PAUSE_S and self._is_gone(lane.name):
+            self._give_up(lane, reason)
+            return
         if not lane.is_probing:  # once for each time that the lane fails, not for each attempt
             logger.warning("log does not store, trying on", extra={"stream": lane.name, "reason": reason})
         self._send_back(lane)
@@ -383,7 +359,19 @@ class LogWriter:
         self._paused.append(lane)
         self._wake.set()
 
-    def _send_back(self, lane: _Lane) -> None:
+    def _give_up(self, lane: Lane, reason: str) -> None:
+        """Report all messages of a lane as failed: its stream is gone."""
+        self._send_back(lane)
+        for message in lane.waiting:
+            if message.sequence == WAITING:
+                message.sequence = REFUSED
+                message.failure = reason
+        lane.retry_at = 0.0
+        lane.is_probing = False
+        self._enqueue(lane)
+        self._wake.set()
+
+    def _send_back(self, lane: Lane) -> None:
         """Move what is in flight back in front of what waits."""
         self.failures += 1
         self._flight_messages -= len(lane.flight)

@@ -12,7 +12,9 @@ from grpc import aio
 from services.common import grpc_client, grpc_server
 from services.common.readiness import Readiness, names
 from services.common.runtime import background, unless_stopped
+from services.edge import ordering
 from services.edge.auth_client import AuthClient
+from services.edge.commands import ENABLE_ORDER
 from services.edge.groups import SessionShards, router_group
 from services.edge.hub import Hub
 from services.edge.policy import Policies
@@ -34,6 +36,7 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
     readiness = Readiness("auth", *session_names, *router_names)
     incarnation = secrets.token_hex(8)
     hub = Hub(asyncio.get_running_loop())
+    hub.commands.add(ENABLE_ORDER, ordering.enable)
     token = settings.cluster_token
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context

@@ -352,25 +352,25 @@ class RouterLink:
         self._notices[:0] = [done for _, notices in self._waiting for done in notices]
         self._waiting.clear()
         self._snapshot_complete = False
-        # Messages of QoS 0 that had been gathered are kept; those in lost frames are gone, as QoS 0 may be.
-        gathered = [*self._full, self._columns]
-        self._full.clear()
-        self._columns = Columns()
-        self._gathered_bytes = 0
-        for sequence, entry in self._unacknowledged.items():
-            self._gather(entry.rule, entry.client_id, sequence, entry.payload, entry.flags | REPEATED)
-        for columns in gathered:
+        # Messages of QoS 0 that had been gathered are kept; those in lost frames are gone, as QoS 0 may be. All in the
+        # order of publishing, which the logs of ordered topics promise.
+        again = [
+            (sequence, entry.rule, entry.client_id, entry.payload, entry.flags | REPEATED)
+            for sequence, entry in self._unacknowledged.items()
+        ]
+        for columns in (*self._full, self._columns):
             rules = list(columns.topic_index)
             publishers = list(columns.publisher_index)
             for n, sequence in enumerate(columns.sequences):
                 if sequence not in self._unacknowledged:
-                    self._gather(
-                        rules[columns.topic_indexes[n]],
-                        publishers[columns.publisher_indexes[n]],
-                        sequence,
-                        columns.payloads[n],
-                        columns.flags[n],
-                    )
+                    rule = rules[columns.topic_indexes[n]]
+                    publisher = publishers[columns.publisher_indexes[n]]
+                    again.append((sequence, rule, publisher, columns.payloads[n], columns.flags[n]))
+        self._full.clear()
+        self._columns = Columns()
+        self._gathered_bytes = 0
+        for sequence, rule, publisher, payload, flags in sorted(again, key=_sequence):
+            self._gather(rule, publisher, sequence, payload, flags)
 
     # --- down ----------------------------------------------------------------------------------
 
@@ -412,6 +412,10 @@ class RouterLink:
             message = OutboundMessage(topics[topic], payload, bool(flags & RETAIN))
             for receiver, granted in route:
                 receiver.deliver(message, qos if qos < granted else granted)
+
+
+def _sequence(publication: tuple[int, TopicRule, str, bytes, int]) -> int:
+    return publication[0]
 
 
 def _target(target: Interest) -> router_pb2.Target:

@@ -14,8 +14,7 @@ from typing_extensions import override
 from services.common import subjects
 from services.common.grpc_client import channel
 from services.router import queries, retained_stream
-from tests.support.nats import NatsServer
-from tests.support.router import (
+from tests.contract.test_router_service import (
     CLEAN_SESSION,
     LOGGED,
     P2P,
@@ -32,6 +31,7 @@ from tests.support.router import (
     read_log,
     until,
 )
+from tests.support.nats import NatsServer
 from weimq.router.v1 import router_pb2
 
 __all__ = ["mesh"]  # a fixture

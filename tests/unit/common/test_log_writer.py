@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, Callable
 
 import nats
 import nats.errors
 import pytest
 from nats.aio.client import Client
-from nats.js.api import StreamConfig
+from nats.js.api import DiscardPolicy, StreamConfig
 
 from services.common import jetstream
 from services.common.log_writer import MAX_CONTROL_LINE, LogWriter
@@ -93,26 +94,6 @@ async def test_messages_are_stored_and_reported_in_the_order_of_writing(nats_url
         assert await read(client, name, 3000) == [str(number) for number in range(3000)]
         assert writer.backlog_bytes == 0
         assert writer.failures == 0
-
-
-@pytest.mark.asyncio
-async def test_stream_that_is_made_while_its_messages_wait_has_them_in_order(nats_url: str) -> None:
-    name = unique("s")
-    reports = Reports()
-    async with connected(nats_url) as client:
-        writer = reports.writer(client)
-        async with background(writer.run()):
-            writer.probe(f"t.{name}.0")
-            put(writer, name, 0)
-            put(writer, name, 1)
-            await until(lambda: writer.failures > 0)  # no such stream
-            await add_stream(client, name)
-            for number in range(2, 2000):
-                put(writer, name, number)
-                if number % 100 == 0:
-                    await asyncio.sleep(0)
-            await until(lambda: not writer.backlog_messages)
-        assert reports.stored == [((name, number), number + 1, False) for number in range(2000)]
 
 
 @pytest.mark.asyncio
@@ -284,3 +265,79 @@ async def test_closed_client_ends_the_pump(nats_url: str) -> None:
     async with asyncio.timeout(10):
         with pytest.raises(nats.errors.ConnectionClosedError):
             await first_of(writer.run(), close())
+
+
+async def fill_and_drain(client: Client, name: str, reports: Reports, writer: LogWriter, total: int) -> None:
+    """Write while the stream takes some messages, is full for a moment, and takes some again."""
+    js = client.jetstream()
+    config = StreamConfig(name=name, subjects=[f"t.{name}.>"], duplicate_window=120, discard=DiscardPolicy.NEW)
+
+    async def produce() -> None:
+        for number in range(total):
+            put(writer, name, number)
+            if number % 50 == 49:
+                await asyncio.sleep(0)
+
+    async def toggle() -> None:
+        limit = 0
+        while len(reports.stored) < total:
+            limit = max(limit, len(reports.stored)) + 97
+            for max_msgs in (limit, limit + 53):
+                await js.update_stream(dataclasses.replace(config, max_msgs=max_msgs))
+
+    async with background(writer.run(), produce(), toggle()):
+        await until(lambda: len(reports.stored) == total)
+
+
+@pytest.mark.asyncio
+async def test_ordered_lane_keeps_the_order_when_messages_fail_and_later_ones_do_not(nats_url: str) -> None:
+    name = unique("s")
+    total = 3_000
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, name, discard=DiscardPolicy.NEW, max_msgs=10)
+        writer = reports.writer(client, is_ordered=lambda lane: lane == f"t.{name}")
+        await fill_and_drain(client, name, reports, writer, total)
+        assert writer.failures
+        assert reports.order == [(name, number) for number in range(total)]
+        assert await read(client, name, total) == [str(number) for number in range(total)]
+
+
+@pytest.mark.asyncio
+async def test_ordered_lane_survives_restarts_and_gives_each_message_once(nats_server: NatsServer) -> None:
+    total = 20_000
+    reports = Reports()
+    async with connected(nats_server.url) as client:
+        await add_stream(client, "s")
+        writer = reports.writer(client, is_ordered=lambda _lane: True)
+
+        async def produce() -> None:
+            for number in range(total):
+                put(writer, "s", number)
+                if number % 100 == 99:
+                    await asyncio.sleep(0)
+
+        async with background(writer.run(), produce()):
+            for part in (1, 2, 3):
+                await until(lambda part=part: len(reports.stored) > part * total // 5)  # type: ignore[misc]
+                await asyncio.to_thread(nats_server.restart)
+            await until(lambda: len(reports.stored) == total)
+        assert writer.failures
+        assert await read(client, "s", total) == [str(number) for number in range(total)]
+
+
+@pytest.mark.asyncio
+async def test_messages_of_a_stream_that_is_gone_are_reported_as_failed(nats_url: str) -> None:
+    gone, other = unique("gone"), unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        await add_stream(client, other)
+        writer = reports.writer(client, is_gone=lambda lane: lane == f"t.{gone}")
+        async with background(writer.run()):
+            for number in range(100):
+                put(writer, gone, number)
+                put(writer, other, number)
+            await until(lambda: not writer.backlog_messages)
+        assert [token for token, _, _ in reports.stored] == [(other, number) for number in range(100)]
+        assert reports.failed == [((gone, number), "no responders") for number in range(100)]
+        assert not writer.backlog_bytes

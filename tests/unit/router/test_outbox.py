@@ -16,7 +16,9 @@ class Publisher:
 
 
 def leg(topic: str, *target_ids: int) -> Leg:
-    return Leg(topic, 0, list(target_ids))
+    made = Leg(topic, 0)
+    made.target_ids.extend(target_ids)
+    return made
 
 
 def test_topic_and_targets_are_stated_once_in_a_batch() -> None:

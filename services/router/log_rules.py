@@ -1,0 +1,33 @@
+"""What the log writer asks about its lanes, answered by what exists."""
+
+from __future__ import annotations
+
+from services.common.subjects import OUT, log_topic
+from services.router.auth_watch import AuthWatch
+
+
+class LogRules:
+    """Which message logs are ordered, and which are gone.
+
+    Args:
+        watch: knows the parent topics.
+    """
+
+    def __init__(self, watch: AuthWatch) -> None:
+        self._watch = watch
+
+    def is_ordered(self, lane: str) -> bool:
+        """Return whether a lane is the log of a topic of message type `ordered`, or may be one."""
+        topic = _topic(lane)
+        catalog = self._watch.catalog
+        return topic is not None and (catalog is None or catalog.is_ordered(*topic))
+
+    def is_gone(self, lane: str) -> bool:
+        """Return whether a lane is the log of a topic that was deleted."""
+        topic = _topic(lane)
+        catalog = self._watch.catalog
+        return topic is not None and catalog is not None and not catalog.has_log(*topic)
+
+
+def _topic(lane: str) -> tuple[str, str] | None:
+    return log_topic(lane) if lane.startswith(f"{OUT}.") else None
