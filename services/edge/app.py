@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import time
 
 from grpc import aio
 
@@ -14,9 +15,10 @@ from services.common.readiness import Readiness, names
 from services.common.runtime import background, unless_stopped
 from services.edge import ordering
 from services.edge.auth_client import AuthClient
-from services.edge.commands import ENABLE_ORDER
+from services.edge.commands import ENABLE_ORDER, GET_OFFLINE_MESSAGES
 from services.edge.groups import SessionShards, router_group
 from services.edge.hub import Hub
+from services.edge.offline_pull import OfflinePull
 from services.edge.policy import Policies
 from services.edge.router_link import RouterLink
 from services.edge.server import listening, specs
@@ -84,6 +86,7 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
         ]
         hub.sessions = SessionShards(shards)
         hub.router = router_group(routers)
+        hub.commands.add(GET_OFFLINE_MESSAGES, OfflinePull(hub.sessions, time.monotonic).handle)
         links: list[SessionLink | RouterLink] = [*shards, *routers]
 
         def is_idle() -> bool:

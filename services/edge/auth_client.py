@@ -139,6 +139,13 @@ class AuthClient:
                     max_subscriptions=instance.max_subscriptions,
                     takeover=instance.takeover,
                     refuse_filters=instance.refuse_filters,
+                    strict_order=instance.strict_order,
+                    offline_batch_messages=instance.offline_batch_messages,
+                    offline_batch_interval_ms=instance.offline_batch_interval_ms,
+                    acknowledgement_timeout_ms=instance.acknowledgement_timeout_ms,
+                    offline_retention_ms=instance.offline_retention_ms,
+                    max_offline_messages=instance.max_offline_messages,
+                    session_expiry_ms=instance.session_expiry_ms,
                 )
             )
         for topic in change.topics:

@@ -16,7 +16,7 @@ from typing import cast
 
 from typing_extensions import override
 
-from services.edge import liveness, reasons
+from services.edge import liveness, persistent, reasons
 from services.edge.commands import CommandError
 from services.edge.hub import Hub
 from services.edge.mqtt.events import Acknowledged, Event, Failed
@@ -31,8 +31,9 @@ from services.edge.mqtt.packets import (
     Unsubscribe,
     Will,
 )
+from services.edge.persistent import Ending, KeptDeliveries, PersistentSubscriptions
 from services.edge.policy import Grant
-from services.edge.ports import Sessions
+from services.edge.ports import Sessions, StoredSession
 from services.edge.shared import SharingClient, Token
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
@@ -74,6 +75,8 @@ class Connection(SharingClient):
         self.address = ""
         self._grant: Grant
         self._sessions: Sessions
+        self._deliveries: KeptDeliveries
+        self._ending: Ending | None = None
         self._clean_session = True
         self._will: Will | None = None
         self._is_admitted = False
@@ -85,7 +88,7 @@ class Connection(SharingClient):
         self._closed = False
         self._target_id = 0
         self._subscriptions = Subscriptions(hub, self)
-        self._early: list[tuple[OutboundMessage, int]] = []
+        self._early: list[Callable[[], None]] = []
         self.oversized_count = 0
         """Publications that were acknowledged and dropped because their payload is too large."""
         self.dropped_count = 0
@@ -148,7 +151,7 @@ class Connection(SharingClient):
             elif isinstance(event, Failed):
                 self._on_failed(event)
             elif isinstance(event, Acknowledged):
-                pass
+                self._on_acknowledged(event.token)
             if self._closed:
                 return
         if self._is_peer_slow or self._hub.router.is_congested or self._machine.wants_pause:
@@ -197,8 +200,11 @@ class Connection(SharingClient):
             self._deny("subscribe", denied)
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
-        self._subscriptions.remove(packet)
-        self._machine.unsuback(packet.packet_identifier)
+        self._subscriptions.remove(packet, functools.partial(self._on_unsubscribed, packet.packet_identifier))
+
+    def _on_acknowledged(self, token: object) -> None:
+        if isinstance(token, int):  # a delivery id; shared subscriptions have tokens of their own
+            self._deliveries.complete(token)
 
     def _on_failed(self, event: Failed) -> None:
         is_silence = event.error.requirement == KEEP_ALIVE_REQUIREMENT
@@ -234,9 +240,14 @@ class Connection(SharingClient):
         self._is_announced = True
         self._hub.by_channel[self.channel_id] = self
         self._sessions = self._hub.sessions.of(self.instance_id, self.client_id)
+        self._deliveries = KeptDeliveries(self, self._machine, self._sessions)
+        if not self._clean_session and persistent.ENABLED:
+            self._subscriptions = PersistentSubscriptions(
+                self._hub, self, self._sessions, keeps_qos2=grant.instance.is_standard
+            )
         self._sessions.open(
             self,
-            takeover=grant.instance.takeover,
+            instance=grant.instance,
             clean_session=self._clean_session,
             is_held=False,
             will=self._will,
@@ -244,27 +255,32 @@ class Connection(SharingClient):
         )
 
     @override
-    def on_admitted(self, *, accepted: bool) -> None:
+    def on_admitted(self, session: StoredSession | None) -> None:
         """The session service answered; see `ports.Client`."""
         if self._closed:
             return
-        if not accepted:
+        if session is None:
             self._is_announced = False
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
             return
         self._target_id = self._hub.add_client(self)
-        self._hub.router.notify(self._on_routed)
+        if isinstance(self._subscriptions, PersistentSubscriptions):
+            self._subscriptions.restore(session.subscriptions, self._grant)
+        self._hub.router.notify(functools.partial(self._on_routed, session))
 
-    def _on_routed(self) -> None:
-        """Answer CONNACK: the routers know the client."""
+    def _on_routed(self, session: StoredSession) -> None:
+        """Answer CONNACK: the routers know the client and its subscriptions."""
         if self._closed:
             return
         self._is_admitted = True
         self._hub.let_in(self)
-        events = self._machine.accept(self._loop.time(), session_present=False)
+        state = self._machine.session
+        if session.identifiers is not None:
+            state.restore(session.identifiers)
+        events = self._machine.accept(self._loop.time(), session_present=session.is_present, session=state)
         early, self._early = self._early, []
-        for message, qos in early:
-            self.deliver(message, qos)
+        for deliver in early:
+            deliver()
         logger.info(
             "client connected",
             extra={"client_id": self.client_id, "address": self.address, "channel_id": self.channel_id},
@@ -279,11 +295,19 @@ class Connection(SharingClient):
             self._machine.suback(packet_identifier, codes)
             self._answered()
 
+    def _on_unsubscribed(self, packet_identifier: int) -> None:
+        """Answer UNSUBACK: nothing new comes for the filters."""
+        if not self._closed:
+            self._machine.unsuback(packet_identifier)
+            self._answered()
+
     @override
     def on_published(self, packet_identifier: int, qos: int) -> None:
         """Answer PUBACK or PUBREC; see `ports.Client`."""
-        if not self._closed:
-            self._machine.acknowledge(packet_identifier, qos)
+        self._machine.acknowledge(packet_identifier, qos)
+        if self._ending is not None:
+            self._ending.check()
+        elif not self._closed:
             self._answered()
 
     def _answered(self) -> None:
@@ -305,6 +329,8 @@ class Connection(SharingClient):
             if not alive:
                 self.close(reasons.CONNECTION_LOST)
 
+        if self._ending is not None:
+            self._ending.finish()  # what comes next must not overtake it
         liveness.probe(self._transport, self._loop, answered)
 
     @override
@@ -319,7 +345,7 @@ class Connection(SharingClient):
         """Send a message to the client; QoS 0 is dropped while it reads too slowly."""
         if not self._is_admitted:
             if len(self._early) < MAX_EARLY:
-                self._early.append((message, qos))
+                self._early.append(functools.partial(self.deliver, message, qos))
             return
         if qos == 0 and self._is_peer_slow:
             self.dropped_count += 1
@@ -329,6 +355,18 @@ class Connection(SharingClient):
                 self._hub.mark_dirty(self)
         elif not self._closed:
             self.close(reasons.SLOW_CONSUMER)
+
+    @override
+    def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
+        """Send a message of the session shard; see `Receiver`."""
+        if not self._is_admitted:
+            if len(self._early) < MAX_EARLY:  # the shard sends again what is not acknowledged
+                self._early.append(functools.partial(self.deliver_kept, message, qos, delivery_id, packet_identifier))
+        elif not self._closed:
+            if self._deliveries.send(message, qos, delivery_id, packet_identifier):
+                self._mark_dirty()
+            else:
+                self.close(reasons.SLOW_CONSUMER)
 
     @override
     def deliver_shared(self, message: OutboundMessage, qos: int, token: Token) -> bool:
@@ -434,9 +472,12 @@ class Connection(SharingClient):
         self._subscriptions.clear(self._machine.session)
         if self._target_id:
             self._hub.remove_client(self._target_id)
-        if self._is_announced:
-            self._sessions.close(self, reason)
         self._hub.forget(self)
+        if self._is_announced and self._clean_session:
+            self._sessions.close(self, reason)
+        elif self._is_announced:
+            self._ending = Ending(self._machine.session, functools.partial(self._tell_end, reason))
+            self._ending.start(self._loop)
         if self._is_admitted:
             logger.info(
                 "client disconnected",
@@ -457,6 +498,9 @@ class Connection(SharingClient):
             self._transport.close()
             if self._transport.get_write_buffer_size():
                 self._loop.call_later(CLOSE_S, self._transport.abort)
+
+    def _tell_end(self, reason: int) -> None:
+        self._sessions.close(self, reason, self._machine.session.identifiers())
 
 
 def _no_answer() -> None:

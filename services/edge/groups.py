@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from services.common.sharding import router_of, shard_of
+from services.edge.countdown import countdown
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import TopicRule
@@ -60,14 +61,7 @@ class Routers:
 
     def notify(self, done: Callable[[], None]) -> None:
         """Tell once every router knows the targets; see `ports.Router`."""
-        waiting = len(self._links)
-
-        def count() -> None:
-            nonlocal waiting
-            waiting -= 1
-            if not waiting:
-                done()
-
+        count = countdown(len(self._links), done)
         for link in self._links:
             link.notify(count)
 

@@ -7,6 +7,7 @@ subscribers here, or one client for P2P. Owned by one event loop, hot path.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Mapping
@@ -45,6 +46,17 @@ class Receiver(Client):
         """Send a message to the client, at `qos`."""
         raise NotImplementedError
 
+    def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
+        """Send a message of the session shard.
+
+        Args:
+            message: shared by all deliveries.
+            qos: 1 or 2: of this delivery.
+            delivery_id: by which it is acknowledged.
+            packet_identifier: under which it was sent on an earlier connection; 0: it was not.
+        """
+        raise NotImplementedError
+
     def flush(self) -> None:
         """Write what has gathered; called once for each loop turn in which `Hub.mark_dirty` was."""
         raise NotImplementedError
@@ -66,19 +78,14 @@ class Receiver(Client):
         raise NotImplementedError
 
 
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Target(Interest):
     """An interest with those here who have it."""
 
-    __slots__ = ("answers_due", "receivers")
-
-    def __init__(
-        self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "", share_name: str = ""
-    ) -> None:
-        super().__init__(target_id, instance_id, topic_filter=topic_filter, client_id=client_id, share_name=share_name)
-        self.receivers: dict[Receiver, int] = {}
-        """Each receiver with its granted QoS."""
-        self.answers_due = 0
-        """Of a query, which is there for the retained messages of one new subscription only: answers to come."""
+    receivers: dict[Receiver, int] = dataclasses.field(default_factory=dict)
+    """Each receiver with its granted QoS."""
+    answers_due: int = 0
+    """Of a query, which is there for the retained messages of one new subscription only: answers to come."""
 
 
 class Hub:
@@ -95,7 +102,7 @@ class Hub:
         self.by_channel: dict[str, Receiver] = {}
         """Connections that were announced to the session service."""
         self._targets: dict[int, Target] = {}
-        self._filters: dict[tuple[str, str], Target] = {}
+        self._filters: dict[tuple[str, str, bool], Target] = {}
         self._left: dict[int, Target] = {}
         self._next_target_id = 1
         self._dirty: list[Receiver] = []
@@ -108,7 +115,9 @@ class Hub:
 
     def add_client(self, receiver: Receiver) -> int:
         """Register a client for P2P messages and return its target id."""
-        target = self._new_target(receiver.instance_id, client_id=receiver.client_id)
+        target = self._add(
+            Target(target_id=self._new_id(), instance_id=receiver.instance_id, client_id=receiver.client_id)
+        )
         target.receivers[receiver] = 2
         self.router.add_target(target)
         return target.target_id
@@ -118,15 +127,29 @@ class Hub:
         if self._targets.pop(target_id, None) is not None:
             self.router.remove_target(target_id)
 
-    def subscribe(self, receiver: Receiver, topic_filter: str, qos: int) -> None:
-        """Add a subscription or change its QoS, and have it get the retained messages [MQTT-3.3.1-6]."""
-        key = (receiver.instance_id, topic_filter)
+    def subscribe(self, receiver: Receiver, topic_filter: str, qos: int, *, skips_acknowledged: bool = False) -> None:
+        """Add a subscription or change its QoS.
+
+        With `skips_acknowledged` it gets messages published at QoS 0 alone: the session shard has the others. The same
+        receiver may have both kinds for a while.
+        """
+        key = (receiver.instance_id, topic_filter, skips_acknowledged)
         target = self._filters.get(key)
         if target is None:
-            target = self._filters[key] = self._new_target(receiver.instance_id, topic_filter=topic_filter)
+            target = self._filters[key] = self._add(
+                Target(
+                    target_id=self._new_id(),
+                    instance_id=receiver.instance_id,
+                    topic_filter=topic_filter,
+                    skips_acknowledged=skips_acknowledged,
+                )
+            )
             self.router.add_target(target)
         target.receivers[receiver] = qos
-        query = self._new_target(receiver.instance_id, topic_filter=topic_filter)
+
+    def send_retained(self, receiver: Receiver, topic_filter: str, qos: int) -> None:
+        """Have a new subscription get the retained messages [MQTT-3.3.1-6]."""
+        query = self._add(Target(target_id=self._new_id(), instance_id=receiver.instance_id, topic_filter=topic_filter))
         query.receivers[receiver] = qos
         query.answers_due = self.router.query_retained(query)
 
@@ -138,9 +161,9 @@ class Hub:
             if not query.answers_due:
                 del self._targets[query_id]
 
-    def unsubscribe(self, receiver: Receiver, topic_filter: str) -> None:
-        """Remove a subscription; one that does not exist is no fault."""
-        key = (receiver.instance_id, topic_filter)
+    def unsubscribe(self, receiver: Receiver, topic_filter: str, *, skips_acknowledged: bool = False) -> None:
+        """Remove a subscription of that kind; one that does not exist is no fault."""
+        key = (receiver.instance_id, topic_filter, skips_acknowledged)
         target = self._filters.get(key)
         if target is None or target.receivers.pop(receiver, None) is None:
             return
@@ -151,7 +174,9 @@ class Hub:
 
     def share(self, instance_id: str, share_name: str, topic_filter: str) -> Target:
         """Add an interest of one member of a shared subscription; the caller adds the receiver, at QoS 2."""
-        target = self._new_target(instance_id, topic_filter=topic_filter, share_name=share_name)
+        target = self._add(
+            Target(target_id=self._new_id(), instance_id=instance_id, topic_filter=topic_filter, share_name=share_name)
+        )
         self.router.add_target(target)
         return target
 
@@ -168,13 +193,13 @@ class Hub:
         """Return every target but the queries, for a router that knows none."""
         return [target for target in self._targets.values() if not target.answers_due]
 
-    def _new_target(
-        self, instance_id: str, *, topic_filter: str = "", client_id: str = "", share_name: str = ""
-    ) -> Target:
+    def _new_id(self) -> int:
         target_id = self._next_target_id
         self._next_target_id = target_id + 1
-        target = Target(target_id, instance_id, topic_filter=topic_filter, client_id=client_id, share_name=share_name)
-        self._targets[target_id] = target
+        return target_id
+
+    def _add(self, target: Target) -> Target:
+        self._targets[target.target_id] = target
         return target
 
     # --- deliveries ----------------------------------------------------------------------------

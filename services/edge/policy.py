@@ -38,6 +38,16 @@ class Instance:
     max_subscriptions: int
     takeover: bool
     refuse_filters: bool
+    strict_order: bool = False
+    offline_batch_messages: int = 0
+    offline_batch_interval_ms: int = 0
+    acknowledgement_timeout_ms: int = 0
+    offline_retention_ms: int = 0
+    max_offline_messages: int = 0
+    session_expiry_ms: int = 0
+    max_topic_levels: int = 0
+    max_publish_rate: int = 0
+    max_publish_bytes_rate: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

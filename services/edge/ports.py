@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Connect, Publish, Will
-from services.edge.policy import Grant, TopicRule
+from services.edge.policy import Grant, Instance, TopicRule
+
+
+class StoredSession:
+    """What the session service keeps for a client that it lets in."""
+
+    __slots__ = ("identifiers", "is_present", "subscriptions")
+
+    def __init__(
+        self, *, is_present: bool, subscriptions: Sequence[tuple[str, int]] = (), identifiers: Identifiers | None = None
+    ) -> None:
+        self.is_present = is_present
+        """Whether CONNACK says that there was a session."""
+        self.subscriptions = subscriptions
+        """Topic filters with their granted QoS."""
+        self.identifiers = identifiers
+        """Packet identifiers in use, with delivery ids as tokens; None: there are none."""
 
 
 class Client:
@@ -22,8 +40,8 @@ class Client:
         """Auth answered: a grant, or the CONNACK return code of the refusal."""
         raise NotImplementedError
 
-    def on_admitted(self, *, accepted: bool) -> None:
-        """The session service answered."""
+    def on_admitted(self, session: StoredSession | None) -> None:
+        """The session service answered: what it keeps for the client; None: another connection has the client id."""
         raise NotImplementedError
 
     def may_receive(self, topic: str) -> bool:
@@ -50,14 +68,24 @@ class Authenticator(Protocol):
         """Have `client.on_authenticated` called, within a deadline."""
 
 
+class KeptMessages:
+    """Deliveries of the session shard to one connection, as the adapter sees them. No method may raise."""
+
+    channel_id: str
+
+    def on_stored(self, delivery_id: int) -> None:
+        """The shard has stored the acknowledgement of a delivery."""
+        raise NotImplementedError
+
+
 class Sessions(Protocol):
-    """The session shard of a client: knows who is connected where."""
+    """The session shard of a client: knows who is connected where, and keeps persistent sessions."""
 
     def open(
         self,
         client: Client,
         *,
-        takeover: bool,
+        instance: Instance,
         clean_session: bool,
         is_held: bool,
         will: Will | None,
@@ -71,8 +99,28 @@ class Sessions(Protocol):
     def release(self, client: Client) -> None:
         """Let a client that was opened with `is_held` have its messages: its tokens are in force."""
 
-    def close(self, client: Client, reason: int) -> None:
-        """Note that the connection is gone; `reason` is a `weimq.session.v1.CloseReason`."""
+    def change_subscriptions(
+        self, client: Client, added: Sequence[tuple[str, int]], removed: Sequence[str], done: Callable[[], None]
+    ) -> None:
+        """Store a change of a session; call `done` once it is stored and known to the routers.
+
+        It is not called for a connection that has ended.
+        """
+
+    def acknowledge(self, messages: KeptMessages, delivery_id: int, outcome: int) -> None:
+        """Note that a delivery is completed; `messages.on_stored` follows. `outcome`: see `Acknowledgements`."""
+
+    def pull(self, client: Client, max_messages: int, *, descending: bool) -> None:
+        """Have up to `max_messages` offline messages sent now."""
+
+    def close(self, client: Client, reason: int, identifiers: Identifiers | None = None) -> None:
+        """Note that the connection is gone.
+
+        Args:
+            client: whose.
+            reason: a `weimq.session.v1.CloseReason`.
+            identifiers: packet identifiers in use, for the next connection of a persistent session.
+        """
 
 
 class SessionShards(Protocol):
@@ -82,22 +130,20 @@ class SessionShards(Protocol):
         """Return the shard of a client."""
 
 
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Interest:
     """What this edge wants of the routers under an id: a topic filter, or the P2P messages of a client."""
 
-    __slots__ = ("client_id", "instance_id", "share_name", "target_id", "topic_filter")
-
-    def __init__(
-        self, target_id: int, instance_id: str, *, topic_filter: str = "", client_id: str = "", share_name: str = ""
-    ) -> None:
-        self.target_id = target_id
-        self.instance_id = instance_id
-        self.topic_filter = topic_filter
-        """Empty for a client's own target."""
-        self.client_id = client_id
-        """Empty for a topic filter."""
-        self.share_name = share_name
-        """Of a shared subscription, in which the target is one member; else empty."""
+    target_id: int
+    instance_id: str
+    topic_filter: str = ""
+    """Empty for a client's own target."""
+    client_id: str = ""
+    """Empty for a topic filter."""
+    share_name: str = ""
+    """Of a shared subscription, in which the target is one member; else empty."""
+    skips_acknowledged: bool = False
+    """Whether messages published at QoS 1 and 2 come another way: from the session shard."""
 
 
 class Router(Protocol):

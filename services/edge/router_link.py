@@ -426,4 +426,5 @@ def _target(target: Interest) -> router_pb2.Target:
         instance_id=target.instance_id,
         topic_filter=target.topic_filter,
         share_name=target.share_name,
+        skips_acknowledged=target.skips_acknowledged,
     )

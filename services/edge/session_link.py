@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from grpc import aio
 
@@ -14,11 +14,15 @@ from services.common.link import Link
 from services.common.linking import Opened, keep_linked
 from services.common.readiness import Readiness
 from services.common.settings import Secret
+from services.edge import session_codec as codec
+from services.edge.acknowledgements import Acknowledgements
+from services.edge.changes import Changes
 from services.edge.hub import Hub
 from services.edge.inquiries import Inquiries
+from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.packets import Will
-from services.edge.policy import FLAG_LOGGED, FLAG_P2P, TopicRule
-from services.edge.ports import Client
+from services.edge.policy import FLAG_LOGGED, FLAG_P2P, Instance, TopicRule
+from services.edge.ports import Client, KeptMessages
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -70,6 +74,9 @@ class SessionLink:
         self._to_open: list[session_pb2.Opening] = []
         self._to_close: list[str] = []
         self._to_release: list[str] = []
+        self._changes = Changes()
+        self._acknowledgements = Acknowledgements()
+        self._pulls: list[session_pb2.OfflinePull] = []
         self._probes: list[session_pb2.ProbeResult] = []
         self._inquiries = Inquiries(hub, asyncio.get_running_loop())
         self._answers: list[session_pb2.InquiryAnswer] = []
@@ -96,7 +103,7 @@ class SessionLink:
         self,
         client: Client,
         *,
-        takeover: bool,
+        instance: Instance,
         clean_session: bool,
         is_held: bool,
         will: Will | None,
@@ -104,7 +111,11 @@ class SessionLink:
     ) -> None:
         """Ask for a client to be let in; see `ports.Sessions`."""
         opening = session_pb2.Opening(
-            connection=_connection(client), takeover=takeover, clean_session=clean_session, is_held=is_held
+            connection=_connection(client),
+            takeover=instance.takeover,
+            clean_session=clean_session,
+            is_held=is_held,
+            rules=None if clean_session else codec.rules(instance),
         )
         if will is not None and will_rule is not None:
             opening.will.topic = will.topic
@@ -125,14 +136,34 @@ class SessionLink:
             self._to_release.append(client.channel_id)
             self.link.wake()
 
-    def close(self, client: Client, reason: int) -> None:
+    def change_subscriptions(
+        self, client: Client, added: Sequence[tuple[str, int]], removed: Sequence[str], done: Callable[[], None]
+    ) -> None:
+        """Store a change of a session; see `ports.Sessions`."""
+        self._changes.add(client.channel_id, added, removed, done)
+        self.link.wake()
+
+    def acknowledge(self, messages: KeptMessages, delivery_id: int, outcome: int) -> None:
+        """Note that a delivery is completed; see `ports.Sessions`."""
+        self._acknowledgements.add(messages, delivery_id, outcome)
+        self.link.wake()
+
+    def pull(self, client: Client, max_messages: int, *, descending: bool) -> None:
+        """Ask for offline messages; see `ports.Sessions`."""
+        pull = session_pb2.OfflinePull(channel_id=client.channel_id, max_messages=max_messages, descending=descending)
+        self._pulls.append(pull)
+        self.link.wake()
+
+    def close(self, client: Client, reason: int, identifiers: Identifiers | None = None) -> None:
         """Note that a connection is gone; see `ports.Sessions`."""
+        self._changes.forget(client.channel_id)
         opening = self._established.pop(client.channel_id, None) or self._waiting.pop(client.channel_id, None)
         if opening is None:
             return
         self._closings[client.channel_id] = session_pb2.Closing(
             connection=opening.connection,
             reason=reason,  # type: ignore[arg-type]  # an int of CloseReason
+            inflight=codec.inflight_state(identifiers) if identifiers else None,
         )
         self._to_close.append(client.channel_id)
         self.link.wake()
@@ -145,7 +176,20 @@ class SessionLink:
     @property
     def is_idle(self) -> bool:
         """Whether everything was sent and confirmed."""
-        return not (self._to_open or self._to_close or self._closings or self._goodbye or self.link.has_unconfirmed)
+        return not (self._has_unsent or self._closings or self._goodbye or self.link.has_unconfirmed)
+
+    @property
+    def _has_unsent(self) -> bool:
+        return bool(
+            self._to_open
+            or self._to_close
+            or self._to_release
+            or self._probes
+            or self._answers
+            or self._pulls
+            or self._acknowledgements.has_unsent
+            or self._changes.has_unsent
+        )
 
     # --- the link ------------------------------------------------------------------------------
 
@@ -168,14 +212,16 @@ class SessionLink:
             self._to_close = list(self._closings)
             self._sent_closings.clear()
             self._to_release.clear()
+            self._changes.start_anew()
+            self._acknowledgements.start_anew()
+            self._pulls.clear()
             self._probes.clear()
             self._answers.clear()  # whoever asked has been told that we did not answer
             self._snapshot_complete = False
         return Opened(resumed=opened.resumed, received_through=opened.received_through)
 
     def _build(self) -> session_pb2.LinkRequest | None:
-        has_more = self._to_open or self._to_close or self._to_release or self._probes or self._answers
-        if not has_more and self._snapshot_complete:
+        if self._snapshot_complete and not self._has_unsent:
             if not self._goodbye:
                 return None
             self._goodbye = False
@@ -190,18 +236,32 @@ class SessionLink:
             frame.inquiry_answers.append(self._answers.pop(0))  # one in a frame: some are large
         frame.openings.extend(self._to_open[:MAX_FRAME_ITEMS])
         del self._to_open[:MAX_FRAME_ITEMS]
+        # Nothing of a connection overtakes its opening, and its closing overtakes nothing.
         if not self._to_open:
-            # A closing never overtakes its opening.
-            channels = self._to_close[:MAX_FRAME_ITEMS]
-            del self._to_close[:MAX_FRAME_ITEMS]
-            frame.closings.extend(self._closings[channel_id] for channel_id in channels)
-            if channels:
-                self._sent_closings.append((self.link.next_frame, channels))
-            if not self._to_close and not self._snapshot_complete:
-                self._snapshot_complete = frame.snapshot_complete = True
+            self._add_requests(frame)
+            if not (self._changes.has_unsent or self._acknowledgements.has_unsent):
+                self._add_closings(frame)
         return frame
 
+    def _add_requests(self, frame: session_pb2.LinkRequest) -> None:
+        frame.subscription_changes.extend(self._changes.take(MAX_FRAME_ITEMS))
+        if self._acknowledgements.has_unsent:
+            self._acknowledgements.write_to(frame.acknowledgements, self.link.next_frame)
+        if self._pulls:
+            frame.offline_pulls.extend(self._pulls)
+            self._pulls.clear()
+
+    def _add_closings(self, frame: session_pb2.LinkRequest) -> None:
+        channels = self._to_close[:MAX_FRAME_ITEMS]
+        del self._to_close[:MAX_FRAME_ITEMS]
+        frame.closings.extend(self._closings[channel_id] for channel_id in channels)
+        if channels:
+            self._sent_closings.append((self.link.next_frame, channels))
+        if not self._to_close and not self._snapshot_complete:
+            self._snapshot_complete = frame.snapshot_complete = True
+
     def _on_confirmed(self, through: int) -> None:
+        self._acknowledgements.confirm(through)
         done = 0
         for number, channels in self._sent_closings:
             if number > through:
@@ -218,12 +278,17 @@ class SessionLink:
             client = by_channel.get(decision.channel_id)
             if opening is None or client is None:
                 continue  # closed meanwhile; the closing is on its way
-            accepted = decision.admission == session_pb2.ADMISSION_ACCEPTED
-            if accepted:
-                opening.connection.connect_time_ms = decision.connect_time_ms
-                opening.established = True
-                self._established[decision.channel_id] = opening
-            client.on_admitted(accepted=accepted)
+            if decision.admission != session_pb2.ADMISSION_ACCEPTED:
+                client.on_admitted(None)
+                continue
+            opening.connection.connect_time_ms = decision.connect_time_ms
+            opening.established = True
+            self._established[decision.channel_id] = opening
+            client.on_admitted(codec.stored_session(decision))
+        for stored in frame.stored_changes:
+            self._changes.stored(stored.channel_id, stored.number)
+        if frame.HasField("deliveries"):
+            codec.hand_over(frame.deliveries, by_channel)
         self._probe(frame.probe_channel_ids)
         for inquiry in frame.inquiries:
             self._inquiries.answer(inquiry, self._on_answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from services.common.topics import split_share
 from services.edge.hub import Hub
@@ -36,6 +36,7 @@ class Subscriptions:
             A topic filter for which the connection must be closed; None: there is none.
         """
         codes = []
+        added = []
         limit = grant.instance.max_subscriptions
         for topic_filter, qos in packet.filters:
             if not grant.may_subscribe(topic_filter):
@@ -47,15 +48,18 @@ class Subscriptions:
             else:
                 self._filters[topic_filter] = qos
                 self._subscribe(topic_filter, qos)
+                self._send_retained(topic_filter, qos)
                 codes.append(qos)
-        self._hub.router.notify(functools.partial(done, codes))
+                added.append((topic_filter, qos))
+        self._put_in_force(added, functools.partial(done, codes))
         return None
 
-    def remove(self, packet: Unsubscribe) -> None:
-        """Take an UNSUBSCRIBE packet; a filter that is not there is no fault."""
+    def remove(self, packet: Unsubscribe, done: Callable[[], None]) -> None:
+        """Take an UNSUBSCRIBE packet; `done` is called when UNSUBACK is due. A filter that is not there is no fault."""
         for topic_filter in packet.filters:
             if self._filters.pop(topic_filter, None) is not None:
                 self._unsubscribe(topic_filter)
+        done()
 
     def clear(self, session: SessionState) -> None:
         """Drop everything: the connection ends; what `session` holds of shared subscriptions is returned."""
@@ -68,7 +72,7 @@ class Subscriptions:
     def _subscribe(self, topic_filter: str, qos: int) -> None:
         share_name, shared_filter = split_share(topic_filter)
         if not share_name:
-            self._hub.subscribe(self._receiver, topic_filter, qos)
+            self._subscribe_own(topic_filter, qos)
             return
         if self._shares is None:
             self._shares = Shares(self._receiver, self._hub)
@@ -79,4 +83,17 @@ class Subscriptions:
         if share_name and self._shares is not None:
             self._shares.unsubscribe(share_name, shared_filter)
         else:
-            self._hub.unsubscribe(self._receiver, topic_filter)
+            self._unsubscribe_own(topic_filter)
+
+    def _subscribe_own(self, topic_filter: str, qos: int) -> None:
+        self._hub.subscribe(self._receiver, topic_filter, qos)
+
+    def _unsubscribe_own(self, topic_filter: str) -> None:
+        self._hub.unsubscribe(self._receiver, topic_filter)
+
+    def _send_retained(self, topic_filter: str, qos: int) -> None:
+        if not split_share(topic_filter)[0]:  # MQTT 5.0 section 4.8.2: shared ones get none
+            self._hub.send_retained(self._receiver, topic_filter, qos)
+
+    def _put_in_force(self, _added: Sequence[tuple[str, int]], done: Callable[[], None]) -> None:
+        self._hub.router.notify(done)

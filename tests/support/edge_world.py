@@ -17,7 +17,7 @@ from services.edge.app import serve
 from services.edge.mqtt import codec, packets
 from services.edge.settings import EdgeSettings
 from tests.support.fakes import FakeAuth, FakeRouter, FakeSession
-from weimq.auth.v1 import auth_pb2_grpc
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2_grpc
 from weimq.session.v1 import session_pb2_grpc
 
@@ -61,8 +61,8 @@ class Device:
 class World:
     """An edge and its fake services."""
 
-    def __init__(self) -> None:
-        self.auth = FakeAuth()
+    def __init__(self, profile: auth_pb2.Profile.ValueType) -> None:
+        self.auth = FakeAuth(profile)
         self.session = FakeSession()
         self.router = FakeRouter()
         self.stop = asyncio.Event()
@@ -85,16 +85,18 @@ class World:
         )
         return device
 
-    async def connected(self, client_id: str = "GID_demo@@@1") -> Device:
-        device = await self.connect(client_id)
-        assert await device.receive() == packets.ConnAck(False, 0)
+    async def connected(
+        self, client_id: str = "GID_demo@@@1", *, clean_session: bool = True, session_present: bool = False
+    ) -> Device:
+        device = await self.connect(client_id, clean_session=clean_session)
+        assert await device.receive() == packets.ConnAck(session_present, 0)
         return device
 
 
 @contextlib.asynccontextmanager
-async def world() -> AsyncGenerator[World]:
+async def world(profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ) -> AsyncGenerator[World]:
     """Start fakes and edge; the edge is ready."""
-    made = World()
+    made = World(profile)
     readiness = Readiness()
 
     def register(server: aio.Server) -> list[str]:

@@ -19,8 +19,9 @@ from weimq.session.v1 import session_pb2, session_pb2_grpc
 class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
     """Lets everybody in whose password is `right`; knows the instance `i` with the topics `demo` and `fast`."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ) -> None:
         self.batches: list[int] = []
+        self.profile = profile
 
     @override
     async def CheckTokens(
@@ -64,10 +65,17 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
             instances=[
                 auth_pb2.InstancePolicy(
                     instance_id="i",
-                    profile=auth_pb2.PROFILE_LMQ,
+                    profile=self.profile,
                     max_topic_characters=64,
                     max_payload_bytes=65_536,
                     max_subscriptions=3,
+                    strict_order=True,
+                    offline_batch_messages=30,
+                    offline_batch_interval_ms=5000,
+                    acknowledgement_timeout_ms=5001,
+                    offline_retention_ms=1 << 40,
+                    max_offline_messages=1_000_000,
+                    session_expiry_ms=7,
                 )
             ],
             topics=[
@@ -86,11 +94,27 @@ async def _read(context: aio.ServicerContext[Any, Any]) -> Any:
     return None if message is aio.EOF else message
 
 
+async def _read_until(context: aio.ServicerContext[Any, Any], cut: asyncio.Event) -> Any:
+    """Return the next message, None at the end of the stream or when it is cut."""
+    reading = asyncio.ensure_future(_read(context))
+    cutting = asyncio.ensure_future(cut.wait())
+    await asyncio.wait((reading, cutting), return_when=asyncio.FIRST_COMPLETED)
+    return reading.result() if reading.done() else None
+
+
 class FakeSession(session_pb2_grpc.SessionServiceServicer):
-    """Lets in every client id that is not in `taken`; notes what it is told."""
+    """Lets in every client id that is not in `taken`; notes what it is told; stores changes while `stores`."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
+        self.decisions: dict[str, session_pb2.Decision] = {}
+        """What the decision on a client id says of its session."""
+        self.changes: list[session_pb2.SubscriptionChange] = []
+        self.stores = True
+        self.acknowledged: list[tuple[str, int, int]] = []
+        """(channel, delivery id, outcome)."""
+        self.pulls: list[session_pb2.OfflinePull] = []
+        self.cut = asyncio.Event()
         self.openings: list[session_pb2.Opening] = []
         self.closings: list[session_pb2.Closing] = []
         self.probe_results: list[session_pb2.ProbeResult] = []
@@ -101,6 +125,42 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
         self.link: Link[session_pb2.LinkResponse, session_pb2.LinkRequest] = Link(
             build=self._build, bare=session_pb2.LinkResponse, take=self._take, confirmed=lambda _: None
         )
+
+    def channel_of(self, client_id: str) -> str:
+        """Return the channel of the latest connection of a client."""
+        return next(
+            opening.connection.channel_id
+            for opening in reversed(self.openings)
+            if opening.connection.client_id == client_id
+        )
+
+    def deliver(
+        self,
+        client_id: str,
+        delivery_id: int,
+        payload: bytes,
+        qos: int = 1,
+        *,
+        topic: str = "demo/a",
+        identifier: int = 0,
+    ) -> None:
+        """Send a kept message to the latest connection of a client; with `identifier` it was sent before."""
+        deliveries = self.to_send.deliveries
+        deliveries.topics.append(topic)
+        deliveries.channel_ids.append(self.channel_of(client_id))
+        deliveries.topic_indexes.append(len(deliveries.topics) - 1)
+        deliveries.payloads.append(payload)
+        deliveries.message_indexes.append(len(deliveries.payloads) - 1)
+        deliveries.channel_indexes.append(len(deliveries.channel_ids) - 1)
+        deliveries.delivery_ids.append(delivery_id)
+        deliveries.flags += bytes((qos | (8 if identifier else 0),))
+        deliveries.packet_identifiers.append(identifier)
+        self.link.wake()
+
+    def store(self, change: session_pb2.SubscriptionChange) -> None:
+        """Answer a change."""
+        self.to_send.stored_changes.add(channel_id=change.channel_id, number=change.number)
+        self.link.wake()
 
     def _build(self) -> session_pb2.LinkResponse | None:
         frame, self.to_send = self.to_send, session_pb2.LinkResponse()
@@ -116,11 +176,23 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
             if not opening.established:
                 connection = opening.connection
                 taken = connection.client_id in self.taken
-                self.to_send.decisions.add(
-                    channel_id=connection.channel_id,
-                    admission=session_pb2.ADMISSION_DUPLICATE if taken else session_pb2.ADMISSION_ACCEPTED,
-                    connect_time_ms=1,
-                )
+                decision = self.to_send.decisions.add()
+                decision.CopyFrom(self.decisions.get(connection.client_id, session_pb2.Decision()))
+                decision.channel_id = connection.channel_id
+                decision.admission = session_pb2.ADMISSION_DUPLICATE if taken else session_pb2.ADMISSION_ACCEPTED
+                decision.connect_time_ms = 1
+        self.changes.extend(frame.subscription_changes)
+        if self.stores:
+            for change in frame.subscription_changes:
+                self.store(change)
+        acks = frame.acknowledgements
+        self.acknowledged += [
+            (acks.channel_ids[channel], delivery_id, outcome)
+            for channel, delivery_id, outcome in zip(
+                acks.channel_indexes, acks.delivery_ids, acks.outcomes, strict=True
+            )
+        ]
+        self.pulls.extend(frame.offline_pulls)
         if self.confirms:
             self.link.confirm(frame.frame)
         self.link.wake()
@@ -129,9 +201,10 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
     async def Link(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # reads and writes by its context
         await context.read()
         self.link.reset()
+        self.cut.clear()
         await context.write(session_pb2.LinkResponse(opened=session_pb2.LinkOpened(session_incarnation="s")))
         try:
-            await self.link.exchange(lambda: _read(context), context.write)
+            await self.link.exchange(lambda: _read_until(context, self.cut), context.write)
         except LinkBrokenError:
             return
 
@@ -244,12 +317,6 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.PublishResponse:
         raise NotImplementedError
 
-    async def _read(self, context: aio.ServicerContext[Any, Any]) -> Any:
-        reading = asyncio.ensure_future(_read(context))
-        cutting = asyncio.ensure_future(self.cut.wait())
-        await asyncio.wait((reading, cutting), return_when=asyncio.FIRST_COMPLETED)
-        return reading.result() if reading.done() else None
-
     @override
     async def Link(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # reads and writes by its context
         await context.read()
@@ -258,6 +325,6 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         opened = router_pb2.LinkOpened(router_incarnation="r", missed=self.missed)
         await context.write(router_pb2.LinkResponse(opened=opened))
         try:
-            await self.link.exchange(lambda: self._read(context), context.write)
+            await self.link.exchange(lambda: _read_until(context, self.cut), context.write)
         except LinkBrokenError:
             return

@@ -8,7 +8,9 @@ Sent, QoS 2:      PUBLISH -> unacknowledged -PUBREC-> released (payload forgotte
 Received, QoS 2:  PUBLISH -> forwarded -mesh has it, PUBREC-> recorded -PUBREL-> free
 
 A session outlives its connection. Whoever resumes it sends what is unacknowledged again with DUP,
-and PUBREL for what is released. [MQTT-4.4.0-1]
+and PUBREL for what is released. [MQTT-4.4.0-1] Where messages are kept elsewhere, only identifiers
+outlive the connection (`Identifiers`): those of unacknowledged deliveries are then *expected*, taken
+and without a message, until the message comes again.
 """
 
 from __future__ import annotations
@@ -27,6 +29,31 @@ PUBREL_HEAD = bytes((PUBREL, 2))
 
 Delivery: TypeAlias = tuple[OutboundMessage, int, object]
 """Message, QoS and token. The token is the driver's, handed back by `Acknowledged`."""
+
+
+EXPECTED = 0
+"""In the place of the QoS of a delivery: its message, and so its QoS, has yet to come again."""
+
+_NO_MESSAGE = OutboundMessage(b"", b"", retain=False)
+
+
+class Identifiers:
+    """Packet identifiers in use when a connection ended."""
+
+    __slots__ = ("received", "released", "unacknowledged")
+
+    def __init__(
+        self, unacknowledged: list[tuple[int, object]], released: list[tuple[int, object]], received: list[int]
+    ) -> None:
+        self.unacknowledged = unacknowledged
+        """Identifier and token of deliveries that wait for PUBACK or PUBREC, in the order of sending."""
+        self.released = released
+        """Identifier and token of those that wait for PUBCOMP, in the order of their PUBREC."""
+        self.received = received
+        """Identifiers of received publications of QoS 2 that were answered PUBREC and not released."""
+
+    def __bool__(self) -> bool:
+        return bool(self.unacknowledged or self.released or self.received)
 
 
 class SentWindow:
@@ -76,10 +103,29 @@ class SentWindow:
         unacknowledged[identifier] = (message, qos, token)
         return identifier
 
+    def expect(self, packet_identifier: int, token: object) -> None:
+        """Keep an identifier for the message that was sent under it on an earlier connection.
+
+        The client may complete it before the message comes again: it had it.
+        """
+        self._unacknowledged[packet_identifier] = (_NO_MESSAGE, EXPECTED, token)
+
+    def fulfil(self, packet_identifier: int, message: OutboundMessage, qos: int, token: object) -> bool:
+        """Take the message that an identifier is kept for; say whether it is to be sent again."""
+        delivery = self._unacknowledged.get(packet_identifier)
+        if delivery is None or delivery[1] != EXPECTED or delivery[2] != token:
+            return False
+        self._unacknowledged[packet_identifier] = (message, qos, token)
+        return True
+
+    def expect_completion(self, packet_identifier: int, token: object) -> None:
+        """Note a delivery whose PUBREC came on an earlier connection."""
+        self._released[packet_identifier] = token
+
     def complete_qos1(self, packet_identifier: int) -> Delivery | None:
         """Take PUBACK; return the delivery it ends, None if there is none."""
         delivery = self._unacknowledged.get(packet_identifier)
-        if delivery is None or delivery[1] != 1:
+        if delivery is None or delivery[1] == 2:  # noqa: PLR2004 - QoS 2
             return None
         del self._unacknowledged[packet_identifier]
         return delivery
@@ -87,7 +133,7 @@ class SentWindow:
     def release(self, packet_identifier: int) -> bool:
         """Take PUBREC; say whether it belongs to a delivery of QoS 2."""
         delivery = self._unacknowledged.get(packet_identifier)
-        if delivery is None or delivery[1] != 2:  # noqa: PLR2004 - QoS 2
+        if delivery is None or delivery[1] == 1:
             return packet_identifier in self._released
         del self._unacknowledged[packet_identifier]
         self._released[packet_identifier] = delivery[2]
@@ -105,9 +151,9 @@ class SentWindow:
         """Return identifier and delivery of what is to be sent again, oldest first."""
         return list(self._unacknowledged.items())
 
-    def released(self) -> list[int]:
-        """Return the identifiers that wait for PUBCOMP, in the order of their PUBREC."""
-        return list(self._released)
+    def released(self) -> list[tuple[int, object]]:
+        """Return identifier and token of what waits for PUBCOMP, in the order of their PUBREC."""
+        return list(self._released.items())
 
 
 class ReceivedIds:
@@ -147,6 +193,14 @@ class ReceivedIds:
         self._recorded[packet_identifier] = True
         self.forwarded_count -= 1
         return True
+
+    def restore(self, packet_identifier: int) -> None:
+        """Note a publication that was answered PUBREC on an earlier connection."""
+        self._recorded[packet_identifier] = True
+
+    def recorded(self) -> list[int]:
+        """Return the identifiers that were answered PUBREC."""
+        return [packet_identifier for packet_identifier, is_recorded in self._recorded.items() if is_recorded]
 
     def discard(self, packet_identifier: int) -> None:
         """Take PUBREL: the identifier is free for a new publication."""
@@ -232,14 +286,52 @@ class SessionState:
 
     def resume(self, output: list[bytes]) -> None:
         """Repeat on a new connection what the client has not completed [MQTT-4.4.0-1]."""
-        output += [PUBREL_HEAD + packet_identifier.to_bytes(2, "big") for packet_identifier in self.sent.released()]
+        output += [PUBREL_HEAD + packet_identifier.to_bytes(2, "big") for packet_identifier, _ in self.sent.released()]
         for packet_identifier, (message, qos, _) in self.sent.unacknowledged():
-            output += (
-                message.head_dup(qos),  # [MQTT-3.3.1-1]
-                packet_identifier.to_bytes(2, "big"),
-                message.payload,
-            )
+            if qos != EXPECTED:
+                self._repeat(packet_identifier, message, qos, output)
         self.send_queued(output)
+
+    def _repeat(self, packet_identifier: int, message: OutboundMessage, qos: int, output: list[bytes]) -> None:
+        output += (
+            message.head_dup(qos),  # [MQTT-3.3.1-1]
+            packet_identifier.to_bytes(2, "big"),
+            message.payload,
+        )
+
+    def send_expected(
+        self, packet_identifier: int, message: OutboundMessage, qos: int, token: object, output: list[bytes]
+    ) -> bool:
+        """Send a message again under the identifier it had on an earlier connection.
+
+        Returns:
+            False: the identifier is not kept for it; the client has completed it, or it never was.
+        """
+        if not self.sent.fulfil(packet_identifier, message, qos, token):
+            return False
+        self._repeat(packet_identifier, message, qos, output)
+        return True
+
+    def restore(self, identifiers: Identifiers) -> None:
+        """Go on with the identifiers of an earlier connection; `resume` follows."""
+        for packet_identifier, token in identifiers.unacknowledged:
+            self.sent.expect(packet_identifier, token)
+        for packet_identifier, token in identifiers.released:
+            self.sent.expect_completion(packet_identifier, token)
+        for packet_identifier in identifiers.received:
+            self.received.restore(packet_identifier)
+
+    def identifiers(self) -> Identifiers:
+        """Return the identifiers in use; of deliveries only those whose token is a number: they are kept elsewhere."""
+        return Identifiers(
+            [
+                (packet_identifier, delivery[2])
+                for packet_identifier, delivery in self.sent.unacknowledged()
+                if isinstance(delivery[2], int)
+            ],
+            [(packet_identifier, token) for packet_identifier, token in self.sent.released() if isinstance(token, int)],
+            self.received.recorded(),
+        )
 
     def acknowledge_received(self, packet_identifier: int) -> None:
         """Note that the mesh took a QoS 2 publication over while no connection was there.

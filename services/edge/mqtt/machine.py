@@ -433,6 +433,23 @@ class ServerConnection:
             return True
         return self._queue((message, qos, token))
 
+    def deliver_again(self, message: OutboundMessage, qos: int, token: object, packet_identifier: int) -> bool:
+        """Send a message under the packet identifier that it had on an earlier connection of the session.
+
+        Args:
+            message: Shared with other connections.
+            qos: 1 or 2: of this delivery.
+            token: That of the earlier delivery.
+            packet_identifier: Of the earlier delivery.
+
+        Returns:
+            False if the identifier is not kept for it: `SessionState.restore` named another token, or none, or the
+            client has completed the delivery meanwhile.
+        """
+        if self.state is not _CONNECTED:
+            return self._is_connected()
+        return self._session.send_expected(packet_identifier, message, qos, token, self._output)
+
     def _queue(self, delivery: Delivery) -> bool:
         session = self._session
         if session.queued_count >= self._limits.max_queued:

@@ -49,8 +49,8 @@ def group() -> tuple[Routers, list[FakeLink]]:
 
 def test_targets_are_known_to_every_router() -> None:
     routers, links = group()
-    routers.add_target(Interest(1, "i", topic_filter="a/#"))
-    routers.add_target(Interest(2, "i", client_id="c"))
+    routers.add_target(Interest(target_id=1, instance_id="i", topic_filter="a/#"))
+    routers.add_target(Interest(target_id=2, instance_id="i", client_id="c"))
     assert all(link.targets == {1, 2} for link in links)
     routers.remove_target(1)
     assert all(link.targets == {2} for link in links)
@@ -84,9 +84,9 @@ def test_topics_of_one_parent_go_to_one_router_and_parents_are_spread() -> None:
 def test_retained_messages_are_asked_of_the_routers_that_have_them() -> None:
     routers, links = group()
     for n, topic_filter in enumerate(("#", "+/a", "+")):
-        assert routers.query_retained(Interest(n, "i", topic_filter=topic_filter)) == COUNT
+        assert routers.query_retained(Interest(target_id=n, instance_id="i", topic_filter=topic_filter)) == COUNT
     assert all(link.queries == [0, 1, 2] for link in links)
-    assert routers.query_retained(Interest(3, "i", topic_filter="demo/+/#")) == 1
+    assert routers.query_retained(Interest(target_id=3, instance_id="i", topic_filter="demo/+/#")) == 1
     assert sorted(len(link.queries) for link in links) == [3, 3, 4]
 
 

@@ -73,6 +73,19 @@ def test_a_filter_is_registered_once_for_all_its_subscribers() -> None:
     assert hub.route([target_id]) == []
 
 
+def test_a_filter_whose_acknowledged_messages_come_another_way_is_a_target_of_its_own() -> None:
+    hub, _ = _hub()
+    a, b = FakeReceiver("a"), FakeReceiver("b")
+    hub.subscribe(a, "x/#", 1)
+    hub.subscribe(b, "x/#", 1, skips_acknowledged=True)
+    assert [(target.topic_filter, target.skips_acknowledged) for target in hub.interests()] == [
+        ("x/#", False), ("x/#", True),
+    ]  # fmt: skip
+    hub.unsubscribe(a, "x/#", skips_acknowledged=True)
+    hub.unsubscribe(b, "x/#", skips_acknowledged=True)
+    assert [target.skips_acknowledged for target in hub.interests()] == [False]
+
+
 def test_target_ids_are_not_used_again() -> None:
     hub, router = _hub()
     a = FakeReceiver("a")
@@ -87,7 +100,8 @@ def test_a_query_is_a_target_until_it_is_answered() -> None:
     hub, router = _hub()
     a = FakeReceiver("a")
     hub.subscribe(a, "x/#", 1)
-    hub.subscribe(a, "x/#", 1)
+    hub.send_retained(a, "x/#", 1)
+    hub.send_retained(a, "x/#", 1)
     assert len(router.queries) == 2
     assert hub.route(router.queries[:1]) == [(a, 1)]
     for query_id in router.queries:

@@ -155,7 +155,9 @@ class SentModel(RuleBasedStateMachine):
         assert [
             (identifier, qos, token) for identifier, (_, qos, token) in self.window.unacknowledged()
         ] == self.unacknowledged
-        assert self.window.released() == [identifier for identifier, _ in self.released]
+        assert [identifier for identifier, _ in self.window.released()] == [
+            identifier for identifier, _ in self.released
+        ]
         assert self.window.has_room == (len(self.window) < self.LIMIT)
 
 

@@ -1,0 +1,194 @@
+"""The edge's part of persistent sessions: what the session shard delivers to a connection, and its subscriptions there.
+
+The shard keeps the messages. A connection gets them as `deliver_kept` and tells of each that the client has completed;
+the packet identifiers in use at its end go to the shard, so that the next connection goes on with them, on any edge.
+Clients with a clean session get kept P2P messages in the same way, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Sequence
+
+from typing_extensions import override
+
+from services.edge.acknowledgements import COMPLETED, WITHDRAWN
+from services.edge.countdown import countdown
+from services.edge.hub import Hub, Receiver
+from services.edge.mqtt.inflight import SessionState
+from services.edge.mqtt.machine import ServerConnection
+from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import Unsubscribe
+from services.edge.policy import Grant
+from services.edge.ports import KeptMessages, Sessions
+from services.edge.shared import SharingClient
+from services.edge.subscriptions import Subscriptions
+
+logger = logging.getLogger(__name__)
+
+ENDING_S = 1.0
+"""How long the end of a connection waits for the routers' answers to its QoS 2 publications."""
+
+ENABLED = False
+"""Whether the session service keeps sessions; until it does, all are served as clean ones."""
+
+_QOS_2 = 2
+
+
+class KeptDeliveries(KeptMessages):
+    """Messages that the session shard has given to one connection."""
+
+    __slots__ = ("_client", "_known", "_machine", "_sessions")
+
+    def __init__(self, client: Receiver, machine: ServerConnection, sessions: Sessions) -> None:
+        self._client = client
+        self._machine = machine
+        self._sessions = sessions
+        # Under way, or completed and not yet stored as such: the shard sends those again after a restart.
+        self._known: set[int] = set()
+        self.channel_id = client.channel_id
+
+    def send(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> bool:
+        """Send a message unless the client has it or may not have it; see `Receiver.deliver_kept`.
+
+        Returns:
+            False: there is no room for it.
+        """
+        if not self._client.may_receive(message.topic.decode()):
+            self._known.add(delivery_id)
+            self._sessions.acknowledge(self, delivery_id, WITHDRAWN)
+        elif packet_identifier:
+            # Otherwise the client has completed it before it came again.
+            if self._machine.deliver_again(message, qos, delivery_id, packet_identifier):
+                self._known.add(delivery_id)
+        elif delivery_id not in self._known:
+            if not self._machine.deliver(message, qos, delivery_id):
+                return False
+            self._known.add(delivery_id)
+        return True
+
+    def complete(self, delivery_id: int) -> None:
+        """Note that the client has completed a delivery."""
+        self._known.add(delivery_id)
+        self._sessions.acknowledge(self, delivery_id, COMPLETED)
+
+    @override
+    def on_stored(self, delivery_id: int) -> None:
+        self._known.discard(delivery_id)
+
+
+class PersistentSubscriptions(Subscriptions):
+    """Subscriptions of a connection with cleanSession 0: the session shard stores them.
+
+    Those that it keeps messages for are targets of the edge for QoS 0 alone. When a subscription becomes one of the
+    other kind, both are there until the shard has stored the change: rather a repeat than a gap [MQTT-3.8.4-3].
+    """
+
+    __slots__ = ("_keeps_qos2", "_leaving", "_sessions")
+
+    def __init__(self, hub: Hub, receiver: SharingClient, sessions: Sessions, *, keeps_qos2: bool) -> None:
+        super().__init__(hub, receiver)
+        self._sessions = sessions
+        self._keeps_qos2 = keeps_qos2
+        self._leaving: set[str] = set()
+
+    def restore(self, subscriptions: Sequence[tuple[str, int]], grant: Grant) -> None:
+        """Go on with the subscriptions of the session; those that are not allowed any more are removed from it."""
+        removed = []
+        for topic_filter, qos in subscriptions:
+            if grant.may_subscribe(topic_filter):
+                self._filters[topic_filter] = qos
+                self._subscribe(topic_filter, qos)
+            else:
+                removed.append(topic_filter)
+        if removed:
+            logger.info(
+                "subscriptions no longer allowed", extra={"client_id": self._receiver.client_id, "filters": removed}
+            )
+            self._sessions.change_subscriptions(self._receiver, (), removed, _nothing)
+
+    @override
+    def remove(self, packet: Unsubscribe, done: Callable[[], None]) -> None:
+        removed = [topic_filter for topic_filter in packet.filters if self._filters.pop(topic_filter, None) is not None]
+        if not removed:
+            done()
+            return
+        self._leaving.update(removed)
+        finish = functools.partial(self._removed, removed, done)
+        self._sessions.change_subscriptions(self._receiver, (), removed, finish)
+
+    @override
+    def clear(self, session: SessionState) -> None:
+        for topic_filter in self._leaving - self._filters.keys():
+            self._unsubscribe(topic_filter)
+        super().clear(session)
+
+    @override
+    def _put_in_force(self, added: Sequence[tuple[str, int]], done: Callable[[], None]) -> None:
+        if not added:
+            super()._put_in_force(added, done)
+            return
+        step = countdown(2, functools.partial(self._stored, added, done))
+        self._hub.router.notify(step)
+        self._sessions.change_subscriptions(self._receiver, added, (), step)
+
+    @override
+    def _subscribe_own(self, topic_filter: str, qos: int) -> None:
+        self._hub.subscribe(self._receiver, topic_filter, qos, skips_acknowledged=self._is_kept(qos))
+
+    @override
+    def _unsubscribe_own(self, topic_filter: str) -> None:
+        for is_kept in (False, True):
+            self._hub.unsubscribe(self._receiver, topic_filter, skips_acknowledged=is_kept)
+
+    def _is_kept(self, qos: int) -> bool:
+        return qos == 1 or (qos == _QOS_2 and self._keeps_qos2)
+
+    def _stored(self, added: Sequence[tuple[str, int]], done: Callable[[], None]) -> None:
+        for topic_filter, _ in added:
+            qos = self._filters.get(topic_filter)
+            if qos is not None:
+                self._hub.unsubscribe(self._receiver, topic_filter, skips_acknowledged=not self._is_kept(qos))
+        done()
+
+    def _removed(self, removed: Sequence[str], done: Callable[[], None]) -> None:
+        for topic_filter in removed:
+            self._leaving.discard(topic_filter)
+            if topic_filter not in self._filters:  # not subscribed again meanwhile
+                self._unsubscribe(topic_filter)
+        done()
+
+
+class Ending:
+    """The end of a connection with cleanSession 0, told once it is known which QoS 2 publications were taken over.
+
+    The client sends those that were not answered again on its next connection. Had the mesh taken one over, and were
+    its identifier not known there, it would be published twice.
+    """
+
+    def __init__(self, session: SessionState, tell: Callable[[], None]) -> None:
+        self._session = session
+        self._tell: Callable[[], None] | None = tell
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell now, or at the latest after `ENDING_S`."""
+        self.check()
+        if self._tell is not None:
+            loop.call_later(ENDING_S, self.finish)
+
+    def check(self) -> None:
+        """Tell if every publication is answered."""
+        if not self._session.received.forwarded_count:
+            self.finish()
+
+    def finish(self) -> None:
+        """Tell, unless that was done."""
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell()
+
+
+def _nothing() -> None:
+    """Take note of something that nobody waits for."""

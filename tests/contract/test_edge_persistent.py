@@ -1,0 +1,411 @@
+"""Persistent sessions at the edge, against a fake session shard and a fake router."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.edge import persistent as persistent_module
+from services.edge.mqtt import packets
+from services.edge.mqtt.packets import ConnAck, Disconnect, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe
+from tests.support.edge_world import Device, World, until, world
+from weimq.auth.v1 import auth_pb2
+from weimq.session.v1 import session_pb2
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
+
+ME = "GID_demo@@@1"
+STANDARD = auth_pb2.PROFILE_STANDARD
+
+
+@pytest.fixture(autouse=True)
+def _enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistent_module, "ENABLED", True)
+
+
+def session_of(*subscriptions: tuple[str, int], **fields: object) -> session_pb2.Decision:
+    """Return what the shard says of a session that is there."""
+    return session_pb2.Decision(
+        session_present=True,
+        subscriptions=[session_pb2.Subscription(topic_filter=name, qos=qos) for name, qos in subscriptions],
+        **fields,  # type: ignore[arg-type]  # fields of the message
+    )
+
+
+def interests(w: World) -> list[tuple[str, bool]]:
+    """Return the topic filters that the router knows, with `skips_acknowledged`."""
+    return [
+        (target.topic_filter, target.skips_acknowledged) for target in w.router.targets.values() if target.topic_filter
+    ]
+
+
+async def persistent(w: World, *, session_present: bool = False) -> Device:
+    return await w.connected(ME, clean_session=False, session_present=session_present)
+
+
+async def fence(device: Device) -> list[packets.Packet]:
+    """Return what comes before the answer to PINGREQ."""
+    await device.send(packets.PingReq())
+    found: list[packets.Packet] = []
+    while (packet := await device.receive()) != packets.PingResp():
+        assert packet is not None, "closed"
+        found.append(packet)
+    return found
+
+
+# --- the session ------------------------------------------------------------------------------
+
+
+async def test_an_opening_with_clean_session_0_says_how_the_session_is_kept() -> None:
+    async with world() as w:
+        await persistent(w)
+        await w.connected("GID_demo@@@2")
+        kept, clean = w.session.openings
+        assert not kept.clean_session
+        assert kept.rules == session_pb2.SessionRules(
+            strict_order=True,
+            batch_messages=30,
+            batch_interval_ms=5000,
+            acknowledgement_timeout_ms=5001,
+            offline_retention_ms=1 << 40,
+            max_offline_messages=1_000_000,
+            session_expiry_ms=7,
+        )
+        assert clean.clean_session
+        assert not clean.HasField("rules")
+    async with world(STANDARD) as w:
+        await persistent(w)
+        assert w.session.openings[0].rules.keeps_qos2
+
+
+async def test_a_session_that_is_there_comes_back_with_its_subscriptions() -> None:
+    async with world() as w:
+        w.session.decisions[ME] = session_of(("demo/0", 0), ("demo/1", 1), ("demo/2", 2))
+        device = await persistent(w, session_present=True)
+        assert interests(w) == [("demo/0", False), ("demo/1", True), ("demo/2", False)]
+        assert w.router.queries == [], "retained messages are for new subscriptions"
+        w.router.deliver("demo/0", b"x", 1, "demo/0")
+        assert await device.receive() == Publish("demo/0", b"x", 0, False, False, 0)
+        device.abort()
+        await until(lambda: not interests(w))
+
+
+async def test_the_standard_profile_keeps_qos_2() -> None:
+    async with world(STANDARD) as w:
+        w.session.decisions[ME] = session_of(("a", 2))
+        await persistent(w, session_present=True)
+        assert interests(w) == [("a", True)]
+
+
+async def test_subscriptions_that_are_not_allowed_any_more_leave_the_session() -> None:
+    async with world() as w:
+        w.session.decisions[ME] = session_of(("gone/#", 1), ("demo/#", 1))
+        await persistent(w, session_present=True)
+        await until(lambda: w.session.changes)
+        assert [list(change.removed_topic_filters) for change in w.session.changes] == [["gone/#"]]
+        assert interests(w) == [("demo/#", True)]
+
+
+# --- SUBSCRIBE and UNSUBSCRIBE ----------------------------------------------------------------
+
+
+async def test_suback_comes_when_the_shard_has_stored_the_subscriptions_and_the_router_knows_them() -> None:
+    async with world() as w:
+        w.session.stores = False
+        device = await persistent(w)
+        await device.send(Subscribe(1, [("demo/0", 0), ("demo/1", 1), ("demo/2", 2)]))
+        await until(lambda: w.session.changes and len(interests(w)) == 3)
+        assert interests(w) == [("demo/0", False), ("demo/1", True), ("demo/2", False)]
+        assert await fence(device) == []
+        (change,) = w.session.changes
+        assert (change.channel_id, change.number) == (w.session.channel_of(ME), 1)
+        assert [(one.topic_filter, one.qos) for one in change.added] == [("demo/0", 0), ("demo/1", 1), ("demo/2", 2)]
+        w.session.store(change)
+        assert await device.receive() == SubAck(1, [0, 1, 2])
+        assert [query.topic_filter for query in w.router.queries] == ["demo/0", "demo/1", "demo/2"]
+
+
+async def test_suback_waits_for_the_router_too() -> None:
+    async with world() as w:
+        device = await persistent(w)
+        w.router.confirms = False
+        await device.send(Subscribe(1, [("demo/1", 1)]))
+        await until(lambda: w.session.changes)
+        assert await fence(device) == []
+        w.router.link.confirm(w.router.link.received_through)
+        assert await device.receive() == SubAck(1, [1])
+
+
+async def test_unsuback_comes_when_the_shard_has_stored_it() -> None:
+    async with world() as w:
+        w.session.decisions[ME] = session_of(("demo/0", 0), ("demo/1", 1))
+        device = await persistent(w, session_present=True)
+        w.session.stores = False
+        await device.send(packets.Unsubscribe(7, ["demo/0", "demo/1", "demo/none"]))
+        await until(lambda: w.session.changes)
+        assert list(w.session.changes[0].removed_topic_filters) == ["demo/0", "demo/1"]
+        assert await fence(device) == []
+        assert len(interests(w)) == 2
+        w.session.store(w.session.changes[0])
+        assert await device.receive() == packets.UnsubAck(7)
+        await until(lambda: not interests(w))
+
+
+async def test_a_filter_subscribed_again_before_its_unsuback_stays() -> None:
+    async with world() as w:
+        w.session.decisions[ME] = session_of(("demo/1", 1))
+        device = await persistent(w, session_present=True)
+        await device.send(packets.Unsubscribe(7, ["demo/1"]), Subscribe(8, [("demo/1", 1)]))
+        assert await device.receive() == packets.UnsubAck(7)
+        assert await device.receive() == SubAck(8, [1])
+        assert [change.number for change in w.session.changes] == [1, 2]
+        assert interests(w) == [("demo/1", True)]
+
+
+@pytest.mark.spec("MQTT-3.8.4-3")
+async def test_a_subscription_that_becomes_one_of_the_other_kind_has_no_gap() -> None:
+    async with world() as w:
+        w.session.decisions[ME] = session_of(("demo/a", 1))
+        device = await persistent(w, session_present=True)
+        w.session.stores = False
+        await device.send(Subscribe(1, [("demo/a", 0)]))
+        await until(lambda: w.session.changes and len(interests(w)) == 2)
+        w.session.store(w.session.changes[0])
+        assert await device.receive() == SubAck(1, [0])
+        await until(lambda: interests(w) == [("demo/a", False)])
+        await device.send(Subscribe(2, [("demo/a", 1)]))
+        await until(lambda: len(w.session.changes) == 2 and len(interests(w)) == 2)
+        w.session.store(w.session.changes[1])
+        assert await device.receive() == SubAck(2, [1])
+        await until(lambda: interests(w) == [("demo/a", True)])
+
+
+async def test_what_was_asked_before_disconnect_is_stored() -> None:
+    async with world() as w:
+        w.session.stores = False
+        device = await persistent(w)
+        await device.send(Subscribe(1, [("demo/a", 1)]), packets.Unsubscribe(2, ["demo/a"]), Disconnect())
+        await until(lambda: w.session.closings)
+        assert [change.number for change in w.session.changes] == [1, 2]
+
+
+# --- deliveries -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clean_session", [False, True])
+async def test_the_shard_hears_what_the_client_has_completed(clean_session: bool) -> None:
+    async with world(STANDARD) as w:
+        device = await w.connected(ME, clean_session=clean_session)
+        channel = w.session.channel_of(ME)
+        w.session.deliver(ME, 11, b"one")
+        w.session.deliver(ME, 12, b"two", 2)
+        assert await device.receive() == Publish("demo/a", b"one", 1, False, False, 1)
+        assert await device.receive() == Publish("demo/a", b"two", 2, False, False, 2)
+        await device.send(PubRec(2), PubAck(1))
+        assert await device.receive() == PubRel(2)
+        await until(lambda: w.session.acknowledged)
+        assert w.session.acknowledged == [(channel, 11, 0)]
+        await device.send(PubComp(2))
+        await until(lambda: len(w.session.acknowledged) == 2)
+        assert w.session.acknowledged[1] == (channel, 12, 0)
+
+
+async def test_a_message_that_the_client_may_not_have_any_more_is_reported() -> None:
+    async with world() as w:
+        device = await persistent(w)
+        w.session.deliver(ME, 5, b"x", topic="gone/a")
+        await until(lambda: w.session.acknowledged)
+        assert w.session.acknowledged == [(w.session.channel_of(ME), 5, 1)]
+        assert await fence(device) == []
+
+
+async def test_what_comes_before_connack_is_sent_after_it() -> None:
+    async with world() as w:
+        w.router.confirms = False
+        device = await w.connect(ME, clean_session=False)
+        await until(lambda: w.session.openings)
+        w.session.deliver(ME, 1, b"early")
+        await until(lambda: not w.session.link.has_unconfirmed and not w.session.to_send.ByteSize())
+        w.router.link.confirm(w.router.link.received_through)
+        assert await device.receive() == ConnAck(False, 0)
+        assert await device.receive() == Publish("demo/a", b"early", 1, False, False, 1)
+
+
+async def test_deliveries_for_a_connection_that_is_gone_are_left_out() -> None:
+    async with world() as w:
+        device = await persistent(w)
+        device.abort()
+        await until(lambda: w.session.closings)
+        w.session.deliver(ME, 1, b"x")
+        await until(lambda: not w.session.link.has_unconfirmed and not w.session.to_send.ByteSize())
+        assert w.session.acknowledged == []
+
+
+# --- identifiers over connections -------------------------------------------------------------
+
+
+@pytest.mark.spec("MQTT-4.4.0-1")
+@pytest.mark.spec("MQTT-3.3.1-1")
+@pytest.mark.spec("MQTT-4.6.0-1")
+async def test_identifiers_in_use_go_to_the_shard_and_come_back_on_the_next_connection() -> None:
+    async with world(STANDARD) as w:
+        device = await persistent(w)
+        for delivery_id, qos in ((1, 1), (2, 2), (3, 2), (4, 1)):
+            w.session.deliver(ME, delivery_id, bytes((delivery_id,)), qos)
+        assert [(await device.receive()) for _ in range(4)] == [
+            Publish("demo/a", bytes((n,)), qos, False, False, n) for n, qos in ((1, 1), (2, 2), (3, 2), (4, 1))
+        ]
+        await device.send(PubRec(3), PubAck(4), Publish("demo/up", b"", 2, False, False, 9))
+        assert [(await device.receive()) for _ in range(2)] == [PubRel(3), PubRec(9)]
+        device.abort()
+        await until(lambda: w.session.closings)
+        inflight = w.session.closings[0].inflight
+        assert list(inflight.delivery_ids) == [1, 2, 3]
+        assert list(inflight.packet_identifiers) == [1, 2, 3]
+        assert inflight.stages == b"\0\0\1"
+        assert list(inflight.received_packet_identifiers) == [9]
+
+        w.session.decisions[ME] = session_of(inflight=inflight)
+        device = await persistent(w, session_present=True)
+        assert await device.receive() == PubRel(3), "what has its PUBREC is not sent again"
+        w.session.deliver(ME, 5, b"new")
+        w.session.deliver(ME, 1, b"\1", 1, identifier=1)
+        w.session.deliver(ME, 2, b"\2", 2, identifier=2)
+        assert [(await device.receive()) for _ in range(3)] == [
+            Publish("demo/a", b"new", 1, False, False, 4),
+            Publish("demo/a", b"\1", 1, False, True, 1),
+            Publish("demo/a", b"\2", 2, False, True, 2),
+        ]
+        published = len(w.router.published)
+        await device.send(Publish("demo/up", b"", 2, False, True, 9), PubRel(9), PubComp(3), PubAck(1), PubRec(2))
+        assert [(await device.receive()) for _ in range(3)] == [PubRec(9), PubComp(9), PubRel(2)]
+        await device.send(PubComp(2))
+        await until(lambda: len(w.session.acknowledged) == 4)
+        assert [delivery_id for _, delivery_id, _ in w.session.acknowledged] == [4, 3, 1, 2]
+        assert len(w.router.published) == published, "the publication had its PUBREC"
+
+
+async def test_a_client_may_complete_a_delivery_before_it_comes_again() -> None:
+    async with world(STANDARD) as w:
+        inflight = session_pb2.InflightState(delivery_ids=[7, 8], packet_identifiers=[1, 2], stages=b"\0\0")
+        w.session.decisions[ME] = session_of(inflight=inflight)
+        device = await persistent(w, session_present=True)
+        await device.send(PubAck(1), PubRec(2))
+        assert await device.receive() == PubRel(2)
+        w.session.deliver(ME, 7, b"", 1, identifier=1)
+        w.session.deliver(ME, 8, b"", 2, identifier=2)
+        await device.send(PubComp(2))
+        await until(lambda: len(w.session.acknowledged) == 2)
+        assert await fence(device) == []
+        assert [delivery_id for _, delivery_id, _ in w.session.acknowledged] == [7, 8]
+
+
+async def test_a_clean_session_leaves_no_identifiers() -> None:
+    async with world(STANDARD) as w:
+        device = await w.connected(ME)
+        w.session.deliver(ME, 1, b"p2p")
+        await device.receive()
+        device.abort()
+        await until(lambda: w.session.closings)
+        assert not w.session.closings[0].HasField("inflight")
+
+
+async def test_the_end_is_told_when_the_routers_have_answered_publications_of_qos_2() -> None:
+    async with world() as w:
+        w.router.acknowledges = False
+        device = await persistent(w)
+        await device.send(Publish("demo/up", b"x", 2, False, False, 3), Disconnect())
+        await until(lambda: w.router.published)
+        assert await device.receive() is None
+        assert not w.session.closings
+        w.router.to_send.acknowledged_sequences.append(w.router.published[0][3])
+        w.router.link.wake()
+        await until(lambda: w.session.closings)
+        assert list(w.session.closings[0].inflight.received_packet_identifiers) == [3]
+
+
+async def test_the_end_does_not_wait_for_ever() -> None:
+    async with world() as w:
+        w.router.acknowledges = False
+        device = await persistent(w)
+        await device.send(Publish("demo/up", b"x", 2, False, False, 3), Disconnect())
+        await until(lambda: w.session.closings, seconds=3)
+        assert not w.session.closings[0].HasField("inflight")
+
+
+# --- a shard that was restarted ---------------------------------------------------------------
+
+
+async def test_a_restarted_shard_hears_again_what_it_had_not_stored() -> None:
+    async with world() as w:
+        w.session.stores = False
+        device = await persistent(w)
+        await device.send(Subscribe(1, [("demo/a", 1)]))
+        w.session.deliver(ME, 1, b"x")
+        assert isinstance(await device.receive(), Publish)
+        await until(lambda: w.session.changes)
+        w.session.confirms = False
+        await device.send(PubAck(1))
+        await until(lambda: w.session.acknowledged)
+        snapshots = w.session.snapshots
+        w.session.cut.set()
+        await until(lambda: w.session.snapshots > snapshots)
+        assert w.session.openings[-1].established
+        assert [change.number for change in w.session.changes] == [1, 1]
+        assert w.session.acknowledged == [(w.session.channel_of(ME), 1, 0)] * 2
+        w.session.store(w.session.changes[1])
+        assert await device.receive() == SubAck(1, [1])
+
+
+async def test_what_a_client_has_is_not_sent_to_it_again() -> None:
+    async with world() as w:
+        device = await persistent(w)
+        for delivery_id in (1, 2):
+            w.session.deliver(ME, delivery_id, b"")
+            assert isinstance(await device.receive(), Publish)
+        w.session.confirms = False
+        await device.send(PubAck(1))
+        await until(lambda: w.session.acknowledged)
+        for delivery_id in (1, 2):
+            w.session.deliver(ME, delivery_id, b"again")
+        w.session.deliver(ME, 3, b"new")
+        assert await device.receive() == Publish("demo/a", b"new", 1, False, False, 3)
+        assert await fence(device) == []
+
+
+# --- $SYS/getOfflineMsg -----------------------------------------------------------------------
+
+
+async def test_a_pull_is_passed_on_and_answered() -> None:
+    async with world() as w:
+        device = await persistent(w)
+        for n, body in enumerate((b'{"maxPushNum":7,"pushOrder":"DESC"}', b'{"maxPushNum":31,"pushOrder":"ASC"}'), 1):
+            await device.send(Publish("$SYS/getOfflineMsg", body, 1, False, False, n))
+            assert await device.receive() == PubAck(n)
+        await until(lambda: len(w.session.pulls) == 2)
+        channel = w.session.channel_of(ME)
+        assert w.session.pulls == [
+            session_pb2.OfflinePull(channel_id=channel, max_messages=7, descending=True),
+            session_pb2.OfflinePull(channel_id=channel, max_messages=30),
+        ]
+        assert not w.router.published
+
+
+async def test_only_five_pulls_within_a_second_are_carried_out() -> None:
+    async with world() as w:
+        device = await persistent(w)
+        body = b'{"maxPushNum":1,"pushOrder":"ASC"}'
+        await device.send(*(Publish("$SYS/getOfflineMsg", body, 1, False, False, n) for n in range(1, 9)))
+        assert [await device.receive() for _ in range(8)] == [PubAck(n) for n in range(1, 9)]
+        await until(lambda: len(w.session.pulls) == 5)
+        assert await fence(device) == []
+        assert len(w.session.pulls) == 5
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"maxPushNum":0}', b'{"maxPushNum":true}', b'{"maxPushNum":"5"}', b'{"pushOrder":"UP"}', b"[]", b"x"]
+)
+async def test_a_pull_that_is_none_closes_the_connection(body: bytes) -> None:
+    async with world() as w:
+        device = await persistent(w)
+        await device.send(Publish("$SYS/getOfflineMsg", body, 1, False, False, 1))
+        assert await device.receive() is None
