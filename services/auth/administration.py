@@ -24,7 +24,7 @@ from services.auth.domain.resources import Resources
 from services.auth.sealing import Sealer, token_key_owner
 from services.auth.store import Store
 from services.common import jetstream, subjects
-from services.common.errors import AlreadyExistsError, InUseError, NotFoundError, UnavailableError
+from services.common.errors import AlreadyExistsError, InUseError, InvalidFieldError, NotFoundError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +229,25 @@ class Administration:
         async with self._lock:
             await self._create(key, f"tokenkey/{key_id}")
         return key
+
+    async def rotate_token_key(self) -> tuple[TokenKey, list[TokenKey]]:
+        """Make a new token key, and delete keys whose tokens have all expired.
+
+        Returns:
+            The new key, and all there are now, oldest first.
+
+        Raises:
+            InvalidFieldError: there are too many keys already.
+            UnavailableError: NATS does not answer.
+        """
+        for key in tokens.spent_keys(self._resources.token_keys(), _now_ms()):
+            await self._store.delete(key.key)
+        if len(self._resources.token_keys()) >= tokens.MAX_KEYS:
+            raise InvalidFieldError(
+                f"there are {tokens.MAX_KEYS} token keys: wait until tokens have expired", field="token_keys"
+            )
+        made = await self.create_token_key()
+        return made, sorted(self._resources.token_keys(), key=lambda key: (key.create_time_ms, key.key_id))
 
     async def reconcile(self) -> None:
         """Make every stream that a resource needs, and finish deletions that were begun.

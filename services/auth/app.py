@@ -9,7 +9,6 @@ import logging
 from collections.abc import AsyncGenerator
 
 from grpc import aio
-from starlette.applications import Starlette
 
 from services.auth.administration import Administration
 from services.auth.auth_servicer import AuthServicer
@@ -17,16 +16,20 @@ from services.auth.bootstrap import bootstrap
 from services.auth.domain.resources import Resources
 from services.auth.domain.view import View
 from services.auth.gate import Gate
+from services.auth.issuing import TokenIssuer
 from services.auth.resource_servicer import ResourceServicer
+from services.auth.revocation_store import RevocationStore
 from services.auth.sealing import Sealer
 from services.auth.settings import AuthSettings
 from services.auth.store import Store
+from services.auth.token_http import TokenApi, application
+from services.auth.token_servicer import TokenServicer
 from services.auth.watchers import Watchers
 from services.common import grpc_server, http_server, jetstream
 from services.common.errors import UnavailableError
 from services.common.readiness import Readiness
 from services.common.runtime import background, unless_stopped
-from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc, token_pb2, token_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +71,14 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
     watchers = Watchers(view)
     auth_servicer = AuthServicer(view=view, watchers=watchers, gate=gate)
     resource_servicer = ResourceServicer(resources=resources, gate=gate)
+    token_servicer = TokenServicer(gate)
+    token_api = TokenApi(view=view, gate=gate)
 
     def register(server: aio.Server) -> list[str]:
         auth_pb2_grpc.add_AuthServiceServicer_to_server(auth_servicer, server)
         resource_pb2_grpc.add_ResourceServiceServicer_to_server(resource_servicer, server)
-        services = [auth_pb2.DESCRIPTOR, resource_pb2.DESCRIPTOR]
+        token_pb2_grpc.add_TokenServiceServicer_to_server(token_servicer, server)
+        services = [auth_pb2.DESCRIPTOR, resource_pb2.DESCRIPTOR, token_pb2.DESCRIPTOR]
         return [service.full_name for file in services for service in file.services_by_name.values()]
 
     # What is entered into `dependencies` outlives the servers, since running calls need it until they end.
@@ -87,7 +93,7 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         ) as grpc_ports,
         http_server.serving(
             listen=settings.http_listen,
-            app=Starlette(routes=http_server.health_routes(readiness)),
+            app=application(token_api, readiness),
             drain_s=settings.drain_s,
         ) as http_port,
     ):
@@ -95,9 +101,12 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         await dependencies.enter_async_context(jetstream.closing(client))
         store = Store(client=client, resources=resources, sealer=sealer, changed=watchers.tell)
         administration = Administration(client=client, store=store, resources=resources, sealer=sealer)
-        await dependencies.enter_async_context(background(store.run()))
+        revocation_store = RevocationStore(client=client, revocations=view.revocations, changed=watchers.tell)
+        await dependencies.enter_async_context(background(store.run(), revocation_store.run()))
+        await unless_stopped(stop, revocation_store.loaded.wait())
         await unless_stopped(stop, _load(settings, store, administration, resources))
-        resource_servicer.administration = administration
+        resource_servicer.administration = token_servicer.administration = administration
+        token_servicer.issuer = token_api.issuer = TokenIssuer(view=view, store=revocation_store)
         gate.open()
         readiness.mark(RESOURCES, present=True)
         try:

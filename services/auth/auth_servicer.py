@@ -56,7 +56,7 @@ TOKEN_TYPES = {
     TokenType.WRITE: auth_pb2.TOKEN_TYPE_WRITE,
     TokenType.READ_WRITE: auth_pb2.TOKEN_TYPE_READ_WRITE,
 }
-_TOKEN_TYPES_OF = {number: token_type for token_type, number in TOKEN_TYPES.items()}
+TOKEN_TYPES_OF = {number: token_type for token_type, number in TOKEN_TYPES.items()}
 
 
 class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
@@ -105,7 +105,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         return auth_pb2.CheckTokensResponse(results=[self._token_result(check, now_ms) for check in request.tokens])
 
     def _token_result(self, message: auth_pb2.TokenCheck, now_ms: int) -> auth_pb2.TokenResult:
-        token_type = _TOKEN_TYPES_OF.get(message.type)
+        token_type = TOKEN_TYPES_OF.get(message.type)
         if token_type is None:
             return auth_pb2.TokenResult(code=TokenCode.WRONG_TYPE)
         verdict = token_checks.check(

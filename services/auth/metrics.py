@@ -9,4 +9,8 @@ TOKENS = Counter("weimq_auth_token_checks", "Tokens of connected clients checked
 QUERIES = Counter("weimq_auth_queries", "Signed queries checked, by outcome.", ["outcome"])
 WATCHERS = Gauge("weimq_auth_watchers", "Open WatchResources streams.")
 RESOURCES = Gauge("weimq_auth_resources", "Stored resources in memory.")
-READS = Counter("weimq_auth_full_reads", "Full readings of the bucket of resources.")
+READS = Counter("weimq_auth_full_reads", "Full readings of a bucket.", ["bucket"])
+REVOKED_TOKENS = Gauge("weimq_auth_revoked_tokens", "Revoked tokens that have not expired.")
+TOKEN_CALLS = Counter(
+    "weimq_auth_token_http", "Calls of the token HTTP API, by path and code of the body.", ["path", "code"]
+)

@@ -29,7 +29,7 @@ class AuthSettings(CommonSettings):
         check=check_grpc_listen,
     )
     http_listen: str = setting(
-        "127.0.0.1:8081", text="Address for HTTP, host:port: health and metrics.", check=check_listen
+        "127.0.0.1:8081", text="Address for HTTP, host:port: the token API, health and metrics.", check=check_listen
     )
     master_key: Secret = setting(text="Base64 of the 32 bytes that encrypt stored AccessKey secrets.", check=check_key)
     bootstrap_file: Path | None = setting(

@@ -6,6 +6,7 @@
         NotFoundError           NOT_FOUND
         AlreadyExistsError      ALREADY_EXISTS
         InUseError              FAILED_PRECONDITION  the resource still owns others
+        NotPermittedError       PERMISSION_DENIED    beyond the permissions of an AccessKey
         SupersededError         ABORTED              another stream took this one's place
         UnavailableError        UNAVAILABLE          a dependency does not answer: retry
         NotServingError         UNAVAILABLE          stopping, or not caught up: retry elsewhere
@@ -60,6 +61,12 @@ class InUseError(DomainError):
     """The resource still owns others; metadata `resource`."""
 
     reason = "RESOURCE_IN_USE"
+
+
+class NotPermittedError(DomainError):
+    """What is asked for goes beyond the permissions of an AccessKey; metadata `resource`."""
+
+    reason = "NOT_PERMITTED"
 
 
 class SupersededError(DomainError):

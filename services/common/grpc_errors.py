@@ -18,6 +18,7 @@ _CODES: dict[type[errors.DomainError], StatusCode] = {
     errors.NotFoundError: StatusCode.NOT_FOUND,
     errors.AlreadyExistsError: StatusCode.ALREADY_EXISTS,
     errors.InUseError: StatusCode.FAILED_PRECONDITION,
+    errors.NotPermittedError: StatusCode.PERMISSION_DENIED,
     errors.SupersededError: StatusCode.ABORTED,
     errors.UnavailableError: StatusCode.UNAVAILABLE,
     errors.NotServingError: StatusCode.UNAVAILABLE,

@@ -162,10 +162,19 @@ class LogWriter:
         self.backlog_messages += 1
         self.backlog_bytes += message.size
         lane.waiting.append(message)
-        if not lane.is_queued and lane.retry_at == 0.0 and not lane.is_probing:
+        if not lane.is_queued and lane.retry_at == 0.0 and not (lane.is_probing and lane.flight):
             lane.is_queued = True
             self._queue.append(lane)
             self._wake.set()
+
+    def probe(self, subject: str) -> None:
+        """Send what is written next alone until it is acknowledged: the stream may be about to be made.
+
+        Otherwise the messages behind it, sent when the stream is there, would be stored before it.
+        """
+        lane = self._lane(subject)
+        if not lane.flight:
+            lane.is_probing = True
 
     async def run(self) -> None:
         """Send what is written until cancelled; then nothing more is sent or reported.

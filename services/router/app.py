@@ -14,10 +14,12 @@ from services.common.readiness import Readiness
 from services.router import members, retained, servicer
 from services.router.auth_watch import AuthWatch
 from services.router.inbound import Inbound
+from services.router.kept import Kept
 from services.router.log_rules import LogRules
 from services.router.publisher import ExternalPublisher
 from services.router.router import STREAM_TOKENS, Router
 from services.router.settings import RouterSettings
+from services.router.shards import Shards
 from services.router.store import KnownEdges
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
@@ -29,13 +31,19 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     the edges that the process before this one knew are back.
     """
     readiness = Readiness(jetstream.DEPENDENCY, retained.DEPENDENCY, members.DEPENDENCY)
-    kept = retained.Retained(max_messages=settings.max_retained_messages, max_bytes=settings.max_retained_bytes)
-    router = Router(retained=kept)
+    shards = Shards(settings.shard_count)
+    kept = Kept(settings.index)
+    retained_messages = retained.Retained(
+        max_messages=settings.max_retained_messages, max_bytes=settings.max_retained_bytes
+    )
+    router = Router(retained=retained_messages, kept=kept, shards=shards, index=settings.index, count=settings.count)
     watch = AuthWatch()
     inbound = Inbound(router=router, catalog=lambda: watch.catalog, index=settings.index, count=settings.count)
     publisher = ExternalPublisher(router)
     known = KnownEdges()
-    edges = members.Members(router=router, known=known, readiness=readiness, edge_grace_s=settings.edge_grace_s)
+    edges = members.Members(
+        router=router, shards=shards, known=known, readiness=readiness, edge_grace_s=settings.edge_grace_s
+    )
 
     def register(server: aio.Server) -> Iterable[str]:
         router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges, publisher), server)
@@ -69,8 +77,9 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             is_gone=rules.is_gone,
         )
         noted = await runtime.unless_stopped(stop, known.load(js))
-        await runtime.unless_stopped(stop, kept.load(client))
+        await runtime.unless_stopped(stop, retained_messages.load(client))
         readiness.mark(retained.DEPENDENCY, present=True)
-        await enter(runtime.background(log.run(), known.run(js), kept.run(js), inbound.run(client, log)))
+        running = log.run(), known.run(js), retained_messages.run(js, log), kept.streams.run(js, log)
+        await enter(runtime.background(*running, inbound.run(client, log)))
         edges.await_edges(noted, log)
         await stop.wait()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from services.common.errors import DomainError
 from services.common.link import Link
-from services.router.domain.outbox import Batch, Outbox, Receipt
+from services.router.domain.outbox import Batch, Outbox, Receipt, SharedDelivery
 from services.router.domain.routing import Leg
 from services.router.queries import Query
 from weimq.router.v1 import router_pb2
@@ -46,13 +46,14 @@ class Stream:
 class _Owed:
     """A frame with deliveries that the edge has not confirmed."""
 
-    __slots__ = ("frame", "receipts", "response", "size")
+    __slots__ = ("frame", "receipts", "response", "shared", "size")
 
-    def __init__(self, frame: int, response: router_pb2.LinkResponse, receipts: list[Receipt], size: int) -> None:
+    def __init__(self, frame: int, response: router_pb2.LinkResponse, batch: Batch) -> None:
         self.frame = frame
         self.response = response
-        self.receipts = receipts
-        self.size = size
+        self.receipts = batch.receipts
+        self.shared = batch.shared
+        self.size = batch.size
 
 
 class EdgeLink:
@@ -64,6 +65,7 @@ class EdgeLink:
         router_incarnation: what the edge is told: unique for this object, so that an edge whose state was dropped
             meanwhile starts anew and does not resume.
         slot: number of this object among those that live.
+        shard_index: of a session shard; -1: it is an edge.
         take: called with this object and each frame.
         confirmed: called with this object when deliveries were confirmed.
     """
@@ -75,6 +77,7 @@ class EdgeLink:
         incarnation: str,
         router_incarnation: str,
         slot: int,
+        shard_index: int = -1,
         take: Callable[[EdgeLink, router_pb2.LinkRequest], None],
         confirmed: Callable[[EdgeLink], None],
     ) -> None:
@@ -83,6 +86,8 @@ class EdgeLink:
         self.router_incarnation = router_incarnation
         self.slot = slot
         self.origin = ""
+        self.shard_index = shard_index
+        self.is_shard = shard_index >= 0
         self._on_taken = take
         self._on_confirmed = confirmed
         self._outbox = Outbox()
@@ -134,6 +139,29 @@ class EdgeLink:
     ) -> None:
         """Send a message to the targets of `leg`; see `Outbox.add`."""
         self._outbox.add(leg, payload, flags, origin, sequence, receipt)
+        self.link.wake()
+
+    def deliver_kept(
+        self,
+        leg: Leg,
+        payload: bytes,
+        flags: int,
+        origin: str,
+        sequence: int,
+        receipt: Receipt,
+        log: str,
+        log_sequence: int,
+    ) -> None:
+        """Send a message to a session shard, with its place in a log."""
+        self._outbox.add(leg, payload, flags, origin, sequence, receipt)
+        self._outbox.place(log, log_sequence)
+        self.link.wake()
+
+    def deliver_shared(self, leg: Leg, shared: SharedDelivery, origin: str, sequence: int) -> None:
+        """Send a message to a member of a shared subscription; one of QoS 1 or 2 is given back when the edge goes."""
+        self._outbox.add(leg, shared.payload, shared.qos, origin, sequence, None)
+        if shared.qos:
+            self._outbox.share(shared)
         self.link.wake()
 
     def ask(self, query: Query) -> None:
@@ -188,20 +216,31 @@ class EdgeLink:
         self.is_held = False
         self.link.confirm(self.link.received_through)
 
-    def leave(self) -> None:
-        """Drop everything: the edge is gone, and nobody waits for it any more."""
+    def leave(self) -> list[SharedDelivery]:
+        """Drop everything: the edge is gone, and nobody waits for it any more; see `drop_deliveries`."""
         self.is_gone = True
         self._forget_queries()
+        self._acknowledged.clear()
+        return self.drop_deliveries()
+
+    def drop_deliveries(self) -> list[SharedDelivery]:
+        """Forget what is owed, and settle its receipts.
+
+        Returns:
+            Messages of shared subscriptions among it, whose receipts are not settled.
+        """
         owed = [*self._again, *self._owed]
         receipts = [receipt for each in owed for receipt in each.receipts]
+        shared = [delivery for each in owed for delivery in each.shared]
         while (batch := self._outbox.take()) is not None:
             receipts.extend(batch.receipts)
+            shared.extend(batch.shared)
         self._again.clear()
         self._owed.clear()
         self._owed_bytes = 0
-        self._acknowledged.clear()
         for receipt in receipts:
             receipt.settle()
+        return shared
 
     def _take(self, request: router_pb2.LinkRequest) -> None:
         self._on_taken(self, request)
@@ -227,7 +266,7 @@ class EdgeLink:
                 _fill(response.deliveries, batch)
             if not self._owed:
                 self.silent_s = 0.0
-            self._owed.append(_Owed(self.link.next_frame, response, batch.receipts, batch.size))
+            self._owed.append(_Owed(self.link.next_frame, response, batch))
             self._owed_bytes += batch.size
         return response
 
@@ -242,6 +281,9 @@ class EdgeLink:
             self._owed_bytes -= each.size
             for receipt in each.receipts:
                 receipt.settle()
+            for shared in each.shared:
+                if shared.receipt is not None:
+                    shared.receipt.settle()
         self._on_confirmed(self)
 
 
@@ -256,3 +298,7 @@ def _fill(deliveries: router_pb2.DeliveryBatch, batch: Batch) -> None:
         deliveries.origins.extend(batch.origins)
         deliveries.origin_indexes.extend(batch.origin_indexes)
         deliveries.sequences.extend(batch.sequences)
+    if batch.log_sequences:
+        deliveries.logs.extend(batch.logs)
+        deliveries.log_indexes.extend(batch.log_indexes)
+        deliveries.log_sequences.extend(batch.log_sequences)

@@ -5,6 +5,7 @@
   publishers no longer wait for it.
 - An edge that owes confirmations and gives none for 10 s has its stream ended. When that happens twice in a row,
   it is dropped.
+- A session shard (see `services.router.shards`) is owed nothing while it has no stream, nor when it stalls once.
 - After its start the router does not route before each edge that the process before it knew has come back and sent
   its interests, or its grace is over: an edge that is late would lose messages whose publishers were told otherwise.
 """
@@ -21,6 +22,7 @@ from services.common.readiness import Readiness
 from services.router.edge_link import EdgeLink, Stream
 from services.router.ports import Log
 from services.router.router import Router
+from services.router.shards import Shards
 from services.router.store import KnownEdges
 from weimq.router.v1 import router_pb2
 
@@ -44,6 +46,7 @@ class Members:
 
     Args:
         router: routes between them.
+        shards: places of the session shards, known to the router as well.
         known: remembers them for the next process.
         readiness: kept informed under `edges`.
         edge_grace_s: how long an edge is waited for, in seconds.
@@ -54,12 +57,14 @@ class Members:
         self,
         *,
         router: Router,
+        shards: Shards,
         known: KnownEdges,
         readiness: Readiness,
         edge_grace_s: float,
         stall_s: float = STALL_S,
     ) -> None:
         self._router = router
+        self._shards = shards
         self._known = known
         self._readiness = readiness
         self._edge_grace_s = edge_grace_s
@@ -87,7 +92,7 @@ class Members:
             stream.end(NotServingError("the router is stopping"))
 
     async def open(self, opening: router_pb2.LinkOpen) -> tuple[EdgeLink, Stream]:
-        """Take up the link of an edge; ends the stream that the edge had before.
+        """Take up the link of an edge or a shard; ends the stream that it had before.
 
         Raises:
             StreamContractError: `opening` is not acceptable.
@@ -95,6 +100,8 @@ class Members:
         """
         if not 0 < len(opening.edge_id) <= MAX_NAME or not 0 < len(opening.edge_incarnation) <= MAX_NAME:
             raise StreamContractError("an edge has an id and an incarnation of 1 to 128 characters", rule="opening")
+        if opening.HasField("shard"):
+            return await self._open_shard(opening)
         while True:
             edge = self._edges.get(opening.edge_id)
             if edge is not None and edge.incarnation != opening.edge_incarnation:
@@ -120,23 +127,50 @@ class Members:
                 raise violation from error
         else:
             edge.restart()
-        stream = edge.stream = Stream(is_resumed=is_resumed, has_missed=has_missed)
+        return edge, self._join(edge, Stream(is_resumed=is_resumed, has_missed=has_missed))
+
+    async def _open_shard(self, opening: router_pb2.LinkOpen) -> tuple[EdgeLink, Stream]:
+        index, count = opening.shard.index, opening.shard.count
+        if count != self._shards.count or index >= count:
+            raise StreamContractError(
+                f"session shard {index} of {count} came, this router is told of {self._shards.count}", rule="opening"
+            )
+        while (before := self._shards.linked(index)) is not None and before.stream is not None:
+            before.stream.end(SupersededError("the shard opened another link"))
+            await before.stream.left.wait()
+        if self._is_closed:
+            raise NotServingError("the router is stopping")
+        # Always anew: what was owed over the stream before is dropped, and read from the logs.
+        shard = self._new(opening, index)
+        self._shards.link(shard)
+        return shard, self._join(shard, Stream(is_resumed=False, has_missed=False))
+
+    def _join(self, edge: EdgeLink, stream: Stream) -> Stream:
+        edge.stream = stream
         self._streams.add(stream)
-        logger.info("edge linked", extra={"edge_id": edge.edge_id, "resumed": is_resumed})
-        return edge, stream
+        self._router.pressure.linked(edge, is_linked=True)
+        logger.info("edge linked", extra={"edge_id": edge.edge_id, "resumed": stream.is_resumed})
+        return stream
 
     def left(self, edge: EdgeLink, stream: Stream) -> None:
         """Note that a stream is no longer used."""
         self._streams.discard(stream)
         if edge.stream is stream:
             edge.stream = None
-        stream.left.set()
         if not edge.is_gone:
             logger.info("edge link broke", extra={"edge_id": edge.edge_id})
+            if not edge.is_shard:
+                self._router.pressure.linked(edge, is_linked=False)
+            elif self._shards.unlink(edge):
+                self._router.release(edge)
+            else:
+                self._router.leave(edge)
+        stream.left.set()
 
     def violated(self, edge: EdgeLink, error: StreamContractError) -> None:
-        """Drop an edge that broke the contract: its state can't be relied on."""
-        self._drop(edge, error)
+        """Drop an edge that broke the contract: its state can't be relied on. A shard keeps what it had before."""
+        if not edge.is_shard:
+            self._drop(edge, error)
 
     async def run(self) -> None:
         """Look after edges that are broken or silent, until cancelled.
@@ -149,7 +183,7 @@ class Members:
             self._sweep(SWEEP_S)
 
     def _sweep(self, passed_s: float) -> None:
-        for edge in list(self._edges.values()):
+        for edge in (*self._edges.values(), *self._shards.links()):
             if edge.stream is None:
                 edge.broken_s += passed_s
                 if edge.broken_s >= self._edge_grace_s:
@@ -162,7 +196,7 @@ class Members:
                     logger.warning("edge confirms nothing", extra={"edge_id": edge.edge_id, "stalls": edge.stalls})
                     error = NotServingError("no delivery was confirmed for too long")
                     edge.stream.end(error)
-                    if edge.stalls >= MAX_STALLS:
+                    if edge.stalls >= MAX_STALLS and not edge.is_shard:
                         self._drop(edge, error)
         if not self._is_settled:
             for edge_id in list(self._awaited):
@@ -173,21 +207,23 @@ class Members:
                         self._known.forget(edge_id)
                         del self._awaited[edge_id]
             self._settle()
-        self._router.relieve()
+        self._router.pressure.relieve()
 
-    def _new(self, opening: router_pb2.LinkOpen) -> EdgeLink:
+    def _new(self, opening: router_pb2.LinkOpen, shard_index: int = -1) -> EdgeLink:
         self._opened += 1
         edge = EdgeLink(
             edge_id=opening.edge_id,
             incarnation=opening.edge_incarnation,
             router_incarnation=f"{self._incarnation}-{self._opened}",
             slot=self._router.new_slot(),
+            shard_index=shard_index,
             take=self._take,
             confirmed=self._router.on_confirmed,
         )
-        self._edges[edge.edge_id] = edge
         self._router.join(edge)
-        self._known.note(edge.edge_id, edge.incarnation)
+        if not edge.is_shard:
+            self._edges[edge.edge_id] = edge
+            self._known.note(edge.edge_id, edge.incarnation)
         return edge
 
     def _take(self, edge: EdgeLink, request: router_pb2.LinkRequest) -> None:
@@ -195,12 +231,19 @@ class Members:
             return  # it said goodbye, or its stream is about to end
         self._router.take(edge, request)
         if request.snapshot_complete:
-            self._settle()
+            self._complete(edge)
         if request.goodbye:
-            self._drop(edge, None)
+            if not edge.is_shard:
+                self._drop(edge, None)
             edge.link.confirm(request.frame)
             if edge.stream is not None:
                 asyncio.get_running_loop().call_later(LEAVING_S, edge.stream.end)
+
+    def _complete(self, edge: EdgeLink) -> None:
+        if not edge.is_shard:
+            self._settle()
+        elif (before := self._shards.complete(edge)) is not None:
+            self._router.leave(before)
 
     def _drop(self, edge: EdgeLink, error: DomainError | None, *, is_replaced: bool = False) -> None:
         """Drop all of an edge, and end its stream with `error`; None: it said goodbye."""

@@ -76,8 +76,7 @@ class Answers:
             message = topic.message
             if message is None:  # deleted since
                 continue
-            leg = Leg(topic.topic, edge.slot)
-            leg.target_ids.append(query.query_id)
+            leg = Leg(topic.topic, edge.slot, [query.query_id])
             self._sequence += 1
             edge.deliver(leg, message.payload, message.qos | RETAIN, self._origin, self._sequence, None)
             sent += 1

@@ -12,7 +12,6 @@ has one, keeps its order with what is written to that topic later, and goes away
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
@@ -23,12 +22,12 @@ from nats.js import JetStreamContext
 
 from services.common import subjects
 from services.common.errors import UnavailableError
-from services.common.jetstream import ensure_stream
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.router.domain.outbox import Receipt
 from services.router.domain.retained import RetainedMessage, RetainedTopic, RetainedTopics
 from services.router.ports import Log
 from services.router.retained_stream import read_stream, stream_config, stream_names
+from services.router.streams import StreamMaker
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,6 @@ DEPENDENCY = "retained"
 DELETION_TTL = "60s"
 """How long a deletion stays in the stream; longer than anything that is written before it may be on its way."""
 RETRY_S = 0.5
-LOOK_S = 2.0
-"""Time without progress after which a stream is taken for missing."""
 WARN_S = 60.0
 """Shortest time between two warnings about quotas."""
 
@@ -61,19 +58,6 @@ class RetainedWrite:
         self.receipt = receipt
 
 
-class _Instance:
-    """Retained messages of an instance, and the state of its stream."""
-
-    __slots__ = ("done", "has_stream", "looked", "pending", "topics")
-
-    def __init__(self, topics: RetainedTopics) -> None:
-        self.topics = topics
-        self.has_stream = False
-        self.pending = 0  # changes written and not stored
-        self.done = 0  # changes stored
-        self.looked = -1  # `done` at the last look
-
-
 class Retained:
     """Retained messages by instance. Owned by one event loop.
 
@@ -85,9 +69,8 @@ class Retained:
     def __init__(self, *, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._instances: dict[str, _Instance] = {}
-        self._writing: dict[str, _Instance] = {}  # those with changes that are not stored
-        self._wake = asyncio.Event()
+        self._instances: dict[str, RetainedTopics] = {}
+        self._streams = StreamMaker(stream_config)
         self._log: Log | None = None
         self._warned = -WARN_S
         self.over_quota_messages = 0
@@ -110,16 +93,16 @@ class Retained:
             client_id: of the publisher.
             receipt: settled when JetStream has the change, or when there is none; None at QoS 0.
         """
-        instance = self._instance(instance_id)
+        topics = self._topics(instance_id)
         message: RetainedMessage | None = None
         if payload:
             message = RetainedMessage(payload, qos)
-            is_changed = instance.topics.put(topic, message)
+            is_changed = topics.put(topic, message)
             if not is_changed:
                 self._over_quota(instance_id)
         else:  # [MQTT-3.3.1-10], [MQTT-3.3.1-11]
             # While changes are on their way, an earlier deletion may be among them: wait for it by writing another.
-            is_changed = instance.topics.remove(topic) or instance.pending > 0
+            is_changed = topics.remove(topic) or self._streams.pending(instance_id) > 0
         if is_changed:
             self._write(RetainedWrite(instance_id, topic, message, client_id, receipt))
         elif receipt is not None:
@@ -127,45 +110,28 @@ class Retained:
 
     def match(self, instance_id: str, topic_filter: str) -> tuple[list[RetainedTopic], int]:
         """Return the topics with a message that a valid filter selects, and how many levels were looked at."""
-        instance = self._instances.get(instance_id)
-        return instance.topics.match(topic_filter) if instance is not None else ([], 1)
+        topics = self._instances.get(instance_id)
+        return topics.match(topic_filter) if topics is not None else ([], 1)
 
     def stored(self, write: RetainedWrite) -> None:
         """Note that JetStream has a change."""
-        self._done(write)
+        self._streams.done(write.instance_id)
         if write.receipt is not None:
             write.receipt.settle()
 
     def failed(self, write: RetainedWrite) -> None:
         """Forget a message that JetStream can never store, and the one before it as well."""
-        self._done(write)
-        topics = self._instance(write.instance_id).topics
+        self._streams.done(write.instance_id)
+        topics = self._topics(write.instance_id)
         if write.message is not None and topics.get(write.topic) is write.message:
             topics.remove(write.topic)
             self._write(RetainedWrite(write.instance_id, write.topic, None, write.client_id, write.receipt))
         elif write.receipt is not None:
             write.receipt.settle()
 
-    async def run(self, js: JetStreamContext) -> None:
+    async def run(self, js: JetStreamContext, log: Log) -> None:
         """Make the streams that are needed, until cancelled."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S if self._writing else None):
-                    await self._wake.wait()
-            self._wake.clear()
-            for instance_id, instance in list(self._writing.items()):
-                is_moving = instance.has_stream and instance.looked != instance.done
-                instance.looked = instance.done
-                if is_moving or self._log is None or not self._log.is_connected:
-                    continue
-                try:
-                    await ensure_stream(js, stream_config(instance_id))
-                except UnavailableError as error:
-                    logger.warning("can't make a stream, trying on", extra={"error": str(error)})
-                    await asyncio.sleep(RETRY_S)
-                    self._wake.set()
-                else:
-                    instance.has_stream = True
+        await self._streams.run(js, log)
 
     async def load(self, client: Client) -> None:
         """Read what earlier processes stored, trying until NATS answers."""
@@ -181,7 +147,7 @@ class Retained:
             except (nats.errors.Error, UnavailableError, TimeoutError, OSError) as error:
                 logger.warning("can't read the retained messages, trying on", extra={"error": repr(error)})
                 await asyncio.sleep(RETRY_S)
-        count = sum(instance.topics.messages for instance in self._instances.values())
+        count = sum(topics.messages for topics in self._instances.values())
         logger.info("retained messages read", extra={"messages": count, "seconds": round(time.monotonic() - began, 3)})
 
     def _load_message(self, message: Msg) -> None:
@@ -191,21 +157,20 @@ class Retained:
         except (InvalidTopicError, ValueError):
             logger.warning("not the subject of a retained message", extra={"subject": message.subject})
             return
-        instance = self._instance(instance_id)
-        instance.has_stream = True
+        topics = self._topics(instance_id)
+        self._streams.exists(instance_id)
         if not message.data:
-            instance.topics.remove(topic)
+            topics.remove(topic)
             return
         qos_text = (message.headers or {}).get("qoslevel", "0")
         qos = int(qos_text) if qos_text in _QOS_TEXT else 0
-        instance.topics.put(topic, RetainedMessage(message.data, qos), is_stored=True)
+        topics.put(topic, RetainedMessage(message.data, qos), is_stored=True)
 
-    def _instance(self, instance_id: str) -> _Instance:
-        instance = self._instances.get(instance_id)
-        if instance is None:
-            instance = _Instance(RetainedTopics(self._max_messages, self._max_bytes))
-            self._instances[instance_id] = instance
-        return instance
+    def _topics(self, instance_id: str) -> RetainedTopics:
+        topics = self._instances.get(instance_id)
+        if topics is None:
+            topics = self._instances[instance_id] = RetainedTopics(self._max_messages, self._max_bytes)
+        return topics
 
     def _write(self, write: RetainedWrite) -> None:
         log = self._log
@@ -219,20 +184,8 @@ class Retained:
             headers["qoslevel"] = _QOS_TEXT[write.message.qos]
         else:
             headers["Nats-TTL"] = DELETION_TTL
-        instance = self._instance(write.instance_id)
-        instance.pending += 1
-        if write.instance_id not in self._writing:
-            self._writing[write.instance_id] = instance
-            instance.looked = -1
-            self._wake.set()
-        log.write(subjects.retained_subject(write.instance_id, write.topic), payload, headers, write)
-
-    def _done(self, write: RetainedWrite) -> None:
-        instance = self._instance(write.instance_id)
-        instance.done += 1
-        instance.pending -= 1
-        if not instance.pending:
-            del self._writing[write.instance_id]
+        subject = subjects.retained_subject(write.instance_id, write.topic)
+        self._streams.write(log, write.instance_id, subject, payload, headers, write)
 
     def _over_quota(self, instance_id: str) -> None:
         self.over_quota_messages += 1

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, check_peer, setting
+from services.common.settings import (
+    CommonSettings,
+    Secret,
+    SettingsError,
+    check_grpc_listen,
+    check_nats_urls,
+    check_peer,
+    setting,
+)
+from services.common.sharding import ROUTER_SLOTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,11 +32,15 @@ class RouterSettings(CommonSettings):
         0,
         text="Index of this router, from 0: its place in the lists of addresses of the other services.",
         minimum=0,
-        maximum=63,
+        maximum=ROUTER_SLOTS - 1,
     )
     count: int = setting(
-        1, text="Number of routers; another number gives parent topics to other routers.", minimum=1, maximum=64
+        1,
+        text="Number of routers; another number gives parent topics to other routers.",
+        minimum=1,
+        maximum=ROUTER_SLOTS,
     )
+    shard_count: int = setting(0, text="Number of session shards; 0: no sessions are kept.", minimum=0, maximum=1_000)
     auth: str = setting("127.0.0.1:7001", text="Address of the auth service.", check=check_peer)
     edge_grace_s: float = setting(
         5.0, text="Seconds that an edge whose link broke is waited for.", minimum=0.1, maximum=600
@@ -44,3 +57,7 @@ class RouterSettings(CommonSettings):
         minimum=0,
         maximum=1 << 40,
     )
+
+    def __post_init__(self) -> None:
+        if self.index >= self.count:
+            raise SettingsError([f"ROUTER_INDEX: must be below ROUTER_COUNT, {self.count}, not {self.index}"])

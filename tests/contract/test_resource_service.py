@@ -17,7 +17,7 @@ import pytest_asyncio
 from grpc import StatusCode, aio
 from nats.js import JetStreamContext, api
 
-from services.auth import store
+from services.auth import bucket
 from services.auth.domain import records
 from services.auth.domain.records import Topic
 from services.auth.store import BUCKET
@@ -559,7 +559,7 @@ async def test_what_another_replica_changed_around_a_crash_of_nats_is_not_missed
 async def test_a_watch_that_was_cut_off_behind_our_back_is_noticed(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "POLL_S", 0.01)
+    monkeypatch.setattr(bucket, "POLL_S", 0.01)
     client = await nats.connect(nats_server.url)
     async with running_auth(nats_server.url) as service:
         await service.create_instance("one")
@@ -581,7 +581,7 @@ async def test_a_watch_that_was_cut_off_behind_our_back_is_noticed(
 async def test_a_bucket_that_was_deleted_is_made_again(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "POLL_S", 0.01)
+    monkeypatch.setattr(bucket, "POLL_S", 0.01)
     client = await nats.connect(nats_server.url)
     async with running_auth(nats_server.url) as service:
         await service.create_instance("one")
@@ -646,7 +646,7 @@ async def test_health_and_metrics_over_http(service: AuthService) -> None:
     metrics = await _get(service, "/metrics")
     assert metrics.status_code == 200
     assert "weimq_auth_resources" in metrics.text
-    assert (await _get(service, "/token/apply")).status_code == 404
+    assert (await _get(service, "/token/other")).status_code == 404
 
 
 async def test_calls_need_the_cluster_token(service: AuthService) -> None:

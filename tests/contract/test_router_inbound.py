@@ -16,9 +16,9 @@ from nats.js.errors import NoStreamResponseError
 from services.common.sharding import router_of
 from services.common.subjects import DEAD_STREAM, IN_STREAM, in_subject
 from services.router import inbound
-from tests.contract.test_router_service import FakeEdge, Mesh, connected, make_log, mesh, read_log, until
 from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer
+from tests.support.router import FakeEdge, Mesh, connected, make_log, mesh, read_log, until
 from weimq.auth.v1 import auth_pb2
 
 __all__ = ["mesh"]  # a fixture

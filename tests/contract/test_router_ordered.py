@@ -10,9 +10,9 @@ from nats.js.api import DiscardPolicy, StreamConfig
 
 from services.common import subjects
 from tests.contract.test_router_inbound import auth
-from tests.contract.test_router_service import LOGGED, FakeEdge, Mesh, connected, make_log, mesh, read_log, until
 from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer
+from tests.support.router import LOGGED, FakeEdge, Mesh, connected, make_log, mesh, read_log, until
 
 __all__ = ["auth", "mesh"]  # fixtures
 

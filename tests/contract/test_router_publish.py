@@ -16,8 +16,8 @@ from services.common import grpc_errors
 from services.common.errors import InvalidFieldError, NotServingError, UnavailableError
 from services.common.grpc_client import channel
 from services.router import publisher
-from tests.contract.test_router_service import TOKEN, FakeEdge, Mesh, make_log, mesh, read_log, until, until_not_serving
 from tests.support.nats import NatsServer
+from tests.support.router import TOKEN, FakeEdge, Mesh, make_log, mesh, read_log, until, until_not_serving
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 __all__ = ["mesh"]  # a fixture

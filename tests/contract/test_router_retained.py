@@ -14,7 +14,8 @@ from typing_extensions import override
 from services.common import subjects
 from services.common.grpc_client import channel
 from services.router import queries, retained_stream
-from tests.contract.test_router_service import (
+from tests.support.nats import NatsServer
+from tests.support.router import (
     CLEAN_SESSION,
     LOGGED,
     P2P,
@@ -31,7 +32,6 @@ from tests.contract.test_router_service import (
     read_log,
     until,
 )
-from tests.support.nats import NatsServer
 from weimq.router.v1 import router_pb2
 
 __all__ = ["mesh"]  # a fixture

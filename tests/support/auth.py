@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from services.auth.settings import AuthSettings
 from services.common import grpc_client
 from services.common.healthcheck import is_serving
 from services.common.settings import Secret
-from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc
+from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc, token_pb2, token_pb2_grpc
 
 TOKEN = Secret("cluster-token-of-the-tests")
 MASTER_KEY = Secret(base64.b64encode(bytes(range(32))).decode())
@@ -51,6 +52,7 @@ class AuthService:
     channel: aio.Channel
     auth: auth_pb2_grpc.AuthServiceStub
     resources: resource_pb2_grpc.ResourceServiceStub
+    tokens: token_pb2_grpc.TokenServiceStub
 
     async def create_instance(
         self,
@@ -82,6 +84,24 @@ class AuthService:
             instance_id=instance_id, topic=topic, logged=logged, ordered=ordered, retention_s=retention_s
         )
         return (await self.resources.CreateTopic(resource_pb2.CreateTopicRequest(topic=wanted))).topic
+
+    async def apply_token(
+        self,
+        instance_id: str,
+        access_key_id: str,
+        *resources: str,
+        actions: auth_pb2.TokenType.ValueType = auth_pb2.TOKEN_TYPE_READ_WRITE,
+        lifetime_s: float = 3_600,
+    ) -> token_pb2.ApplyTokenResponse:
+        """Apply for a token."""
+        request = token_pb2.ApplyTokenRequest(
+            instance_id=instance_id,
+            access_key_id=access_key_id,
+            actions=actions,
+            resources=resources,
+            expire_time_ms=round((time.time() + lifetime_s) * 1_000),
+        )
+        return await self.tokens.ApplyToken(request)
 
 
 def settings(
@@ -119,4 +139,5 @@ async def running_auth(
                 channel=channel,
                 auth=auth_pb2_grpc.AuthServiceStub(channel),
                 resources=resource_pb2_grpc.ResourceServiceStub(channel),
+                tokens=token_pb2_grpc.TokenServiceStub(channel),
             )

@@ -1,8 +1,8 @@
 """Decides whether a CONNECT packet, or a signed query, may pass (product.md sections 2.1, 2.2, 2.4 and 4).
 
 An unknown instance, an unknown AccessKey and a wrong signature are answered alike and after the same work, so that a
-stranger can't find out which ids exist: an unknown instance is taken for an `lmq` one without keys, and an unknown
-key for one with a secret that signs nothing. Reasons are for the logs of operators; they repeat nothing that was sent.
+stranger can't find out which ids exist: an unknown instance is taken for an `lmq` one without keys. Reasons are for
+the logs of operators; they repeat nothing that was sent.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from services.auth.domain import names, token_checks
+from services.auth.domain import names, signatures, token_checks
 from services.auth.domain.records import AccessKey, Profile
 from services.auth.domain.resources import Resources
 from services.auth.domain.token_checks import BadPasswordError, TokenCode, Verdict
 from services.auth.domain.view import View
-from services.common import signature
 
 _PARTS = 3
-# As long as the secrets that are created here; what it signs is never accepted.
-_NO_SECRET = "x" * 32
 
 
 class Mode(enum.Enum):
@@ -133,8 +130,7 @@ def authorize_query(
     *, instance_id: str, access_key_id: str, client_id: str, signed_text: str, given: str, resources: Resources
 ) -> QueryOutcome:
     """Decide about a signed query: the key must have signed it, and its account own the client's group."""
-    identity = Identity(Mode.SIGNATURE, access_key_id, instance_id)
-    key, _ = _signer(identity, signed_text, given.encode(errors="replace"), resources)
+    key, _ = signatures.signer(instance_id, access_key_id, signed_text, given.encode(errors="replace"), resources)
     if key is None:
         return QueryOutcome.BAD_SIGNATURE
     instance = resources.instance(instance_id)
@@ -146,7 +142,9 @@ def authorize_query(
 
 
 def _by_signature(attempt: Attempt, identity: Identity, resources: Resources, *, is_standard: bool) -> Result:
-    key, reason = _signer(identity, attempt.client_id, attempt.password or b"", resources)
+    key, reason = signatures.signer(
+        identity.instance_id, identity.access_key_id, attempt.client_id, attempt.password or b"", resources
+    )
     if key is None:
         return Result(Outcome.BAD_CREDENTIALS, reason=reason)
     if not is_standard and not _owns_group(key, attempt.client_id, resources):
@@ -184,21 +182,6 @@ def _by_tokens(attempt: Attempt, identity: Identity, view: View, now_ms: int, *,
         token_mode=True,
         tokens=verdicts,
     )
-
-
-def _signer(identity: Identity, text: str, given: bytes, resources: Resources) -> tuple[AccessKey | None, str]:
-    """Return the AccessKey that signed `text`, or why there is none."""
-    instance = resources.instance(identity.instance_id)
-    key = resources.access_key(identity.instance_id, identity.access_key_id)
-    secret = key.secret if key is not None else None
-    is_right = signature.is_signed(secret or _NO_SECRET, text, given)
-    if instance is None:
-        return None, "unknown instance"
-    if key is None:
-        return None, "unknown AccessKey"
-    if not secret:
-        return None, "secret of the AccessKey can't be decrypted: see the log of auth"
-    return (key, "") if is_right else (None, "wrong signature")
 
 
 def _owns_group(key: AccessKey, client_id: str, resources: Resources) -> bool:

@@ -103,6 +103,10 @@ class Resources:
         """Return an AccessKey."""
         return self._access_keys.get(instance_id, {}).get(access_key_id)
 
+    def signers(self, access_key_id: str) -> list[AccessKey]:
+        """Return the AccessKeys of an id, in whatever instance."""
+        return [keys[access_key_id] for keys in self._access_keys.values() if access_key_id in keys]
+
     def group(self, instance_id: str, group_id: str) -> Group | None:
         """Return a group."""
         return self._groups.get(instance_id, {}).get(group_id)

@@ -82,21 +82,29 @@ def check(
         view: what exists and what was revoked.
         now_ms: milliseconds since 1970.
     """
+    code, token = examine(text, view, now_ms)
+    if token is None:
+        return Verdict(code, token_type)
+    if (token.instance_id, token.access_key_id) != (instance_id, access_key_id):
+        return Verdict(TokenCode.BAD_SIGNATURE, token_type)
+    if code is not TokenCode.VALID:
+        return Verdict(code, token_type)
+    if not token.actions.covers(token_type):
+        return Verdict(TokenCode.WRONG_TYPE, token_type)
+    return Verdict(code, token_type, token)
+
+
+def examine(text: str, view: View, now_ms: int) -> tuple[TokenCode, Token | None]:
+    """Say what a token is worth by itself, and what it says when it can be opened."""
     try:
         token = tokens.unseal(text, view.resources.token_cipher)
     except BadTokenError:
-        return Verdict(TokenCode.FORGED, token_type)
+        return TokenCode.FORGED, None
     key = view.resources.access_key(token.instance_id, token.access_key_id)
-    if (token.instance_id, token.access_key_id) != (instance_id, access_key_id):
-        code = TokenCode.BAD_SIGNATURE
-    elif key is None or key.create_time_ms != token.key_time_ms or view.resources.instance(instance_id) is None:
-        code = TokenCode.NOT_PERMITTED
-    elif token.expire_time_ms <= now_ms:
-        code = TokenCode.EXPIRED
-    elif view.revocations.is_revoked(token.token_id):
-        code = TokenCode.REVOKED
-    elif not token.actions.covers(token_type):
-        code = TokenCode.WRONG_TYPE
-    else:
-        return Verdict(TokenCode.VALID, token_type, token)
-    return Verdict(code, token_type)
+    if key is None or key.create_time_ms != token.key_time_ms or view.resources.instance(token.instance_id) is None:
+        return TokenCode.NOT_PERMITTED, token
+    if token.expire_time_ms <= now_ms:
+        return TokenCode.EXPIRED, token
+    if view.revocations.is_revoked(token.token_id):
+        return TokenCode.REVOKED, token
+    return TokenCode.VALID, token

@@ -16,6 +16,7 @@ import base64
 import binascii
 import dataclasses
 import enum
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -38,6 +39,7 @@ MIN_LIFETIME_MS = 60_000
 MAX_LIFETIME_MS = 30 * 86_400_000
 KEY_SETTLING_MS = 10_000
 """A new token key seals only after this time, when every replica of auth knows it."""
+MAX_KEYS = 100
 
 _VERSION = b"\x01"
 _HEADER_BYTES = len(_VERSION) + KEY_ID_BYTES + NONCE_BYTES
@@ -138,3 +140,10 @@ def sealing_key(keys: Iterable[TokenKey], now_ms: int) -> TokenKey | None:
     usable = sorted((key for key in keys if key.cipher is not None), key=lambda key: (key.create_time_ms, key.key_id))
     settled = [key for key in usable if key.create_time_ms + KEY_SETTLING_MS <= now_ms]
     return settled[-1] if settled else next(iter(usable), None)
+
+
+def spent_keys(keys: Iterable[TokenKey], now_ms: int) -> list[TokenKey]:
+    """Return the keys whose tokens have all expired: a newer one has sealed for longer than a token lives."""
+    ordered = sorted(keys, key=lambda key: (key.create_time_ms, key.key_id))
+    settled = now_ms - 2 * KEY_SETTLING_MS - MAX_LIFETIME_MS
+    return [older for older, newer in itertools.pairwise(ordered) if newer.create_time_ms <= settled]

@@ -14,6 +14,9 @@ RETAIN = 4
 CLEAN_SESSION = 16
 """Flags of a message."""
 
+KEPT_P2P = 8
+"""Flag of a delivery to a session shard."""
+
 
 class Columns:
     """Published messages in columns, every index within its range.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from services.router.domain.columns import QOS
 from services.router.domain.routing import Leg
+from services.router.domain.shared_groups import Group
 
 MAX_BATCH_BYTES = 1 << 20
 MAX_BATCH_MESSAGES = 4_096
@@ -16,7 +17,8 @@ _MESSAGE_BYTES = 8
 _TOPIC_BYTES = 8
 _TARGET_BYTES = 5
 _ANSWER_BYTES = 5
-# What a message, a topic, a target id and the id of an answered query take beside their text, roughly.
+_POSITION_BYTES = 8
+# What a message, a topic, a target id, an answered query and a place in a log take beside their text, roughly.
 
 
 class Publisher(Protocol):
@@ -44,18 +46,35 @@ class Receipt:
             self.publisher.acknowledge(self.sequence)
 
 
+class SharedDelivery:
+    """A message of QoS 1 or 2 for one member of a shared subscription, as long as the member's edge owes it."""
+
+    __slots__ = ("group", "payload", "qos", "receipt", "topic")
+
+    def __init__(self, group: Group, topic: str, payload: bytes, qos: int, receipt: Receipt | None) -> None:
+        self.group = group
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.receipt = receipt  # None: its publisher has been answered
+
+
 class Batch:
     """The columns of one `DeliveryBatch`, and what is owed for it."""
 
     __slots__ = (
         "answered",
         "flags",
+        "log_indexes",
+        "log_sequences",
+        "logs",
         "number",
         "origin_indexes",
         "origins",
         "payloads",
         "receipts",
         "sequences",
+        "shared",
         "size",
         "target_counts",
         "target_ids",
@@ -74,7 +93,11 @@ class Batch:
         self.origins: dict[str, int] = {}  # incarnation of an edge to its index, in order
         self.origin_indexes: list[int] = []
         self.sequences: list[int] = []
+        self.logs: dict[str, int] = {}  # stream to its index, in order
+        self.log_indexes: list[int] = []
+        self.log_sequences: list[int] = []
         self.receipts: list[Receipt] = []
+        self.shared: list[SharedDelivery] = []
         self.answered: list[int] = []  # queries whose last delivery is in this batch or an earlier one
         self.size = 0
 
@@ -125,6 +148,18 @@ class Outbox:
             batch.receipts.append(receipt)
         batch.size += size
         self.size += size
+
+    def place(self, log: str, sequence: int) -> None:
+        """Say in which stream the message added last is, and where; for a session shard, with every message."""
+        batch = self._batches[-1]
+        batch.log_indexes.append(batch.logs.setdefault(log, len(batch.logs)))
+        batch.log_sequences.append(sequence)
+        batch.size += _POSITION_BYTES
+        self.size += _POSITION_BYTES
+
+    def share(self, shared: SharedDelivery) -> None:
+        """Say that the message added last, without a receipt, is that of a shared subscription."""
+        self._batches[-1].shared.append(shared)
 
     def answer(self, query_id: int) -> None:
         """Add the note that all retained messages of a query were added."""

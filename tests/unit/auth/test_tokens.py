@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.auth.domain import credentials, token_checks, tokens
 from services.auth.domain.credentials import Attempt, Outcome
 from services.auth.domain.records import AccessKey, Group, Profile, Record, TokenKey, new_instance
+from services.auth.domain.revocations import MIN_SWEPT, Revocations
 from services.auth.domain.token_checks import BadPasswordError, TokenCode
 from services.auth.domain.tokens import BadTokenError, Token, TokenType
 from services.auth.domain.view import View
@@ -124,7 +125,7 @@ CODES = {
 
 @pytest.mark.parametrize(("changes", "expected"), CODES.values(), ids=CODES.keys())
 def test_codes(view: View, changes: dict[str, object], expected: TokenCode) -> None:
-    view.revocations.add("f" * 32, NOW + 60_000)
+    view.revocations.add("f" * 32, NOW + 60_000, NOW)
     assert code(sealed(**changes), view) is expected  # type: ignore[arg-type]
 
 
@@ -213,3 +214,21 @@ def test_a_new_key_seals_when_every_replica_knows_it() -> None:
     assert tokens.sealing_key([], NOW) is None
     unreadable = dataclasses.replace(new, cipher=None)
     assert tokens.sealing_key([unreadable, old], NOW + tokens.KEY_SETTLING_MS) is old
+
+
+def test_keys_whose_tokens_have_all_expired_are_spent() -> None:
+    lifetime = tokens.MAX_LIFETIME_MS + 2 * tokens.KEY_SETTLING_MS
+    first, second, third = token_key(1, NOW - 3 * lifetime), token_key(2, NOW - lifetime), token_key(3, NOW - 1)
+    assert tokens.spent_keys([third, first, second], NOW) == [first]
+    assert tokens.spent_keys([third, first, second], NOW - 1) == []
+    assert tokens.spent_keys([first], NOW) == []
+
+
+def test_expired_revocations_are_forgotten_when_their_number_doubles() -> None:
+    revocations = Revocations()
+    for number in range(MIN_SWEPT - 1):
+        assert revocations.add(f"old{number}", NOW, NOW - 1)
+    assert not revocations.add("old0", NOW, NOW)
+    assert len(revocations) == MIN_SWEPT - 1
+    assert revocations.add("new", NOW + 1, NOW)
+    assert (revocations.ids(), revocations.is_revoked("new"), revocations.is_revoked("old0")) == (["new"], True, False)

@@ -97,6 +97,26 @@ async def test_messages_are_stored_and_reported_in_the_order_of_writing(nats_url
 
 
 @pytest.mark.asyncio
+async def test_stream_that_is_made_while_its_messages_wait_has_them_in_order(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports()
+    async with connected(nats_url) as client:
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            writer.probe(f"t.{name}.0")
+            put(writer, name, 0)
+            put(writer, name, 1)
+            await until(lambda: writer.failures > 0)  # no such stream
+            await add_stream(client, name)
+            for number in range(2, 2000):
+                put(writer, name, number)
+                if number % 100 == 0:
+                    await asyncio.sleep(0)
+            await until(lambda: not writer.backlog_messages)
+        assert reports.stored == [((name, number), number + 1, False) for number in range(2000)]
+
+
+@pytest.mark.asyncio
 async def test_server_killed_in_the_middle_everything_is_stored_once_and_in_order(nats_server: NatsServer) -> None:
     names = ["one", "two"]
     total = 20_000

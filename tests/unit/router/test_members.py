@@ -10,22 +10,27 @@ from services.common.errors import NotServingError, SupersededError
 from services.common.readiness import Readiness
 from services.router.edge_link import EdgeLink, Stream
 from services.router.members import Members
-from services.router.retained import Retained
-from services.router.router import Router
+from services.router.shards import Shards
 from services.router.store import KnownEdges
-from tests.unit.router.test_router import FakeLog, publish, sent, subscribe, take
+from tests.unit.router.test_router import FakeLog, new_router, publish, sent, subscribe, take
 from weimq.router.v1 import router_pb2
 
 pytestmark = pytest.mark.asyncio
 
 
 class Mesh:
-    def __init__(self, known: dict[str, str] | None = None) -> None:
+    def __init__(self, known: dict[str, str] | None = None, shard_count: int = 0) -> None:
         self.known = KnownEdges()
-        self.router = Router(retained=Retained(max_messages=100, max_bytes=100_000))
+        self.shards = Shards(shard_count)
+        self.router = new_router(self.shards, high_bytes=100_000)
         self.readiness = Readiness("edges")
         self.members = Members(
-            router=self.router, known=self.known, readiness=self.readiness, edge_grace_s=5.0, stall_s=10.0
+            router=self.router,
+            shards=self.shards,
+            known=self.known,
+            readiness=self.readiness,
+            edge_grace_s=5.0,
+            stall_s=10.0,
         )
         self.members.await_edges(known or {}, FakeLog())
 

@@ -16,9 +16,7 @@ class Publisher:
 
 
 def leg(topic: str, *target_ids: int) -> Leg:
-    made = Leg(topic, 0)
-    made.target_ids.extend(target_ids)
-    return made
+    return Leg(topic, 0, list(target_ids))
 
 
 def test_topic_and_targets_are_stated_once_in_a_batch() -> None:

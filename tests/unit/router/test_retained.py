@@ -89,6 +89,9 @@ class FakeLog:
         self.backlog_bytes = 0
         self.written: list[tuple[str, bytes, dict[str, str], RetainedWrite]] = []
 
+    def probe(self, subject: str) -> None:
+        pass
+
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
         assert isinstance(token, RetainedWrite)
         self.written.append((subject, payload, headers, token))

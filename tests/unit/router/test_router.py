@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from services.router.edge_link import EdgeLink
+from services.router.kept import Kept
 from services.router.retained import Retained
 from services.router.router import Router
+from services.router.shards import Shards
 from weimq.router.v1 import router_pb2
 
 HIGH = 10_000
@@ -25,6 +27,9 @@ class FakeLog:
     def backlog_bytes(self) -> int:
         return sum(len(payload) for payload, _ in self.written)
 
+    def probe(self, subject: str) -> None:
+        pass
+
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
         self.written.append((payload, token))
 
@@ -34,9 +39,19 @@ class FakeLog:
             router.stored(token, 1, False)
 
 
+def new_router(shards: Shards | None = None, high_bytes: int = HIGH, low_bytes: int = LOW) -> Router:
+    return Router(
+        retained=Retained(max_messages=100, max_bytes=100_000),
+        kept=Kept(0),
+        shards=shards or Shards(0),
+        high_bytes=high_bytes,
+        low_bytes=low_bytes,
+    )
+
+
 @pytest.fixture
 def router() -> Router:
-    return Router(retained=Retained(max_messages=100, max_bytes=100_000), high_bytes=HIGH, low_bytes=LOW)
+    return new_router()
 
 
 @pytest.fixture

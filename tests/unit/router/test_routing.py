@@ -6,10 +6,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from services.common.subjects import log_subject
+from services.common.subjects import log_subject, message_topic
 from services.common.topics import InvalidTopicError, matches
 from services.router.domain import routing
 from services.router.domain.routing import Routing
+from services.router.domain.shared_groups import SLOT_SHIFT, SharedGroups
 
 
 def legs(routes: Routing, topic: str, *, instance_id: str = "i", is_p2p: bool = False) -> dict[int, list[int]]:
@@ -117,3 +118,110 @@ def test_remembering_never_shows(changes: list[tuple[bool, str, int, int]], topi
         expected = sorted((slot, target) for name, slot, target in interests if matches(name, topic))
         found = [(slot, target) for slot, targets in legs(routes, topic).items() for target in targets]
         assert sorted(found) == expected
+
+
+def test_interests_may_skip_messages_by_their_qos() -> None:
+    routes = Routing()
+    routes.add_filter("i", "a", 0, 1)
+    routes.add_filter("i", "a", 0, 2, routing.SKIPS_ACKNOWLEDGED)
+    routes.add_filter("i", "a", 1, 1, routing.SKIPS_ACKNOWLEDGED)
+    routes.add_filter("i", "a", 2, 1)
+    routes.add_filter("i", "a", 3, 7, routing.SKIPS_QOS0)
+    routes.add_filter("i", "+", 4, 9, routing.SKIPS_QOS0 | routing.OF_SHARD)
+    route = routes.route("i", "a", is_p2p=False)
+    assert {leg.slot: leg.target_ids for leg in route.legs} == {0: [1, 2], 1: [1], 2: [1]}
+    assert {leg.slot: leg.target_ids for leg in route.acknowledged_legs} == {0: [1], 2: [1], 3: [7]}
+    assert {leg.slot: leg.target_ids for leg in route.shard_legs} == {4: [9]}
+    assert not route.is_plain
+    # one leg for both, so that a batch names topic and targets once
+    assert {id(leg) for leg in route.legs} & {id(leg) for leg in route.acknowledged_legs} == {
+        id(leg) for leg in route.legs if leg.slot == 2
+    }
+    routes.remove_filter("i", "+", 4, 9, routing.SKIPS_QOS0 | routing.OF_SHARD)
+    assert routes.route("i", "a", is_p2p=False).is_plain
+
+
+def test_route_without_skipping_interests_has_one_list_of_legs() -> None:
+    routes = Routing()
+    routes.add_filter("i", "a", 0, 1)
+    route = routes.route("i", "a", is_p2p=False)
+    assert route.acknowledged_legs is route.legs
+    assert route.is_plain
+
+
+def test_topic_too_long_for_a_subject_is_in_the_header() -> None:
+    route = Routing().route("i", "p/" + "é" * 2_000, is_p2p=False)
+    assert route.subject == "mq.out.i.p"
+    assert message_topic(route.subject, route.topic_header) == ("i", route.topic)
+    short = Routing().route("i", "p/a", is_p2p=False)
+    assert (short.subject, short.topic_header, short.log) == ("mq.out.i.p.a", "", "MQ_i_p")
+
+
+def next_of(routes: Routing, topic: str, blocked: frozenset[int] = frozenset()) -> list[tuple[int, int]]:
+    """Return edge and target of the next message to each shared subscription."""
+    shares = routes.route("i", topic, is_p2p=False).shares
+    legs = [share.next(blocked) for share in shares]
+    return sorted((leg.slot, leg.target_ids[0]) for leg in legs if leg is not None)
+
+
+def test_members_of_a_shared_subscription_take_turns() -> None:
+    routes = Routing()
+    routes.add_member("i", "x", "a/+", 0, 1)
+    routes.add_member("i", "x", "a/+", 0, 2)
+    routes.add_member("i", "x", "a/+", 1, 1)
+    routes.add_member("i", "y", "a/b", 2, 5)
+    routes.add_filter("i", "a/b", 3, 5)
+    assert [next_of(routes, "a/b") for _ in range(4)] == [
+        [(0, 1), (2, 5)],
+        [(0, 2), (2, 5)],
+        [(1, 1), (2, 5)],
+        [(0, 1), (2, 5)],
+    ]
+    # the turn is that of the subscription, not of a topic
+    assert next_of(routes, "a/c") == [(0, 2)]
+    assert next_of(routes, "b") == []
+    assert legs(routes, "a/b") == {3: [5]}
+    routes.remove_member("i", "y", "a/b", 2, 5)
+    routes.remove_member("i", "x", "a/+", 0, 1)
+    assert next_of(routes, "a/b") == [(1, 1)]
+    share = routes.share("i", "x", "a/+", "a/z")
+    assert share is not None
+    leg = share.next(frozenset())
+    assert leg is not None
+    assert (leg.topic, leg.slot) == ("a/z", 0)
+    routes.remove_member("i", "x", "a/+", 0, 2)
+    routes.remove_member("i", "x", "a/+", 1, 1)
+    assert routes.share("i", "x", "a/+", "a/z") is None
+    routes.remove_filter("i", "a/b", 3, 5)
+    assert not routes._instances
+
+
+def test_blocked_members_are_skipped_unless_all_are() -> None:
+    routes = Routing()
+    for slot in range(3):
+        routes.add_member("i", "x", "a", slot, 1)
+    assert [next_of(routes, "a", frozenset({1})) for _ in range(4)] == [[(0, 1)], [(2, 1)], [(0, 1)], [(2, 1)]]
+    assert [next_of(routes, "a", frozenset({0, 1, 2})) for _ in range(3)] == [[(0, 1)], [(1, 1)], [(2, 1)]]
+
+
+@hypothesis.given(
+    st.lists(st.integers(0, 5), unique=True, min_size=1),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=30),
+)
+def test_messages_of_a_shared_subscription_are_spread_evenly(first: list[int], changes: list[tuple[bool, int]]) -> None:
+    groups = SharedGroups("i")
+    for slot in first:
+        groups.add("x", "a", slot << SLOT_SHIFT | 1)
+    for is_added, slot in changes:
+        (groups.add if is_added else groups.remove)("x", "a", slot << SLOT_SHIFT | 1)
+        group = groups.get("x", "a")
+        if group is not None:
+            group.next(frozenset())
+    group = groups.get("x", "a")
+    if group is None:
+        assert groups.is_empty
+        assert groups.match("a") == []
+        return
+    members = list(group.members)
+    assert sorted(group.next(frozenset()) for _ in members) == sorted(members)
+    assert groups.match("a") == [group]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weimq/errors/v1/error_reason.proto\x12\x0fweimq.errors.v1*\x91\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12#\n\x1f\x45RROR_REASON_RESOURCE_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_RESOURCE_EXISTS\x10\x03\x12 \n\x1c\x45RROR_REASON_RESOURCE_IN_USE\x10\x04\x12\'\n#ERROR_REASON_DEPENDENCY_UNAVAILABLE\x10\x05\x12\'\n#ERROR_REASON_CLUSTER_TOKEN_REJECTED\x10\x06\x12)\n%ERROR_REASON_STREAM_CONTRACT_VIOLATED\x10\x07\x12 \n\x1c\x45RROR_REASON_LINK_SUPERSEDED\x10\x08\x12\x1c\n\x18\x45RROR_REASON_NOT_SERVING\x10\t\x12\x1e\n\x1a\x45RROR_REASON_LIMIT_REACHED\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weimq/errors/v1/error_reason.proto\x12\x0fweimq.errors.v1*\xb1\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12#\n\x1f\x45RROR_REASON_RESOURCE_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_RESOURCE_EXISTS\x10\x03\x12 \n\x1c\x45RROR_REASON_RESOURCE_IN_USE\x10\x04\x12\'\n#ERROR_REASON_DEPENDENCY_UNAVAILABLE\x10\x05\x12\'\n#ERROR_REASON_CLUSTER_TOKEN_REJECTED\x10\x06\x12)\n%ERROR_REASON_STREAM_CONTRACT_VIOLATED\x10\x07\x12 \n\x1c\x45RROR_REASON_LINK_SUPERSEDED\x10\x08\x12\x1c\n\x18\x45RROR_REASON_NOT_SERVING\x10\t\x12\x1e\n\x1a\x45RROR_REASON_LIMIT_REACHED\x10\n\x12\x1e\n\x1a\x45RROR_REASON_NOT_PERMITTED\x10\x0b\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weimq.errors.v1.error_reaso
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=56
-  _globals['_ERRORREASON']._serialized_end=457
+  _globals['_ERRORREASON']._serialized_end=489
 # @@protoc_insertion_point(module_scope)

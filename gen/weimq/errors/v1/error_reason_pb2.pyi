@@ -52,6 +52,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A bound of the service is reached: the caller reads too slowly, or there are too many of its kind; try again later
     (`RESOURCE_EXHAUSTED`). Metadata: `limit`, what there is too much of.
     """
+    ERROR_REASON_NOT_PERMITTED: _ErrorReason.ValueType  # 11
+    """What is asked for goes beyond the permissions of an AccessKey (`PERMISSION_DENIED`). Metadata: `resource`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Value of `google.rpc.ErrorInfo.reason` in every status that leaves a weimq service, where
@@ -88,4 +90,6 @@ ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 10
 """A bound of the service is reached: the caller reads too slowly, or there are too many of its kind; try again later
 (`RESOURCE_EXHAUSTED`). Metadata: `limit`, what there is too much of.
 """
+ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 11
+"""What is asked for goes beyond the permissions of an AccessKey (`PERMISSION_DENIED`). Metadata: `resource`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,45 @@
+"""Who signed a text. Pure.
+
+An unknown instance, an unknown AccessKey and a wrong signature take the same work, so that a stranger can't find out
+which ids exist: an unknown key is taken for one with a secret that signs nothing.
+"""
+
+from __future__ import annotations
+
+from services.auth.domain.records import AccessKey
+from services.auth.domain.resources import Resources
+from services.common import signature
+
+# As long as the secrets that are created here; what it signs is never accepted.
+_NO_SECRET = "x" * 32
+
+
+def signer(
+    instance_id: str, access_key_id: str, text: str, given: bytes, resources: Resources
+) -> tuple[AccessKey | None, str]:
+    """Return the AccessKey that signed `text`, or why there is none, for the log of operators."""
+    instance = resources.instance(instance_id)
+    key = resources.access_key(instance_id, access_key_id)
+    secret = key.secret if key is not None else None
+    is_right = signature.is_signed(secret or _NO_SECRET, text, given)
+    if instance is None:
+        return None, "unknown instance"
+    if key is None:
+        return None, "unknown AccessKey"
+    if not secret:
+        return None, "secret of the AccessKey can't be decrypted: see the log of auth"
+    return (key, "") if is_right else (None, "wrong signature")
+
+
+def signers(access_key_id: str, text: str, given: bytes, resources: Resources) -> list[AccessKey]:
+    """Return the AccessKeys of an id that signed `text`, in whatever instance; usually one or none."""
+    candidates = resources.signers(access_key_id)
+    if not candidates:
+        signature.is_signed(_NO_SECRET, text, given)
+    return [
+        key
+        for key in candidates
+        if signature.is_signed(key.secret or _NO_SECRET, text, given)
+        and key.secret
+        and resources.instance(key.instance_id) is not None
+    ]

@@ -1,0 +1,108 @@
+"""The ways of a message that is where it has to be stored: to edges, session shards and shared subscriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.router.domain.columns import KEPT_P2P
+from services.router.domain.outbox import Receipt
+from services.router.domain.routing import Route
+from services.router.edge_link import EdgeLink
+from services.router.kept import Kept
+from services.router.ports import Source
+from services.router.pressure import Pressure
+from services.router.retained import Retained
+from services.router.shares import Shares
+
+
+class Delivery:
+    """Hands messages to the links of edges and shards. Hot path.
+
+    Args:
+        edges: and shards, by slot.
+        kept: knows the stream of kept messages.
+        retained: the retained messages.
+        shares: the shared subscriptions.
+        pressure: is told when too much is pending for an edge.
+    """
+
+    def __init__(
+        self,
+        *,
+        edges: Sequence[EdgeLink | None],
+        kept: Kept,
+        retained: Retained,
+        shares: Shares,
+        pressure: Pressure,
+    ) -> None:
+        self._edges = edges
+        self._kept = kept
+        self._retained = retained
+        self._shares = shares
+        self._pressure = pressure
+
+    def deliver(
+        self,
+        source: Source,
+        route: Route,
+        payload: bytes,
+        qos: int,
+        sequence: int,
+        retained_by: str | None,
+        in_kept: bool = False,  # noqa: FBT001, FBT002 - hot path
+        log_sequence: int = 0,
+    ) -> None:
+        """Send a message to the edges and shards of its route, and keep it when it is a retained one.
+
+        Args:
+            source: is told when all of them have confirmed it.
+            route: found since the last change of an interest.
+            payload: of the message.
+            qos: of the publication.
+            sequence: of the message in the incarnation of its source.
+            retained_by: client id of the publisher of a retained message; None: it is none.
+            in_kept: the log that has it is that of kept messages.
+            log_sequence: of the message in its log; 0: it is in none.
+        """
+        legs = route.legs
+        receipt = None
+        origin = ""
+        if qos:
+            legs = route.acknowledged_legs
+            receipt = Receipt(source, sequence, len(legs) + 1)  # one more, until it is on all its ways
+            origin = source.incarnation
+        for leg in legs:
+            edge = self._edges[leg.slot]
+            # A route is found anew after its interests changed, and an edge that left has none.
+            assert edge is not None  # noqa: S101 - for the type checker
+            # Those who subscribed before get it without the retain flag [MQTT-3.3.1-9].
+            edge.deliver(leg, payload, qos, origin, sequence, receipt)
+            if edge.pending_bytes > self._pressure.high_bytes:
+                self._pressure.hold_for_edge(source, edge)
+        if not route.is_plain:
+            if receipt is not None and log_sequence:
+                log = self._kept.log(route.instance_id) if in_kept else route.log
+                self._deliver_to_shards(source, route, payload, qos, receipt, log, log_sequence)
+            self._shares.deliver(source, route, payload, qos, receipt)
+        if retained_by is not None:
+            if receipt is not None:
+                receipt.waiting += 1
+            # Now and not when it is stored: who subscribes from here on has missed the live message.
+            self._retained.keep(route.instance_id, route.topic, payload, qos, retained_by, receipt)
+            self._pressure.written(source)
+        if receipt is not None:
+            receipt.settle()
+
+    def _deliver_to_shards(
+        self, source: Source, route: Route, payload: bytes, qos: int, receipt: Receipt, log: str, log_sequence: int
+    ) -> None:
+        flags = qos | KEPT_P2P if route.is_kept else qos
+        for leg in route.shard_legs:
+            shard = self._edges[leg.slot]
+            assert shard is not None  # noqa: S101 - for the type checker, as with edges
+            if shard.stream is None:
+                continue  # it reads the message from the log when it is back
+            receipt.waiting += 1
+            shard.deliver_kept(leg, payload, flags, source.incarnation, receipt.sequence, receipt, log, log_sequence)
+            if shard.pending_bytes > self._pressure.high_bytes:
+                self._pressure.hold_for_edge(source, shard)

@@ -1,0 +1,60 @@
+"""The places of the session shards, and who has them.
+
+Nobody waits for a shard that is away, since it reads what it missed from the logs. Its filters stay, so that what it
+will look for is in a log; those of its next link replace them once it has sent them all. As long as a place has not
+been filled since the router started, its filters are not known, and every message of QoS 1 and 2 is kept.
+"""
+
+from __future__ import annotations
+
+from services.router.edge_link import EdgeLink
+
+
+class _Place:
+    __slots__ = ("link", "registered")
+
+    def __init__(self) -> None:
+        self.link: EdgeLink | None = None  # has a stream
+        self.registered: EdgeLink | None = None  # has sent all its filters
+
+
+class Shards:
+    """Links of session shards by index.
+
+    Args:
+        count: of the shards.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._places = [_Place() for _ in range(count)]
+        self.count = count
+        """Number of shards."""
+        self.unknown = count
+        """Number of those whose filters are not known."""
+
+    def linked(self, index: int) -> EdgeLink | None:
+        """Return the link of a shard that has a stream."""
+        return self._places[index].link
+
+    def links(self) -> list[EdgeLink]:
+        """Return the links that have a stream."""
+        return [place.link for place in self._places if place.link is not None]
+
+    def link(self, shard: EdgeLink) -> None:
+        """Note that a shard has a stream, in place of the link it had."""
+        self._places[shard.shard_index].link = shard
+
+    def complete(self, shard: EdgeLink) -> EdgeLink | None:
+        """Note that a shard has sent all its filters; return the link whose filters they replace."""
+        place = self._places[shard.shard_index]
+        before, place.registered = place.registered, shard
+        if before is None:
+            self.unknown -= 1
+        return before
+
+    def unlink(self, shard: EdgeLink) -> bool:
+        """Note that a shard has no stream any more, and return whether its filters stay."""
+        place = self._places[shard.shard_index]
+        if place.link is shard:
+            place.link = None
+        return place.registered is shard
