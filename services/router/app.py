@@ -40,7 +40,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     watch = AuthWatch()
     inbound = Inbound(router=router, catalog=lambda: watch.catalog, index=settings.index, count=settings.count)
     publisher = ExternalPublisher(router)
-    known = KnownEdges()
+    known = KnownEdges(settings.index)
     edges = members.Members(
         router=router, shards=shards, known=known, readiness=readiness, edge_grace_s=settings.edge_grace_s
     )
@@ -77,7 +77,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             is_gone=rules.is_gone,
         )
         noted = await runtime.unless_stopped(stop, known.load(js))
-        await runtime.unless_stopped(stop, retained_messages.load(client))
+        await runtime.unless_stopped(stop, retained_messages.load(client, router.serves))
         readiness.mark(retained.DEPENDENCY, present=True)
         running = log.run(), known.run(js), retained_messages.run(js, log), kept.streams.run(js, log)
         await enter(runtime.background(*running, inbound.run(client, log)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from services.common.errors import InvalidFieldError, NotServingError, UnavailableError
 from services.common.jetstream import DEPENDENCY as NATS
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.router import members
-from services.router.domain.columns import CLEAN_SESSION, LOGGED, P2P, RETAIN, Columns, ColumnsBuilder
+from services.router.domain.columns import CLEAN_SESSION, KEPT_IF_OFFLINE, LOGGED, P2P, RETAIN, Columns, ColumnsBuilder
 from services.router.router import Router
 from weimq.router.v1 import router_pb2
 
@@ -69,7 +69,7 @@ class ExternalPublisher:
             NotServingError: the router is stopping, or does not know its edges yet; none was routed.
             UnavailableError: NATS or an edge does not answer, or too much waits; to be repeated as a whole.
         """
-        _validate(messages)
+        _validate(messages, self._router.serves)
         if self._is_closed:
             raise NotServingError("the router is stopping")
         if not self._router.is_begun:
@@ -125,7 +125,7 @@ class ExternalPublisher:
                 self._calls.pop(sequence, None)
 
 
-def _validate(messages: Sequence[router_pb2.PublishedMessage]) -> None:
+def _validate(messages: Sequence[router_pb2.PublishedMessage], serves: Callable[[str, str], bool]) -> None:
     if not 0 < len(messages) <= MAX_MESSAGES:
         raise InvalidFieldError(f"1 to {MAX_MESSAGES} messages", field="messages")
     message_ids: set[str] = set()
@@ -137,6 +137,8 @@ def _validate(messages: Sequence[router_pb2.PublishedMessage]) -> None:
             validate_topic_name(message.topic)
         except InvalidTopicError as error:
             raise InvalidFieldError(str(error), field=f"{path}.topic") from error
+        if not serves(message.instance_id, message.topic):
+            raise InvalidFieldError("another router has this topic", field=f"{path}.topic")
         if message.p2p:
             levels = message.topic.split("/", 2)
             if len(levels) != 3 or levels[1] != "p2p":  # noqa: PLR2004 - parent, p2p, client id
@@ -158,10 +160,13 @@ def _validate(messages: Sequence[router_pb2.PublishedMessage]) -> None:
 def _columns(messages: Sequence[router_pb2.PublishedMessage], sequences: list[int]) -> Columns:
     builder = ColumnsBuilder()
     for message, sequence in zip(messages, sequences, strict=True):
+        topic_flags = (LOGGED if message.logged else 0) | (P2P if message.p2p else 0)
+        if message.kept_if_offline:
+            topic_flags |= KEPT_IF_OFFLINE
         builder.add(
             instance_id=message.instance_id,
             topic=message.topic,
-            topic_flags=(LOGGED if message.logged else 0) | (P2P if message.p2p else 0),
+            topic_flags=topic_flags,
             client_id=message.client_id,
             sequence=sequence,
             payload=message.payload,

@@ -12,8 +12,10 @@ has one, keeps its order with what is written to that topic later, and goes away
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
+from collections.abc import Callable
 
 import nats.errors
 from nats.aio.client import Client
@@ -133,8 +135,13 @@ class Retained:
         """Make the streams that are needed, until cancelled."""
         await self._streams.run(js, log)
 
-    async def load(self, client: Client) -> None:
-        """Read what earlier processes stored, trying until NATS answers."""
+    async def load(self, client: Client, serves: Callable[[str, str], bool]) -> None:
+        """Read what earlier processes stored, trying until NATS answers.
+
+        Args:
+            client: connected to NATS.
+            serves: says whether this router has the topic of an instance; others have the rest of the messages.
+        """
         began = time.monotonic()
         names: list[str] | None = None
         while names is None or names:
@@ -142,7 +149,7 @@ class Retained:
                 if names is None:
                     names = await stream_names(client)
                 while names:
-                    await read_stream(client, names[-1], self._load_message)
+                    await read_stream(client, names[-1], functools.partial(self._load_message, serves))
                     names.pop()
             except (nats.errors.Error, UnavailableError, TimeoutError, OSError) as error:
                 logger.warning("can't read the retained messages, trying on", extra={"error": repr(error)})
@@ -150,15 +157,17 @@ class Retained:
         count = sum(topics.messages for topics in self._instances.values())
         logger.info("retained messages read", extra={"messages": count, "seconds": round(time.monotonic() - began, 3)})
 
-    def _load_message(self, message: Msg) -> None:
+    def _load_message(self, serves: Callable[[str, str], bool], message: Msg) -> None:
         try:
             instance_id, topic = subjects.retained_topic(message.subject)
             validate_topic_name(topic)
         except (InvalidTopicError, ValueError):
             logger.warning("not the subject of a retained message", extra={"subject": message.subject})
             return
-        topics = self._topics(instance_id)
         self._streams.exists(instance_id)
+        if not serves(instance_id, topic):
+            return
+        topics = self._topics(instance_id)
         if not message.data:
             topics.remove(topic)
             return

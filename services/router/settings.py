@@ -47,13 +47,13 @@ class RouterSettings(CommonSettings):
     )
     max_retained_messages: int = setting(
         100_000,
-        text="Retained messages of an instance; beyond, a topic that has none gets none.",
+        text="Retained messages of an instance, at each router; beyond, a topic that has none gets none.",
         minimum=0,
         maximum=10_000_000,
     )
     max_retained_bytes: int = setting(
         256 << 20,
-        text="Bytes that the retained messages of an instance take in memory; beyond, likewise.",
+        text="Bytes that the retained messages of an instance take in memory, at each router; beyond, likewise.",
         minimum=0,
         maximum=1 << 40,
     )

@@ -17,7 +17,7 @@ from services.common.subjects import decode_token, encode_token
 logger = logging.getLogger(__name__)
 
 BUCKET = "router_edges"
-"""Key-value bucket: encoded edge id to the incarnation of its process."""
+"""Key-value bucket: index of the router and encoded edge id, `0.edge-1`, to the incarnation of the edge's process."""
 RETRY_S = 0.5
 
 
@@ -26,9 +26,13 @@ class KnownEdges:
 
     A change that is not written when the process ends is lost: the next process then routes without waiting for an
     edge that came in the last moments, or waits its grace time for one that left.
+
+    Args:
+        router_index: each router notes its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, router_index: int = 0) -> None:
+        self._prefix = f"{router_index}."
         self._changes: dict[str, str | None] = {}
         self._changed = asyncio.Event()
 
@@ -46,7 +50,7 @@ class KnownEdges:
         """Return the incarnation of each edge noted by earlier processes, trying until NATS answers."""
         while True:
             try:
-                return await _read(await ensure_bucket(js, BUCKET))
+                return await self._read(await ensure_bucket(js, BUCKET))
             except (nats.errors.Error, UnavailableError, TimeoutError) as error:
                 logger.warning("can't read the known edges, trying on", extra={"error": repr(error)})
                 await asyncio.sleep(RETRY_S)
@@ -62,9 +66,9 @@ class KnownEdges:
                 try:
                     bucket = bucket or await ensure_bucket(js, BUCKET)
                     if incarnation is None:
-                        await bucket.delete(encode_token(edge_id))
+                        await bucket.delete(self._prefix + encode_token(edge_id))
                     else:
-                        await bucket.put(encode_token(edge_id), incarnation.encode())
+                        await bucket.put(self._prefix + encode_token(edge_id), incarnation.encode())
                 except (nats.errors.Error, UnavailableError, TimeoutError) as error:
                     logger.warning("can't note an edge, trying on", extra={"edge_id": edge_id, "error": repr(error)})
                     bucket = None
@@ -74,24 +78,25 @@ class KnownEdges:
                 if self._changes.get(edge_id, "") == incarnation:  # not changed again meanwhile
                     del self._changes[edge_id]
 
+    async def _read(self, bucket: KeyValue) -> dict[str, str]:
+        known: dict[str, str] = {}
+        try:
+            keys = await bucket.keys()
+        except nats.js.errors.NoKeysError:
+            return known
+        for key in keys:
+            if not key.startswith(self._prefix):
+                continue
+            try:
+                entry = await bucket.get(key)
+            except nats.js.errors.KeyNotFoundError:  # deleted since
+                continue
+            known[decode_token(key.removeprefix(self._prefix))] = (entry.value or b"").decode()
+        return known
+
 
 def _raise_if_cancelled() -> None:
     # `asyncio.wait_for` before Python 3.12, which nats-py uses, forgets a cancellation that comes with its result.
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-async def _read(bucket: KeyValue) -> dict[str, str]:
-    known: dict[str, str] = {}
-    try:
-        keys = await bucket.keys()
-    except nats.js.errors.NoKeysError:
-        return known
-    for key in keys:
-        try:
-            entry = await bucket.get(key)
-        except nats.js.errors.KeyNotFoundError:  # deleted since
-            continue
-        known[decode_token(key)] = (entry.value or b"").decode()
-    return known

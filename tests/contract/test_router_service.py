@@ -268,7 +268,7 @@ async def test_edge_that_said_goodbye_is_not_waited_for(mesh: Mesh, nats_server:
             changes = await bucket.watchall()
             async for change in changes:
                 if change is not None and change.operation == "DEL":
-                    assert change.key == "one"
+                    assert change.key == "0.one"
                     break
 
 

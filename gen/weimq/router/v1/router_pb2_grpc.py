@@ -82,7 +82,8 @@ class RouterServiceServicer:
         when each message of QoS 1 and 2 is in its log, when it has one, and every edge with a matching interest has
         confirmed it. Repeating a call is safe: `message_id` keeps logs from storing a message twice; deliveries may repeat.
 
-        Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, more than 1,000 messages), `UNAVAILABLE`
+        Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, a topic of another router, more than 1,000
+        messages), `UNAVAILABLE`
         (NATS does not answer, or the edges are not known yet: try again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
