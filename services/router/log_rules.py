@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.common.subjects import OUT, log_topic
+from services.common.subjects import KEPT, OUT, log_topic
 from services.router.auth_watch import AuthWatch
 
 
@@ -17,7 +17,12 @@ class LogRules:
         self._watch = watch
 
     def is_ordered(self, lane: str) -> bool:
-        """Return whether a lane is the log of a topic of message type `ordered`, or may be one."""
+        """Return whether a lane is the log of a topic of message type `ordered`, or may be one.
+
+        Kept messages are ordered as well: a position of theirs stands for all before it.
+        """
+        if lane.startswith(f"{KEPT}."):
+            return True
         topic = _topic(lane)
         catalog = self._watch.catalog
         return topic is not None and (catalog is None or catalog.is_ordered(*topic))
