@@ -8,20 +8,21 @@ between is finished by the next start, or by the next call about the resource.
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import logging
 import secrets
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError
 
-from services.auth.domain import records, tokens
-from services.auth.domain.records import AccessKey, Group, Instance, Profile, TokenKey, Topic
+from services.auth.domain import limits, records
+from services.auth.domain.records import AccessKey, Group, Instance, Profile, Topic
 from services.auth.domain.resources import Resources
-from services.auth.sealing import Sealer, token_key_owner
+from services.auth.sealing import Sealer
 from services.auth.store import Store
 from services.common import jetstream, subjects
 from services.common.errors import AlreadyExistsError, InUseError, InvalidFieldError, NotFoundError, UnavailableError
@@ -77,6 +78,24 @@ class Administration:
             await self._create(instance, f"instance/{instance_id}")
         return instance
 
+    async def update_instance(self, instance_id: str, changes: Mapping[str, Any]) -> Instance:
+        """Change rules of an instance; `changes` holds values of `limits.SETTABLE`.
+
+        Raises:
+            NotFoundError: there is none with this id.
+            InvalidFieldError: a value is out of its range.
+            UnavailableError: NATS does not answer.
+        """
+        async with self._lock:
+            instance = self._resources.instance(instance_id)
+            if instance is None:
+                raise _missing(f"instance/{instance_id}")
+            for name, value in changes.items():
+                if fault := limits.fault(name, value, instance):
+                    raise InvalidFieldError(f"instance.{name} {fault}", field=f"instance.{name}")
+            await self._store.update(instance.key, lambda stored: dataclasses.replace(stored, **changes))
+            return self._resources.instance(instance_id) or instance
+
     async def delete_instance(self, instance_id: str, *, force: bool) -> None:
         """Delete an instance, its stream of events and, with `force`, all it owns.
 
@@ -97,7 +116,14 @@ class Administration:
             await self._finish_instance(instance)
 
     async def create_access_key(
-        self, instance_id: str, access_key_id: str, account_id: str, *, secret: str | None = None
+        self,
+        instance_id: str,
+        access_key_id: str,
+        account_id: str,
+        *,
+        publish: bool = True,
+        subscribe: bool = True,
+        topic_filters: tuple[str, ...] = (),
     ) -> AccessKey:
         """Create an AccessKey; its `secret` is in the answer.
 
@@ -105,7 +131,9 @@ class Administration:
             instance_id: that it belongs to.
             access_key_id: empty: a random one.
             account_id: that owns it.
-            secret: None: a random one.
+            publish: whether its clients may publish.
+            subscribe: whether they may subscribe.
+            topic_filters: what it is limited to; empty: every parent topic of the account.
 
         Raises:
             NotFoundError: there is no such instance.
@@ -113,10 +141,25 @@ class Administration:
             UnavailableError: NATS does not answer.
         """
         self._require_instance(instance_id)
-        return await self.put_access_key(instance_id, access_key_id, account_id, secret=secret)
+        return await self.put_access_key(
+            instance_id,
+            access_key_id,
+            account_id,
+            publish=publish,
+            subscribe=subscribe,
+            topic_filters=topic_filters,
+        )
 
     async def put_access_key(
-        self, instance_id: str, access_key_id: str, account_id: str, *, secret: str | None = None
+        self,
+        instance_id: str,
+        access_key_id: str,
+        account_id: str,
+        *,
+        secret: str | None = None,
+        publish: bool = True,
+        subscribe: bool = True,
+        topic_filters: tuple[str, ...] = (),
     ) -> AccessKey:
         """Create an AccessKey without asking whether its instance exists, for the first start."""
         access_key_id = access_key_id or f"AK{secrets.token_hex(10)}"
@@ -127,12 +170,32 @@ class Administration:
             access_key_id=access_key_id,
             account_id=account_id,
             sealed_secret=sealed,
+            publish=publish,
+            subscribe=subscribe,
+            topic_filters=topic_filters,
             create_time_ms=_now_ms(),
             secret=secret,
         )
         async with self._lock:
             await self._create(key, f"accesskey/{access_key_id}")
         return key
+
+    async def update_access_key(
+        self, instance_id: str, access_key_id: str, *, publish: bool, subscribe: bool, topic_filters: tuple[str, ...]
+    ) -> AccessKey:
+        """Replace the permissions of an AccessKey.
+
+        Raises:
+            NotFoundError: there is no such key.
+            UnavailableError: NATS does not answer.
+        """
+        async with self._lock:
+            key = self._resources.access_key(instance_id, access_key_id)
+            if key is None:
+                raise _missing(f"accesskey/{access_key_id}")
+            changes: dict[str, Any] = {"publish": publish, "subscribe": subscribe, "topic_filters": topic_filters}
+            await self._store.update(key.key, lambda stored: dataclasses.replace(stored, **changes))
+            return dataclasses.replace(key, **changes)
 
     async def delete_access_key(self, instance_id: str, access_key_id: str) -> None:
         """Delete an AccessKey.
@@ -215,39 +278,6 @@ class Administration:
             if not isinstance(topic, Topic):
                 raise _missing(f"topic/{name}")
             await self._finish_topic(topic)
-
-    async def create_token_key(self) -> TokenKey:
-        """Make the key that seals tokens from now on; what the older ones sealed stays valid.
-
-        Raises:
-            UnavailableError: NATS does not answer.
-        """
-        key_id = secrets.token_hex(tokens.KEY_ID_BYTES)
-        made = base64.b64encode(secrets.token_bytes(tokens.KEY_BYTES)).decode()
-        sealed = self._sealer.seal(made, *token_key_owner(key_id))
-        key = TokenKey(key_id=key_id, sealed_secret=sealed, create_time_ms=_now_ms())
-        async with self._lock:
-            await self._create(key, f"tokenkey/{key_id}")
-        return key
-
-    async def rotate_token_key(self) -> tuple[TokenKey, list[TokenKey]]:
-        """Make a new token key, and delete keys whose tokens have all expired.
-
-        Returns:
-            The new key, and all there are now, oldest first.
-
-        Raises:
-            InvalidFieldError: there are too many keys already.
-            UnavailableError: NATS does not answer.
-        """
-        for key in tokens.spent_keys(self._resources.token_keys(), _now_ms()):
-            await self._store.delete(key.key)
-        if len(self._resources.token_keys()) >= tokens.MAX_KEYS:
-            raise InvalidFieldError(
-                f"there are {tokens.MAX_KEYS} token keys: wait until tokens have expired", field="token_keys"
-            )
-        made = await self.create_token_key()
-        return made, sorted(self._resources.token_keys(), key=lambda key: (key.create_time_ms, key.key_id))
 
     async def reconcile(self) -> None:
         """Make every stream that a resource needs, and finish deletions that were begun.

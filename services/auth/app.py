@@ -23,6 +23,7 @@ from services.auth.sealing import Sealer
 from services.auth.settings import AuthSettings
 from services.auth.store import Store
 from services.auth.token_http import TokenApi, application
+from services.auth.token_keys import TokenKeys
 from services.auth.token_servicer import TokenServicer
 from services.auth.watchers import Watchers
 from services.common import grpc_server, http_server, jetstream
@@ -104,8 +105,10 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         revocation_store = RevocationStore(client=client, revocations=view.revocations, changed=watchers.tell)
         await dependencies.enter_async_context(background(store.run(), revocation_store.run()))
         await unless_stopped(stop, revocation_store.loaded.wait())
-        await unless_stopped(stop, _load(settings, store, administration, resources))
-        resource_servicer.administration = token_servicer.administration = administration
+        token_keys = TokenKeys(store=store, resources=resources, sealer=sealer)
+        await unless_stopped(stop, _load(settings, store, token_keys, administration, resources))
+        resource_servicer.administration = administration
+        token_servicer.token_keys = token_keys
         token_servicer.issuer = token_api.issuer = TokenIssuer(view=view, store=revocation_store)
         gate.open()
         readiness.mark(RESOURCES, present=True)
@@ -117,13 +120,18 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
             watchers.close()
 
 
-async def _load(settings: AuthSettings, store: Store, administration: Administration, resources: Resources) -> None:
+async def _load(
+    settings: AuthSettings,
+    store: Store,
+    token_keys: TokenKeys,
+    administration: Administration,
+    resources: Resources,
+) -> None:
     """Wait for the resources, make the first ones, and bring the streams into line."""
     await store.loaded.wait()
     while True:
         try:
-            if not any(key.cipher for key in resources.token_keys()):
-                await administration.create_token_key()
+            await token_keys.ensure()
             if settings.bootstrap_file is not None:
                 await bootstrap(settings.bootstrap_file, administration, resources)
         except UnavailableError as error:

@@ -13,7 +13,7 @@ import contextlib
 import heapq
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from typing import Generic, TypeVar
 
 import nats.errors
@@ -24,7 +24,7 @@ from nats.js.api import Header
 from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, MSG_ROLLUP_SUBJECT, KeyValue
 
 from services.auth import metrics
-from services.common.errors import AlreadyExistsError, UnavailableError
+from services.common.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from services.common.jetstream import DEPENDENCY, ensure_bucket
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ READ_SILENCE_S = 5.0
 """A full reading without an entry for so long is given up and begun anew."""
 VISIBLE_S = 5.0
 """How long a change may take to come back through the watch."""
+ATTEMPTS = 5
+"""How often a change is tried that others overtake."""
 PIPELINED = 256
 """Writes of one call that wait for JetStream at the same time."""
 
@@ -139,6 +141,32 @@ class Bucket(abc.ABC, Generic[T]):
         with _nats_faults():
             revision = await self._writable().put(key, stored)
         await self.visible(revision)
+
+    async def update_entry(self, key: str, change: Callable[[bytes], bytes]) -> None:
+        """Change an entry as it is now, whoever else changes it, and wait until the view shows it.
+
+        Args:
+            key: where.
+            change: returns the new bytes of the stored ones; called again when somebody else was faster.
+
+        Raises:
+            NotFoundError: there is none under this key.
+            UnavailableError: NATS does not answer, or others change it all the time.
+        """
+        for _ in range(ATTEMPTS):
+            kv = self._writable()
+            try:
+                with _nats_faults():
+                    entry = await kv.get(key)
+                    revision = await kv.update(key, change(entry.value or b""), last=entry.revision)
+            except UnavailableError as error:
+                if isinstance(error.__cause__, nats.js.errors.KeyWrongLastSequenceError):
+                    continue
+                if isinstance(error.__cause__, nats.js.errors.KeyNotFoundError):
+                    raise NotFoundError("it does not exist", resource=key) from error
+                raise
+            return await self.visible(revision)
+        raise UnavailableError("others change it all the time", dependency=DEPENDENCY)
 
     async def delete(self, key: str) -> None:
         """Delete what is stored under a key, and wait until the view shows it. Idempotent.

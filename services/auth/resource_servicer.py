@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from grpc import aio
 from typing_extensions import override
 
 from services.auth.administration import Administration
-from services.auth.auth_servicer import PROFILES
-from services.auth.domain import names
-from services.auth.domain.records import (
-    DEFAULT_ACCOUNT,
-    DEFAULT_RETENTION_S,
-    AccessKey,
-    Group,
-    Instance,
-    Profile,
-    Topic,
-)
+from services.auth.domain import limits, names
+from services.auth.domain.records import DEFAULT_ACCOUNT, DEFAULT_RETENTION_S, Profile, Topic
 from services.auth.domain.resources import Resources
 from services.auth.gate import Gate
+from services.auth.resource_messages import (
+    PERMISSIONS_OF,
+    PROFILES_OF,
+    access_key_message,
+    group_message,
+    instance_message,
+    topic_message,
+)
+from services.common import topics
 from services.common.errors import InvalidFieldError
-from weimq.auth.v1 import auth_pb2, resource_pb2, resource_pb2_grpc
+from services.common.topics import InvalidTopicError
+from weimq.auth.v1 import resource_pb2, resource_pb2_grpc
 
-MAX_RETENTION_S = 10 * 366 * 86_400
-"""Ten years; JetStream counts in nanoseconds and would overflow at some 292."""
+MAX_TOPIC_FILTERS = 100
+"""Of an AccessKey."""
 
 Context = aio.ServicerContext[Any, Any]
-
-_PROFILES = {
-    auth_pb2.PROFILE_UNSPECIFIED: Profile.LMQ,
-    **{number: profile for profile, number in PROFILES.items()},
-}
 
 
 class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
@@ -59,22 +55,39 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
         self._gate.check()
         wanted = request.instance
         _check("instance.instance_id", wanted.instance_id, names.instance_id_fault)
-        if wanted.profile not in _PROFILES:
+        if wanted.profile not in PROFILES_OF:
             raise InvalidFieldError("instance.profile is unknown", field="instance.profile")
-        profile = _PROFILES[wanted.profile]
+        profile = PROFILES_OF[wanted.profile]
         if wanted.anonymous and profile is not Profile.STANDARD:
             raise InvalidFieldError(
                 "instance.anonymous is allowed in PROFILE_STANDARD only", field="instance.anonymous"
             )
         instance = await self._administration.create_instance(wanted.instance_id, profile, anonymous=wanted.anonymous)
-        return resource_pb2.CreateInstanceResponse(instance=_instance(instance))
+        return resource_pb2.CreateInstanceResponse(instance=instance_message(instance))
 
     @override
     async def ListInstances(
         self, request: resource_pb2.ListInstancesRequest, context: Context
     ) -> resource_pb2.ListInstancesResponse:
         self._gate.check()
-        return resource_pb2.ListInstancesResponse(instances=map(_instance, self._resources.instances()))
+        return resource_pb2.ListInstancesResponse(instances=map(instance_message, self._resources.instances()))
+
+    @override
+    async def UpdateInstance(
+        self, request: resource_pb2.UpdateInstanceRequest, context: Context
+    ) -> resource_pb2.UpdateInstanceResponse:
+        self._gate.check()
+        wanted = request.instance
+        _check("instance.instance_id", wanted.instance_id, names.instance_id_fault)
+        paths = set(request.update_mask.paths)
+        if not paths or not paths <= limits.SETTABLE:
+            raise InvalidFieldError(
+                f"update_mask must name some of {', '.join(sorted(limits.SETTABLE))}", field="update_mask"
+            )
+        instance = await self._administration.update_instance(
+            wanted.instance_id, {name: getattr(wanted, name) for name in paths}
+        )
+        return resource_pb2.UpdateInstanceResponse(instance=instance_message(instance))
 
     @override
     async def DeleteInstance(
@@ -95,8 +108,16 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
         _check("account_id", account_id, names.account_id_fault)
         if request.access_key_id:
             _check("access_key_id", request.access_key_id, names.access_key_id_fault)
-        key = await self._administration.create_access_key(request.instance_id, request.access_key_id, account_id)
-        return resource_pb2.CreateAccessKeyResponse(access_key=_access_key(key), secret=key.secret or "")
+        publish, subscribe, topic_filters = _permissions(request.permission, request.topic_filters)
+        key = await self._administration.create_access_key(
+            request.instance_id,
+            request.access_key_id,
+            account_id,
+            publish=publish,
+            subscribe=subscribe,
+            topic_filters=topic_filters,
+        )
+        return resource_pb2.CreateAccessKeyResponse(access_key=access_key_message(key), secret=key.secret or "")
 
     @override
     async def ListAccessKeys(
@@ -105,7 +126,24 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
         self._gate.check()
         _check("instance_id", request.instance_id, names.instance_id_fault)
         keys = self._resources.access_keys(request.instance_id)
-        return resource_pb2.ListAccessKeysResponse(access_keys=map(_access_key, keys))
+        return resource_pb2.ListAccessKeysResponse(access_keys=map(access_key_message, keys))
+
+    @override
+    async def UpdateAccessKey(
+        self, request: resource_pb2.UpdateAccessKeyRequest, context: Context
+    ) -> resource_pb2.UpdateAccessKeyResponse:
+        self._gate.check()
+        _check("instance_id", request.instance_id, names.instance_id_fault)
+        _check("access_key_id", request.access_key_id, names.access_key_id_fault)
+        publish, subscribe, topic_filters = _permissions(request.permission, request.topic_filters)
+        key = await self._administration.update_access_key(
+            request.instance_id,
+            request.access_key_id,
+            publish=publish,
+            subscribe=subscribe,
+            topic_filters=topic_filters,
+        )
+        return resource_pb2.UpdateAccessKeyResponse(access_key=access_key_message(key))
 
     @override
     async def DeleteAccessKey(
@@ -128,7 +166,7 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
         account_id = wanted.account_id or DEFAULT_ACCOUNT
         _check("group.account_id", account_id, names.account_id_fault)
         group = await self._administration.create_group(wanted.instance_id, wanted.group_id, account_id)
-        return resource_pb2.CreateGroupResponse(group=_group(group))
+        return resource_pb2.CreateGroupResponse(group=group_message(group))
 
     @override
     async def ListGroups(
@@ -136,7 +174,7 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
     ) -> resource_pb2.ListGroupsResponse:
         self._gate.check()
         _check("instance_id", request.instance_id, names.instance_id_fault)
-        return resource_pb2.ListGroupsResponse(groups=map(_group, self._resources.groups(request.instance_id)))
+        return resource_pb2.ListGroupsResponse(groups=map(group_message, self._resources.groups(request.instance_id)))
 
     @override
     async def DeleteGroup(
@@ -158,9 +196,9 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
         _check("topic.topic", wanted.topic, names.topic_fault)
         account_id = wanted.account_id or DEFAULT_ACCOUNT
         _check("topic.account_id", account_id, names.account_id_fault)
-        if not 0 <= wanted.retention_s <= MAX_RETENTION_S:
+        if not 0 <= wanted.retention_s <= limits.TEN_YEARS_S:
             raise InvalidFieldError(
-                f"topic.retention_s must be 0 (3 days) or up to {MAX_RETENTION_S}", field="topic.retention_s"
+                f"topic.retention_s must be 0 (3 days) or up to {limits.TEN_YEARS_S}", field="topic.retention_s"
             )
         topic = Topic(
             instance_id=wanted.instance_id,
@@ -170,7 +208,7 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
             ordered=wanted.ordered,
             retention_s=(wanted.retention_s or DEFAULT_RETENTION_S) if wanted.logged else 0,
         )
-        return resource_pb2.CreateTopicResponse(topic=_topic(await self._administration.create_topic(topic)))
+        return resource_pb2.CreateTopicResponse(topic=topic_message(await self._administration.create_topic(topic)))
 
     @override
     async def ListTopics(
@@ -178,7 +216,7 @@ class ResourceServicer(resource_pb2_grpc.ResourceServiceServicer):
     ) -> resource_pb2.ListTopicsResponse:
         self._gate.check()
         _check("instance_id", request.instance_id, names.instance_id_fault)
-        return resource_pb2.ListTopicsResponse(topics=map(_topic, self._resources.topics(request.instance_id)))
+        return resource_pb2.ListTopicsResponse(topics=map(topic_message, self._resources.topics(request.instance_id)))
 
     @override
     async def DeleteTopic(
@@ -196,40 +234,17 @@ def _check(field: str, name: str, fault_of: Callable[[str], str | None]) -> None
         raise InvalidFieldError(f"{field} {fault}", field=field)
 
 
-def _instance(instance: Instance) -> resource_pb2.Instance:
-    return resource_pb2.Instance(
-        instance_id=instance.instance_id,
-        profile=PROFILES[instance.profile],
-        anonymous=instance.anonymous,
-        create_time_ms=instance.create_time_ms,
-    )
-
-
-def _access_key(key: AccessKey) -> resource_pb2.AccessKey:
-    return resource_pb2.AccessKey(
-        access_key_id=key.access_key_id,
-        account_id=key.account_id,
-        instance_id=key.instance_id,
-        create_time_ms=key.create_time_ms,
-    )
-
-
-def _group(group: Group) -> resource_pb2.Group:
-    return resource_pb2.Group(
-        group_id=group.group_id,
-        instance_id=group.instance_id,
-        account_id=group.account_id,
-        create_time_ms=group.create_time_ms,
-    )
-
-
-def _topic(topic: Topic) -> resource_pb2.Topic:
-    return resource_pb2.Topic(
-        topic=topic.topic,
-        instance_id=topic.instance_id,
-        account_id=topic.account_id,
-        logged=topic.logged,
-        ordered=topic.ordered,
-        retention_s=topic.retention_s,
-        create_time_ms=topic.create_time_ms,
-    )
+def _permissions(
+    permission: resource_pb2.AccessKeyPermission.ValueType, topic_filters: Sequence[str]
+) -> tuple[bool, bool, tuple[str, ...]]:
+    """Return whether a key may publish and subscribe, and on what."""
+    if permission not in PERMISSIONS_OF:
+        raise InvalidFieldError("permission is unknown", field="permission")
+    if len(topic_filters) > MAX_TOPIC_FILTERS:
+        raise InvalidFieldError(f"topic_filters must be at most {MAX_TOPIC_FILTERS}", field="topic_filters")
+    for topic_filter in topic_filters:
+        try:
+            topics.validate_topic_filter(topic_filter)
+        except InvalidTopicError as error:
+            raise InvalidFieldError(f"topic_filters: {error.message}", field="topic_filters") from None
+    return *PERMISSIONS_OF[permission], tuple(topic_filters)

@@ -49,6 +49,10 @@ class Store(Bucket[Record]):
         """Store a record over the one under its key; see `Bucket.put_entry`."""
         await self.put_entry(record.key, records.encode(record))
 
+    async def update(self, key: str, change: Callable[[Record], Record]) -> None:
+        """Change a record as it is now, whoever else changes it; see `Bucket.update_entry`."""
+        await self.update_entry(key, lambda stored: records.encode(change(records.decode(key, stored))))
+
     @override
     def replace(self, entries: dict[str, Record]) -> None:
         self._announce(self._resources.replace(entries))

@@ -7,12 +7,12 @@ from typing import Any
 from grpc import aio
 from typing_extensions import override
 
-from services.auth.administration import Administration
 from services.auth.auth_servicer import TOKEN_TYPES, TOKEN_TYPES_OF
 from services.auth.domain.records import TokenKey
 from services.auth.domain.token_checks import TokenCode
 from services.auth.gate import Gate
 from services.auth.issuing import MAX_TOKENS, TokenIssuer
+from services.auth.token_keys import TokenKeys
 from services.common.errors import InvalidFieldError
 from weimq.auth.v1 import token_pb2, token_pb2_grpc
 
@@ -25,8 +25,8 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self.issuer: TokenIssuer | None = None
-        """Set before the gate opens, like `administration`."""
-        self.administration: Administration | None = None
+        """Set before the gate opens, like `token_keys`: they need NATS, which connects after the server has started."""
+        self.token_keys: TokenKeys | None = None
 
     @property
     def _issuer(self) -> TokenIssuer:
@@ -83,9 +83,9 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
         self, request: token_pb2.RotateTokenKeyRequest, context: Context
     ) -> token_pb2.RotateTokenKeyResponse:
         self._gate.check()
-        if self.administration is None:
-            raise AssertionError("the gate opened before there was an administration")
-        key, keys = await self.administration.rotate_token_key()
+        if self.token_keys is None:
+            raise AssertionError("the gate opened before there were token keys")
+        key, keys = await self.token_keys.rotate()
         return token_pb2.RotateTokenKeyResponse(token_key=_token_key(key), token_keys=map(_token_key, keys))
 
 

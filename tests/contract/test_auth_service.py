@@ -345,7 +345,7 @@ async def test_a_quiet_watch_beats_every_second(service: AuthService) -> None:
 
 
 async def test_a_snapshot_of_many_topics_comes_in_parts(service: AuthService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.auth.auth_servicer.ITEMS_PER_MESSAGE", 2)
+    monkeypatch.setattr("services.auth.watch_messages.ITEMS_PER_MESSAGE", 2)
     name = unique("inst-")
     await service.create_instance(name)
     for number in range(5):

@@ -8,17 +8,19 @@ import dataclasses
 import json
 from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import nats
 import nats.js.errors
 import pytest
 import pytest_asyncio
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode, aio
 from nats.js import JetStreamContext, api
 
 from services.auth import bucket
-from services.auth.domain import records
+from services.auth.domain import limits, records
 from services.auth.domain.records import Topic
 from services.auth.store import BUCKET
 from services.common import errors, grpc_client, grpc_errors, subjects
@@ -99,9 +101,7 @@ async def has_stream(js: JetStreamContext, name: str) -> bool:
 async def test_an_instance_is_created_with_its_stream_of_events(service: AuthService, js: JetStreamContext) -> None:
     name = unique("inst_")
     created = await service.create_instance(name)
-    assert created == resource_pb2.Instance(
-        instance_id=name, profile=auth_pb2.PROFILE_LMQ, create_time_ms=created.create_time_ms
-    )
+    assert (created.instance_id, created.profile, created.max_subscriptions) == (name, auth_pb2.PROFILE_LMQ, 30)
     assert created.create_time_ms > 1_600_000_000_000
     listed = (await service.resources.ListInstances(resource_pb2.ListInstancesRequest())).instances
     assert created in listed
@@ -137,6 +137,89 @@ async def test_anonymous_needs_the_standard_profile(service: AuthService) -> Non
 async def test_an_unknown_profile_is_refused(service: AuthService) -> None:
     with invalid("instance.profile"):
         await service.create_instance(unique("inst-"), 99)  # type: ignore[arg-type]  # of a later version
+
+
+async def update(service: AuthService, instance_id: str, **changes: Any) -> resource_pb2.Instance:
+    wanted = resource_pb2.Instance(instance_id=instance_id, **changes)
+    request = resource_pb2.UpdateInstanceRequest(instance=wanted, update_mask=FieldMask(paths=list(changes)))
+    return (await service.resources.UpdateInstance(request)).instance
+
+
+async def test_every_limit_is_settable_and_told_to_edges(service: AuthService, nats_of_module: str) -> None:
+    name = unique("inst-")
+    await service.create_instance(name, auth_pb2.PROFILE_STANDARD)
+    changes: dict[str, Any] = {limit: low + 1 for limit, (low, _) in limits.RANGES.items()}
+    changes |= {"anonymous": True, "takeover": False, "refuse_filters": False, "strict_order": False}
+    assert changes.keys() == limits.SETTABLE
+    assert {field.name for field in resource_pb2.Instance.DESCRIPTOR.fields} == limits.SETTABLE | {
+        "instance_id",
+        "profile",
+        "create_time_ms",
+    }
+    updated = await update(service, name, **changes)
+    assert {limit: getattr(updated, limit) for limit in changes} == changes
+    assert updated.profile == auth_pb2.PROFILE_STANDARD
+    async with running_auth(nats_of_module) as other:
+        watch = other.auth.WatchResources(auth_pb2.WatchResourcesRequest())
+        policies: dict[str, auth_pb2.InstancePolicy] = {}
+        async for message in watch:
+            policies |= {policy.instance_id: policy for policy in message.instances}
+            if message.snapshot_complete:
+                break
+        watch.cancel()
+    policy = policies[name]
+    told = {field.name for field in auth_pb2.InstancePolicy.DESCRIPTOR.fields} - {"instance_id", "profile"}
+    assert told == limits.SETTABLE - {"anonymous"}
+    assert {limit: getattr(policy, limit) for limit in told} == {limit: changes[limit] for limit in told}
+
+
+async def test_an_update_changes_what_the_mask_names_only(service: AuthService, instance: str) -> None:
+    before = await update(service, instance, max_subscriptions=7)
+    after = await update(service, instance, max_publish_rate=5)
+    assert (after.max_subscriptions, after.max_publish_rate) == (7, 5)
+    before.max_publish_rate = 5
+    assert after == before
+
+
+@pytest.mark.parametrize("limit", sorted(limits.RANGES))
+async def test_a_limit_out_of_its_range_is_refused(service: AuthService, instance: str, limit: str) -> None:
+    low, high = limits.RANGES[limit]
+    for value in (low - 1, high + 1):
+        if value <= (1 << 31) - 1 or limit in {"offline_retention_ms", "session_expiry_ms", "max_offline_messages"}:
+            with invalid(f"instance.{limit}"):
+                await update(service, instance, **{limit: value})
+
+
+@pytest.mark.parametrize("paths", [[], ["instance_id"], ["profile"], ["create_time_ms"], ["max_subscriptions", "odd"]])
+async def test_a_mask_that_names_nothing_settable_is_refused(
+    service: AuthService, instance: str, paths: list[str]
+) -> None:
+    request = resource_pb2.UpdateInstanceRequest(
+        instance=resource_pb2.Instance(instance_id=instance, max_subscriptions=9), update_mask=FieldMask(paths=paths)
+    )
+    with invalid("update_mask"):
+        await service.resources.UpdateInstance(request)
+
+
+async def test_an_lmq_instance_stays_closed_and_an_unknown_one_unknown(service: AuthService, instance: str) -> None:
+    with invalid("instance.anonymous"):
+        await update(service, instance, anonymous=True)
+    with missing("instance/nowhere"):
+        await update(service, "nowhere", takeover=True)
+
+
+async def test_replicas_do_not_overwrite_each_others_changes(
+    service: AuthService, instance: str, nats_of_module: str
+) -> None:
+    async with running_auth(nats_of_module) as other, asyncio.TaskGroup() as group:
+        group.create_task(update(service, instance, max_subscriptions=7))
+        group.create_task(update(other, instance, max_publish_rate=5))
+
+    async def both() -> bool:
+        listed = (await service.resources.ListInstances(resource_pb2.ListInstancesRequest())).instances
+        return [(i.max_subscriptions, i.max_publish_rate) for i in listed if i.instance_id == instance] == [(7, 5)]
+
+    await in_time(both, "both changes are there")
 
 
 async def test_an_instance_that_owns_something_is_deleted_by_force_only(
@@ -216,6 +299,88 @@ async def test_a_deleted_access_key_can_be_made_again_with_another_secret(servic
     listed = await service.resources.ListAccessKeys(resource_pb2.ListAccessKeysRequest(instance_id=instance))
     assert not listed.access_keys
     assert (await service.resources.CreateAccessKey(request)).secret != first.secret
+
+
+ALL, PUBLISH, SUBSCRIBE = (
+    resource_pb2.ACCESS_KEY_PERMISSION_ALL,
+    resource_pb2.ACCESS_KEY_PERMISSION_PUBLISH,
+    resource_pb2.ACCESS_KEY_PERMISSION_SUBSCRIBE,
+)
+
+
+async def test_permissions_of_a_key_are_created_and_replaced_as_a_whole(service: AuthService, instance: str) -> None:
+    made = await service.resources.CreateAccessKey(
+        resource_pb2.CreateAccessKeyRequest(
+            instance_id=instance, access_key_id="AKone", permission=PUBLISH, topic_filters=["demo/+"]
+        )
+    )
+    assert (made.access_key.permission, list(made.access_key.topic_filters)) == (PUBLISH, ["demo/+"])
+    watch = service.auth.WatchResources(auth_pb2.WatchResourcesRequest())
+    policies: list[tuple[bool, bool, list[str]]] = []
+
+    async def next_policy() -> tuple[bool, bool, list[str]]:
+        while not policies:
+            message = await watch.read()
+            assert isinstance(message, auth_pb2.WatchResourcesResponse)
+            policies.extend(
+                (key.publish, key.subscribe, list(key.topic_filters))
+                for key in message.access_keys
+                if key.instance_id == instance
+            )
+        return policies.pop()
+
+    assert await next_policy() == (True, False, ["demo/+"])
+    for permission, filters, policy in (
+        (SUBSCRIBE, ["a/#", "b"], (False, True, ["a/#", "b"])),
+        (resource_pb2.ACCESS_KEY_PERMISSION_UNSPECIFIED, [], (True, True, [])),
+    ):
+        request = resource_pb2.UpdateAccessKeyRequest(
+            instance_id=instance, access_key_id="AKone", permission=permission, topic_filters=filters
+        )
+        updated = (await service.resources.UpdateAccessKey(request)).access_key
+        assert (updated.permission, list(updated.topic_filters)) == (permission or ALL, filters)
+        assert await next_policy() == policy
+    watch.cancel()
+    # The secret is the same as before.
+    text = "x=y"
+    asked = auth_pb2.AuthorizeQueryRequest(
+        instance_id=instance,
+        access_key_id="AKone",
+        client_id="GID_none@@@1",
+        signed_text=text,
+        signature=sign(made.secret, text),
+    )
+    assert (await service.auth.AuthorizeQuery(asked)).outcome == auth_pb2.QUERY_OUTCOME_GROUP_NOT_OWNED
+
+
+@pytest.mark.parametrize(
+    ("field", "permission", "filters"),
+    [("permission", 9, []), ("topic_filters", ALL, ["a/#/b"]), ("topic_filters", ALL, ["a"] * 101)],
+)
+async def test_permissions_are_checked(
+    service: AuthService,
+    instance: str,
+    field: str,
+    permission: resource_pb2.AccessKeyPermission.ValueType,
+    filters: list[str],
+) -> None:
+    with invalid(field):
+        await service.resources.CreateAccessKey(
+            resource_pb2.CreateAccessKeyRequest(instance_id=instance, permission=permission, topic_filters=filters)
+        )
+    with invalid(field):
+        await service.resources.UpdateAccessKey(
+            resource_pb2.UpdateAccessKeyRequest(
+                instance_id=instance, access_key_id="AKone", permission=permission, topic_filters=filters
+            )
+        )
+
+
+async def test_an_unknown_key_has_no_permissions(service: AuthService, instance: str) -> None:
+    with missing("accesskey/AKnone"):
+        await service.resources.UpdateAccessKey(
+            resource_pb2.UpdateAccessKeyRequest(instance_id=instance, access_key_id="AKnone")
+        )
 
 
 # Groups

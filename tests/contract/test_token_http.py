@@ -15,7 +15,7 @@ from services.auth.domain import tokens
 from services.common.signature import sign, string_to_sign
 from tests.support.auth import AuthService, in_time, running_auth
 from tests.support.nats import NatsServer, running_server, unique
-from weimq.auth.v1 import auth_pb2, token_pb2
+from weimq.auth.v1 import auth_pb2, resource_pb2, token_pb2
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -184,6 +184,18 @@ async def test_2_expired_tokens(caller: Caller, monkeypatch: pytest.MonkeyPatch)
 async def test_409_could_not_issue(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "sealing_key", lambda *_: None)
     assert await caller.code("apply", caller.applying()) == 409
+
+
+async def test_409_for_more_than_the_key_may_do(caller: Caller) -> None:
+    await caller.service.resources.UpdateAccessKey(
+        resource_pb2.UpdateAccessKeyRequest(
+            instance_id=caller.instance_id,
+            access_key_id=caller.access_key_id,
+            permission=resource_pb2.ACCESS_KEY_PERMISSION_SUBSCRIBE,
+        )
+    )
+    assert await caller.code("apply", caller.applying()) == 409
+    assert await caller.code("apply", caller.applying(actions="R")) == 200
 
 
 async def test_410_could_not_revoke(nats_server: NatsServer) -> None:

@@ -138,6 +138,26 @@ async def test_an_unknown_instance_or_key_gets_no_token(service: AuthService, ke
         await service.apply_token(key[0], "AKnone", "demo")
 
 
+@pytest.mark.parametrize(
+    ("permission", "actions"),
+    [
+        (resource_pb2.ACCESS_KEY_PERMISSION_PUBLISH, READ),
+        (resource_pb2.ACCESS_KEY_PERMISSION_PUBLISH, BOTH),
+        (resource_pb2.ACCESS_KEY_PERMISSION_SUBSCRIBE, WRITE),
+    ],
+)
+async def test_a_token_allows_no_more_than_its_key(
+    service: AuthService,
+    key: tuple[str, str],
+    permission: resource_pb2.AccessKeyPermission.ValueType,
+    actions: auth_pb2.TokenType.ValueType,
+) -> None:
+    request = resource_pb2.UpdateAccessKeyRequest(instance_id=key[0], access_key_id=key[1], permission=permission)
+    await service.resources.UpdateAccessKey(request)
+    with refused(StatusCode.PERMISSION_DENIED, errors.NotPermittedError, resource=f"accesskey/{key[1]}"):
+        await service.apply_token(*key, "demo", actions=actions)
+
+
 async def test_a_client_gets_in_with_its_tokens(service: AuthService, key: tuple[str, str]) -> None:
     reading = await service.apply_token(*key, "demo/+", actions=READ)
     writing = await service.apply_token(*key, "demo/#", actions=WRITE)

@@ -137,13 +137,17 @@ def unseal(text: str, cipher_of: Callable[[str], AESGCM | None]) -> Token:
 
 def sealing_key(keys: Iterable[TokenKey], now_ms: int) -> TokenKey | None:
     """Return the key that seals new tokens: the newest that has settled, else the oldest; None: there is none."""
-    usable = sorted((key for key in keys if key.cipher is not None), key=lambda key: (key.create_time_ms, key.key_id))
+    usable = by_age(key for key in keys if key.cipher is not None)
     settled = [key for key in usable if key.create_time_ms + KEY_SETTLING_MS <= now_ms]
     return settled[-1] if settled else next(iter(usable), None)
 
 
 def spent_keys(keys: Iterable[TokenKey], now_ms: int) -> list[TokenKey]:
     """Return the keys whose tokens have all expired: a newer one has sealed for longer than a token lives."""
-    ordered = sorted(keys, key=lambda key: (key.create_time_ms, key.key_id))
     settled = now_ms - 2 * KEY_SETTLING_MS - MAX_LIFETIME_MS
-    return [older for older, newer in itertools.pairwise(ordered) if newer.create_time_ms <= settled]
+    return [older for older, newer in itertools.pairwise(by_age(keys)) if newer.create_time_ms <= settled]
+
+
+def by_age(keys: Iterable[TokenKey]) -> list[TokenKey]:
+    """Return keys, the oldest first."""
+    return sorted(keys, key=lambda key: (key.create_time_ms, key.key_id))

@@ -5,8 +5,10 @@ Administration of instances, AccessKeys, groups and parent topics."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from weimq.auth.v1 import auth_pb2 as _auth_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AccessKeyPermission:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AccessKeyPermissionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccessKeyPermission.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACCESS_KEY_PERMISSION_UNSPECIFIED: _AccessKeyPermission.ValueType  # 0
+    """As `ALL`."""
+    ACCESS_KEY_PERMISSION_ALL: _AccessKeyPermission.ValueType  # 1
+    """Publish and subscribe."""
+    ACCESS_KEY_PERMISSION_PUBLISH: _AccessKeyPermission.ValueType  # 2
+    """Publish only."""
+    ACCESS_KEY_PERMISSION_SUBSCRIBE: _AccessKeyPermission.ValueType  # 3
+    """Subscribe only."""
+
+class AccessKeyPermission(_AccessKeyPermission, metaclass=_AccessKeyPermissionEnumTypeWrapper):
+    """What clients with an AccessKey may do. May grow."""
+
+ACCESS_KEY_PERMISSION_UNSPECIFIED: AccessKeyPermission.ValueType  # 0
+"""As `ALL`."""
+ACCESS_KEY_PERMISSION_ALL: AccessKeyPermission.ValueType  # 1
+"""Publish and subscribe."""
+ACCESS_KEY_PERMISSION_PUBLISH: AccessKeyPermission.ValueType  # 2
+"""Publish only."""
+ACCESS_KEY_PERMISSION_SUBSCRIBE: AccessKeyPermission.ValueType  # 3
+"""Subscribe only."""
+Global___AccessKeyPermission: _TypeAlias = AccessKeyPermission  # noqa: Y015
+
 @_typing.final
 class Instance(_message.Message):
     """A tenant."""
@@ -29,6 +59,21 @@ class Instance(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     ANONYMOUS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    MAX_TOPIC_CHARACTERS_FIELD_NUMBER: _builtins.int
+    MAX_TOPIC_LEVELS_FIELD_NUMBER: _builtins.int
+    MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    TAKEOVER_FIELD_NUMBER: _builtins.int
+    REFUSE_FILTERS_FIELD_NUMBER: _builtins.int
+    STRICT_ORDER_FIELD_NUMBER: _builtins.int
+    OFFLINE_BATCH_MESSAGES_FIELD_NUMBER: _builtins.int
+    OFFLINE_BATCH_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENT_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    OFFLINE_RETENTION_MS_FIELD_NUMBER: _builtins.int
+    MAX_OFFLINE_MESSAGES_FIELD_NUMBER: _builtins.int
+    SESSION_EXPIRY_MS_FIELD_NUMBER: _builtins.int
+    MAX_PUBLISH_RATE_FIELD_NUMBER: _builtins.int
+    MAX_PUBLISH_BYTES_RATE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Letters, digits, `-` and `_`, 3 to 64 characters, such as `mqtt-demo`."""
     profile: _auth_pb2.Profile.ValueType
@@ -37,6 +82,40 @@ class Instance(_message.Message):
     """Whether clients without user name may connect (`PROFILE_STANDARD` only)."""
     create_time_ms: _builtins.int
     """When it was created, milliseconds since 1970. Output only."""
+    max_topic_characters: _builtins.int
+    """What follows is ignored on creation: a new instance has the values of its profile. Defaults are given as
+    lmq / standard.
+
+    Longest topic name in characters, 0 to 65,535; 0: what MQTT allows. 64 / 0.
+    """
+    max_topic_levels: _builtins.int
+    """Most levels of a topic name or filter, 0 to 65,535; 0: what MQTT allows. 0 / 0."""
+    max_payload_bytes: _builtins.int
+    """Largest payload in bytes, 1 to 7,340,032; a larger one is acknowledged and dropped. 65,536 / 4,194,304."""
+    max_subscriptions: _builtins.int
+    """Most subscriptions of a client, 1 to 1,000,000; a further one is answered SUBACK 0x80. 30 / 10,000."""
+    takeover: _builtins.bool
+    """Whether a second connection with a client id in use displaces the first. No / yes."""
+    refuse_filters: _builtins.bool
+    """Whether a denied filter is answered SUBACK 0x80 instead of closing the connection. No / yes."""
+    strict_order: _builtins.bool
+    """Whether live messages wait behind the backlog of a persistent session. No / yes."""
+    offline_batch_messages: _builtins.int
+    """Messages of a batch of offline messages, 0 to 10,000; 0: no pacing. 30 / 0."""
+    offline_batch_interval_ms: _builtins.int
+    """Milliseconds between those batches, 100 to 3,600,000. 5,000."""
+    acknowledgement_timeout_ms: _builtins.int
+    """Milliseconds without an acknowledgement after which a delivery counts as offline, 1,000 to 600,000. 5,000."""
+    offline_retention_ms: _builtins.int
+    """Milliseconds that offline messages are kept, 60,000 to 10 years. 3 days."""
+    max_offline_messages: _builtins.int
+    """Offline messages of the instance that are kept, 0 to 1,000,000,000. 1,000,000 / 10,000,000."""
+    session_expiry_ms: _builtins.int
+    """Milliseconds that a persistent session outlives its last connection, 0 to 10 years; 0: for ever. 30 days."""
+    max_publish_rate: _builtins.int
+    """Messages a client may publish in a second, 0 to 1,000,000; 0: no bound. 0."""
+    max_publish_bytes_rate: _builtins.int
+    """Bytes a client may send in a second, 0 to 2,147,483,647; 0: no bound. 0."""
     def __init__(
         self,
         *,
@@ -44,10 +123,25 @@ class Instance(_message.Message):
         profile: _auth_pb2.Profile.ValueType = ...,
         anonymous: _builtins.bool = ...,
         create_time_ms: _builtins.int = ...,
+        max_topic_characters: _builtins.int = ...,
+        max_topic_levels: _builtins.int = ...,
+        max_payload_bytes: _builtins.int = ...,
+        max_subscriptions: _builtins.int = ...,
+        takeover: _builtins.bool = ...,
+        refuse_filters: _builtins.bool = ...,
+        strict_order: _builtins.bool = ...,
+        offline_batch_messages: _builtins.int = ...,
+        offline_batch_interval_ms: _builtins.int = ...,
+        acknowledgement_timeout_ms: _builtins.int = ...,
+        offline_retention_ms: _builtins.int = ...,
+        max_offline_messages: _builtins.int = ...,
+        session_expiry_ms: _builtins.int = ...,
+        max_publish_rate: _builtins.int = ...,
+        max_publish_bytes_rate: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement_timeout_ms", b"acknowledgement_timeout_ms", "anonymous", b"anonymous", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "max_offline_messages", b"max_offline_messages", "max_payload_bytes", b"max_payload_bytes", "max_publish_bytes_rate", b"max_publish_bytes_rate", "max_publish_rate", b"max_publish_rate", "max_subscriptions", b"max_subscriptions", "max_topic_characters", b"max_topic_characters", "max_topic_levels", b"max_topic_levels", "offline_batch_interval_ms", b"offline_batch_interval_ms", "offline_batch_messages", b"offline_batch_messages", "offline_retention_ms", b"offline_retention_ms", "profile", b"profile", "refuse_filters", b"refuse_filters", "session_expiry_ms", b"session_expiry_ms", "strict_order", b"strict_order", "takeover", b"takeover"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -63,6 +157,8 @@ class AccessKey(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    TOPIC_FILTERS_FIELD_NUMBER: _builtins.int
     access_key_id: _builtins.str
     """Id, 3 to 64 letters, digits, `-` and `_`."""
     account_id: _builtins.str
@@ -71,6 +167,12 @@ class AccessKey(_message.Message):
     """Instance it belongs to."""
     create_time_ms: _builtins.int
     """When it was created, milliseconds since 1970. Output only."""
+    permission: Global___AccessKeyPermission.ValueType
+    """What its clients may do."""
+    @_builtins.property
+    def topic_filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topic names and filters it is limited to, at most 100; empty: every parent topic of the account."""
+
     def __init__(
         self,
         *,
@@ -78,10 +180,12 @@ class AccessKey(_message.Message):
         account_id: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         create_time_ms: _builtins.int = ...,
+        permission: Global___AccessKeyPermission.ValueType = ...,
+        topic_filters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "permission", b"permission", "topic_filters", b"topic_filters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,6 +361,60 @@ class ListInstancesResponse(_message.Message):
 Global___ListInstancesResponse: _TypeAlias = ListInstancesResponse  # noqa: Y015
 
 @_typing.final
+class UpdateInstanceRequest(_message.Message):
+    """Says what to change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """Required. `instance_id` must be set."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required. Names of the fields to change: `anonymous`, or any from 5 on."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateInstanceRequest: _TypeAlias = UpdateInstanceRequest  # noqa: Y015
+
+@_typing.final
+class UpdateInstanceResponse(_message.Message):
+    """The instance as stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """The instance with its new values."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateInstanceResponse: _TypeAlias = UpdateInstanceResponse  # noqa: Y015
+
+@_typing.final
 class DeleteInstanceRequest(_message.Message):
     """Names the instance to delete."""
 
@@ -308,22 +466,32 @@ class CreateAccessKeyRequest(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    TOPIC_FILTERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Required."""
     access_key_id: _builtins.str
     """Id; empty: a random one."""
     account_id: _builtins.str
     """Account; empty: `default`."""
+    permission: Global___AccessKeyPermission.ValueType
+    """What its clients may do."""
+    @_builtins.property
+    def topic_filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topic names and filters it is limited to, at most 100; empty: every parent topic of the account."""
+
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         access_key_id: _builtins.str = ...,
         account_id: _builtins.str = ...,
+        permission: Global___AccessKeyPermission.ValueType = ...,
+        topic_filters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "instance_id", b"instance_id", "permission", b"permission", "topic_filters", b"topic_filters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +570,66 @@ class ListAccessKeysResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAccessKeysResponse: _TypeAlias = ListAccessKeysResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAccessKeyRequest(_message.Message):
+    """The new permissions of a key; they replace the old ones as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    TOPIC_FILTERS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    access_key_id: _builtins.str
+    """Required."""
+    permission: Global___AccessKeyPermission.ValueType
+    """What its clients may do."""
+    @_builtins.property
+    def topic_filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topic names and filters it is limited to, at most 100; empty: every parent topic of the account."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        access_key_id: _builtins.str = ...,
+        permission: Global___AccessKeyPermission.ValueType = ...,
+        topic_filters: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "instance_id", b"instance_id", "permission", b"permission", "topic_filters", b"topic_filters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccessKeyRequest: _TypeAlias = UpdateAccessKeyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAccessKeyResponse(_message.Message):
+    """The key as stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def access_key(self) -> Global___AccessKey:
+        """The key with its new permissions."""
+
+    def __init__(
+        self,
+        *,
+        access_key: Global___AccessKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_key", b"access_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key", b"access_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccessKeyResponse: _TypeAlias = UpdateAccessKeyResponse  # noqa: Y015
 
 @_typing.final
 class DeleteAccessKeyRequest(_message.Message):

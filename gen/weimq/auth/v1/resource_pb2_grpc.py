@@ -47,6 +47,11 @@ class ResourceServiceStub:
                 request_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListInstancesRequest.SerializeToString,
                 response_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListInstancesResponse.FromString,
                 _registered_method=True)
+        self.UpdateInstance = channel.unary_unary(
+                '/weimq.auth.v1.ResourceService/UpdateInstance',
+                request_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateInstanceRequest.SerializeToString,
+                response_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateInstanceResponse.FromString,
+                _registered_method=True)
         self.DeleteInstance = channel.unary_unary(
                 '/weimq.auth.v1.ResourceService/DeleteInstance',
                 request_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.DeleteInstanceRequest.SerializeToString,
@@ -61,6 +66,11 @@ class ResourceServiceStub:
                 '/weimq.auth.v1.ResourceService/ListAccessKeys',
                 request_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListAccessKeysRequest.SerializeToString,
                 response_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListAccessKeysResponse.FromString,
+                _registered_method=True)
+        self.UpdateAccessKey = channel.unary_unary(
+                '/weimq.auth.v1.ResourceService/UpdateAccessKey',
+                request_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateAccessKeyRequest.SerializeToString,
+                response_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateAccessKeyResponse.FromString,
                 _registered_method=True)
         self.DeleteAccessKey = channel.unary_unary(
                 '/weimq.auth.v1.ResourceService/DeleteAccessKey',
@@ -119,6 +129,14 @@ class ResourceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateInstance(self, request, context):
+        """Changes rules and limits of an instance; edges follow within a second. Idempotent. `NOT_FOUND`; `INVALID_ARGUMENT` also
+        when the mask names nothing, or what can't be changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteInstance(self, request, context):
         """Deletes an instance without groups, topics or keys, or with all of them when `force` is set.
         `NOT_FOUND`; `FAILED_PRECONDITION` when it still owns some.
@@ -141,8 +159,15 @@ class ResourceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateAccessKey(self, request, context):
+        """Replaces the permissions of an AccessKey; edges follow within a second. Idempotent. `NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteAccessKey(self, request, context):
-        """Deletes an AccessKey. `NOT_FOUND`.
+        """Deletes an AccessKey; its clients are closed and its tokens are worth nothing. `NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,6 +229,11 @@ def add_ResourceServiceServicer_to_server(servicer, server):
                     request_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListInstancesRequest.FromString,
                     response_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListInstancesResponse.SerializeToString,
             ),
+            'UpdateInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateInstance,
+                    request_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateInstanceRequest.FromString,
+                    response_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateInstanceResponse.SerializeToString,
+            ),
             'DeleteInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteInstance,
                     request_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.DeleteInstanceRequest.FromString,
@@ -218,6 +248,11 @@ def add_ResourceServiceServicer_to_server(servicer, server):
                     servicer.ListAccessKeys,
                     request_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListAccessKeysRequest.FromString,
                     response_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.ListAccessKeysResponse.SerializeToString,
+            ),
+            'UpdateAccessKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAccessKey,
+                    request_deserializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateAccessKeyRequest.FromString,
+                    response_serializer=weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateAccessKeyResponse.SerializeToString,
             ),
             'DeleteAccessKey': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAccessKey,
@@ -323,6 +358,33 @@ class ResourceService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.auth.v1.ResourceService/UpdateInstance',
+            weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateInstanceRequest.SerializeToString,
+            weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteInstance(request,
             target,
             options=(),
@@ -393,6 +455,33 @@ class ResourceService:
             '/weimq.auth.v1.ResourceService/ListAccessKeys',
             weimq_dot_auth_dot_v1_dot_resource__pb2.ListAccessKeysRequest.SerializeToString,
             weimq_dot_auth_dot_v1_dot_resource__pb2.ListAccessKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAccessKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.auth.v1.ResourceService/UpdateAccessKey',
+            weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateAccessKeyRequest.SerializeToString,
+            weimq_dot_auth_dot_v1_dot_resource__pb2.UpdateAccessKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,6 +23,10 @@ class ResourceServiceStub:
     """Creates an instance. Not idempotent: `ALREADY_EXISTS`."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_resource_pb2.ListInstancesRequest, _resource_pb2.ListInstancesResponse]
     """Lists instances by id. Idempotent."""
+    UpdateInstance: _aio.UnaryUnaryMultiCallable[_resource_pb2.UpdateInstanceRequest, _resource_pb2.UpdateInstanceResponse]
+    """Changes rules and limits of an instance; edges follow within a second. Idempotent. `NOT_FOUND`; `INVALID_ARGUMENT` also
+    when the mask names nothing, or what can't be changed.
+    """
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_resource_pb2.DeleteInstanceRequest, _resource_pb2.DeleteInstanceResponse]
     """Deletes an instance without groups, topics or keys, or with all of them when `force` is set.
     `NOT_FOUND`; `FAILED_PRECONDITION` when it still owns some.
@@ -31,8 +35,10 @@ class ResourceServiceStub:
     """Creates an AccessKey; the answer is the only time the secret is shown. `NOT_FOUND`: no such instance."""
     ListAccessKeys: _aio.UnaryUnaryMultiCallable[_resource_pb2.ListAccessKeysRequest, _resource_pb2.ListAccessKeysResponse]
     """Lists the AccessKeys of an instance by id, without secrets. Idempotent."""
+    UpdateAccessKey: _aio.UnaryUnaryMultiCallable[_resource_pb2.UpdateAccessKeyRequest, _resource_pb2.UpdateAccessKeyResponse]
+    """Replaces the permissions of an AccessKey; edges follow within a second. Idempotent. `NOT_FOUND`."""
     DeleteAccessKey: _aio.UnaryUnaryMultiCallable[_resource_pb2.DeleteAccessKeyRequest, _resource_pb2.DeleteAccessKeyResponse]
-    """Deletes an AccessKey. `NOT_FOUND`."""
+    """Deletes an AccessKey; its clients are closed and its tokens are worth nothing. `NOT_FOUND`."""
     CreateGroup: _aio.UnaryUnaryMultiCallable[_resource_pb2.CreateGroupRequest, _resource_pb2.CreateGroupResponse]
     """Creates a Group ID. `NOT_FOUND`: no such instance; `ALREADY_EXISTS`."""
     ListGroups: _aio.UnaryUnaryMultiCallable[_resource_pb2.ListGroupsRequest, _resource_pb2.ListGroupsResponse]
@@ -71,6 +77,16 @@ class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists instances by id. Idempotent."""
 
     @_abc_1.abstractmethod
+    def UpdateInstance(
+        self,
+        request: _resource_pb2.UpdateInstanceRequest,
+        context: _aio.ServicerContext[_resource_pb2.UpdateInstanceRequest, _abc.Awaitable[_resource_pb2.UpdateInstanceResponse]],
+    ) -> _abc.Awaitable[_resource_pb2.UpdateInstanceResponse]:
+        """Changes rules and limits of an instance; edges follow within a second. Idempotent. `NOT_FOUND`; `INVALID_ARGUMENT` also
+        when the mask names nothing, or what can't be changed.
+        """
+
+    @_abc_1.abstractmethod
     def DeleteInstance(
         self,
         request: _resource_pb2.DeleteInstanceRequest,
@@ -97,12 +113,20 @@ class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the AccessKeys of an instance by id, without secrets. Idempotent."""
 
     @_abc_1.abstractmethod
+    def UpdateAccessKey(
+        self,
+        request: _resource_pb2.UpdateAccessKeyRequest,
+        context: _aio.ServicerContext[_resource_pb2.UpdateAccessKeyRequest, _abc.Awaitable[_resource_pb2.UpdateAccessKeyResponse]],
+    ) -> _abc.Awaitable[_resource_pb2.UpdateAccessKeyResponse]:
+        """Replaces the permissions of an AccessKey; edges follow within a second. Idempotent. `NOT_FOUND`."""
+
+    @_abc_1.abstractmethod
     def DeleteAccessKey(
         self,
         request: _resource_pb2.DeleteAccessKeyRequest,
         context: _aio.ServicerContext[_resource_pb2.DeleteAccessKeyRequest, _abc.Awaitable[_resource_pb2.DeleteAccessKeyResponse]],
     ) -> _abc.Awaitable[_resource_pb2.DeleteAccessKeyResponse]:
-        """Deletes an AccessKey. `NOT_FOUND`."""
+        """Deletes an AccessKey; its clients are closed and its tokens are worth nothing. `NOT_FOUND`."""
 
     @_abc_1.abstractmethod
     def CreateGroup(
