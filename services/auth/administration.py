@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError
 
+from services.auth.device_store import DeviceStore
 from services.auth.domain import limits, records
 from services.auth.domain.records import AccessKey, Group, Instance, Profile, Topic
 from services.auth.domain.resources import Resources
@@ -47,14 +48,18 @@ class Administration:
     Args:
         client: connected to NATS.
         store: where records are kept.
+        devices: device credentials, which go with their instance.
         resources: the view that `store` writes.
         sealer: seals the secrets of AccessKeys.
     """
 
-    def __init__(self, *, client: Client, store: Store, resources: Resources, sealer: Sealer) -> None:
+    def __init__(
+        self, *, client: Client, store: Store, devices: DeviceStore, resources: Resources, sealer: Sealer
+    ) -> None:
         self._client = client
         self._js: JetStreamContext = client.jetstream(timeout=2)
         self._store = store
+        self._devices = devices
         self._resources = resources
         self._sealer = sealer
         # Serialises the calls of this replica; between replicas the store decides who was first.
@@ -108,9 +113,10 @@ class Administration:
             instance = self._resources.record(f"instance.{subjects.encode_token(instance_id)}")
             if not isinstance(instance, Instance):
                 raise _missing(f"instance/{instance_id}")
-            if not force and not instance.deleting and self._resources.owned_by(instance_id):
+            is_owner = self._resources.owned_by(instance_id) or self._devices.owns(instance_id)
+            if not force and not instance.deleting and is_owner:
                 raise InUseError(
-                    f"instance {instance_id} still owns keys, groups or topics: delete them, or set `force`",
+                    f"instance {instance_id} still owns keys, groups, topics or devices: delete them, or set `force`",
                     resource=f"instance/{instance_id}",
                 )
             await self._finish_instance(instance)
@@ -325,6 +331,7 @@ class Administration:
                     await self._finish_topic(record)
                 else:
                     await self._store.delete(record.key)
+        await self._devices.delete_instance(instance.instance_id)
         await jetstream.delete_stream(self._js, subjects.event_stream(instance.instance_id))
         await jetstream.delete_stream(self._js, subjects.retained_stream(instance.instance_id))
         await self._store.delete(instance.key)

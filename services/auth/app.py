@@ -13,6 +13,8 @@ from grpc import aio
 from services.auth.administration import Administration
 from services.auth.auth_servicer import AuthServicer
 from services.auth.bootstrap import bootstrap
+from services.auth.device_servicer import DeviceServicer
+from services.auth.device_store import DeviceStore
 from services.auth.domain.resources import Resources
 from services.auth.domain.view import View
 from services.auth.gate import Gate
@@ -30,7 +32,16 @@ from services.common import grpc_server, http_server, jetstream
 from services.common.errors import UnavailableError
 from services.common.readiness import Readiness
 from services.common.runtime import background, unless_stopped
-from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc, token_pb2, token_pb2_grpc
+from weimq.auth.v1 import (
+    auth_pb2,
+    auth_pb2_grpc,
+    device_pb2,
+    device_pb2_grpc,
+    resource_pb2,
+    resource_pb2_grpc,
+    token_pb2,
+    token_pb2_grpc,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +83,17 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
     watchers = Watchers(view)
     auth_servicer = AuthServicer(view=view, watchers=watchers, gate=gate)
     resource_servicer = ResourceServicer(resources=resources, gate=gate)
+    device_servicer = DeviceServicer(view=view, gate=gate)
     token_servicer = TokenServicer(gate)
     token_api = TokenApi(view=view, gate=gate)
 
     def register(server: aio.Server) -> list[str]:
         auth_pb2_grpc.add_AuthServiceServicer_to_server(auth_servicer, server)
         resource_pb2_grpc.add_ResourceServiceServicer_to_server(resource_servicer, server)
+        device_pb2_grpc.add_DeviceServiceServicer_to_server(device_servicer, server)
         token_pb2_grpc.add_TokenServiceServicer_to_server(token_servicer, server)
-        services = [auth_pb2.DESCRIPTOR, resource_pb2.DESCRIPTOR, token_pb2.DESCRIPTOR]
-        return [service.full_name for file in services for service in file.services_by_name.values()]
+        files = [auth_pb2.DESCRIPTOR, resource_pb2.DESCRIPTOR, device_pb2.DESCRIPTOR, token_pb2.DESCRIPTOR]
+        return [service.full_name for file in files for service in file.services_by_name.values()]
 
     # What is entered into `dependencies` outlives the servers, since running calls need it until they end.
     async with (
@@ -101,13 +114,18 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         client = await unless_stopped(stop, jetstream.connect(settings.nats_url, name="auth", readiness=readiness))
         await dependencies.enter_async_context(jetstream.closing(client))
         store = Store(client=client, resources=resources, sealer=sealer, changed=watchers.tell)
-        administration = Administration(client=client, store=store, resources=resources, sealer=sealer)
+        device_store = DeviceStore(client=client, view=view.devices, sealer=sealer, changed=watchers.tell)
+        administration = Administration(
+            client=client, store=store, devices=device_store, resources=resources, sealer=sealer
+        )
         revocation_store = RevocationStore(client=client, revocations=view.revocations, changed=watchers.tell)
-        await dependencies.enter_async_context(background(store.run(), revocation_store.run()))
+        await dependencies.enter_async_context(background(store.run(), revocation_store.run(), device_store.run()))
         await unless_stopped(stop, revocation_store.loaded.wait())
+        await unless_stopped(stop, device_store.loaded.wait())
         token_keys = TokenKeys(store=store, resources=resources, sealer=sealer)
         await unless_stopped(stop, _load(settings, store, token_keys, administration, resources))
         resource_servicer.administration = administration
+        device_servicer.store = device_store
         token_servicer.token_keys = token_keys
         token_servicer.issuer = token_api.issuer = TokenIssuer(view=view, store=revocation_store)
         gate.open()

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from grpc import aio
 from typing_extensions import override
 
@@ -25,6 +24,7 @@ from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
 MAX_ATTEMPTS = 1_000
 MAX_TOKENS = 1_000
+MAX_DEVICES = 10_000
 HEARTBEAT_S = 1.0
 """A watcher hears something at least so often."""
 
@@ -85,6 +85,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             access_key_id=result.access_key_id,
             token_mode=result.token_mode,
             tokens=map(_grant, result.tokens),
+            device_credential_id=result.device_credential_id,
         )
 
     @override
@@ -115,8 +116,17 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def CheckDeviceCredentials(
         self, request: auth_pb2.CheckDeviceCredentialsRequest, context: Context
     ) -> auth_pb2.CheckDeviceCredentialsResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
-        raise AssertionError("abort raises")
+        self._gate.check()
+        if len(request.device_credential_ids) > MAX_DEVICES:
+            raise InvalidFieldError(f"must hold at most {MAX_DEVICES} ids", field="device_credential_ids")
+        return auth_pb2.CheckDeviceCredentialsResponse(
+            removed_device_credential_ids=[
+                credential_id
+                for credential_id in request.device_credential_ids
+                if (credential := self._view.devices.credential(credential_id)) is None
+                or self._view.resources.instance(credential.instance_id) is None
+            ]
+        )
 
     @override
     async def AuthorizeQuery(

@@ -41,6 +41,8 @@ VISIBLE_S = 5.0
 """How long a change may take to come back through the watch."""
 ATTEMPTS = 5
 """How often a change is tried that others overtake."""
+MARKER_S = 86_400
+"""How long the bucket remembers that an entry was deleted."""
 PIPELINED = 256
 """Writes of one call that wait for JetStream at the same time."""
 
@@ -174,13 +176,30 @@ class Bucket(abc.ABC, Generic[T]):
         Raises:
             UnavailableError: NATS does not answer.
         """
+        await self.visible(await self._delete(key))
+
+    async def delete_entries(self, keys: Iterable[str]) -> None:
+        """Delete many entries at once, and wait until the view shows it. Idempotent.
+
+        Raises:
+            UnavailableError: NATS does not answer; some may be deleted.
+        """
+        slots = asyncio.Semaphore(PIPELINED)
+
+        async def delete(key: str) -> int:
+            async with slots:
+                return await self._delete(key)
+
+        await self.visible(max(await _all(delete(key) for key in keys), default=0))
+
+    async def _delete(self, key: str) -> int:
         self._writable()
         with _nats_faults():
-            # What `KeyValue.purge` sends, which does not tell the revision. The marker stays in the bucket, so that a
-            # watch can't miss it.
+            # What `KeyValue.purge` sends, which does not tell the revision. A watch sees the marker, and one that is
+            # away for longer than the marker lives reads everything anew.
             headers = {KV_OP: KV_PURGE, Header.ROLLUP: MSG_ROLLUP_SUBJECT}
-            acknowledged = await self._js.publish(f"$KV.{self.name}.{key}", headers=headers)
-        await self.visible(acknowledged.seq)
+            subject = f"$KV.{self.name}.{key}"
+            return (await self._js.publish(subject, headers=headers, msg_ttl=MARKER_S)).seq
 
     async def _create(self, key: str, stored: bytes, ttl_s: float | None) -> int:
         kv = self._writable()

@@ -53,6 +53,8 @@ def messages(changes: ChangeSet) -> Iterator[auth_pb2.WatchResourcesResponse]:
         )
     for token_ids in _batched(changes.revoked_token_ids):
         yield auth_pb2.WatchResourcesResponse(revoked_token_ids=token_ids)
+    for device_ids in _batched(changes.removed_device_ids):
+        yield auth_pb2.WatchResourcesResponse(removed_device_credential_ids=device_ids)
 
 
 def _batched(items: Iterable[T]) -> Iterator[list[T]]:

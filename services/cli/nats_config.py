@@ -25,6 +25,7 @@ MAX_PAYLOAD_BYTES = 8 << 20
 """Largest NATS message: the `standard` profile takes payloads of 1 MB and more."""
 
 PRIVATE_STREAMS = (
+    "KV_device_credentials",
     "KV_presence",
     "KV_resources",
     "KV_revoked_tokens",

@@ -18,7 +18,15 @@ from services.auth.settings import AuthSettings
 from services.common import grpc_client
 from services.common.healthcheck import is_serving
 from services.common.settings import Secret
-from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc, token_pb2, token_pb2_grpc
+from weimq.auth.v1 import (
+    auth_pb2,
+    auth_pb2_grpc,
+    device_pb2_grpc,
+    resource_pb2,
+    resource_pb2_grpc,
+    token_pb2,
+    token_pb2_grpc,
+)
 
 TOKEN = Secret("cluster-token-of-the-tests")
 MASTER_KEY = Secret(base64.b64encode(bytes(range(32))).decode())
@@ -53,6 +61,7 @@ class AuthService:
     auth: auth_pb2_grpc.AuthServiceStub
     resources: resource_pb2_grpc.ResourceServiceStub
     tokens: token_pb2_grpc.TokenServiceStub
+    devices: device_pb2_grpc.DeviceServiceStub
 
     async def create_instance(
         self,
@@ -140,4 +149,5 @@ async def running_auth(
                 auth=auth_pb2_grpc.AuthServiceStub(channel),
                 resources=resource_pb2_grpc.ResourceServiceStub(channel),
                 tokens=token_pb2_grpc.TokenServiceStub(channel),
+                devices=device_pb2_grpc.DeviceServiceStub(channel),
             )

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 
 from services.auth.domain import names, signatures, token_checks
-from services.auth.domain.records import AccessKey, Profile
+from services.auth.domain.records import DEFAULT_ACCOUNT, AccessKey, Profile
 from services.auth.domain.resources import Resources
 from services.auth.domain.token_checks import BadPasswordError, TokenCode, Verdict
 from services.auth.domain.view import View
@@ -38,6 +38,7 @@ class Identity:
 
     mode: Mode
     access_key_id: str
+    """Or that of a device credential."""
     instance_id: str
 
 
@@ -72,6 +73,7 @@ class Result:
     token_mode: bool = False
     tokens: tuple[Verdict, ...] = ()
     """Valid ones, at most one for each type."""
+    device_credential_id: str = ""
 
 
 class QueryOutcome(enum.Enum):
@@ -113,9 +115,9 @@ def authenticate(attempt: Attempt, view: View, now_ms: int) -> Result:
         return _by_signature(attempt, identity, resources, is_standard=is_standard)
     if identity.mode is Mode.TOKEN:
         return _by_tokens(attempt, identity, view, now_ms, is_standard=is_standard)
-    if identity.mode is not Mode.PLAIN:
-        reason = f"mode {identity.mode.value} is not served"
-    elif instance is None:
+    if identity.mode is Mode.DEVICE:
+        return _by_device(attempt, identity, view, is_standard=is_standard)
+    if instance is None:
         reason = "unknown instance" if identity.instance_id else "neither user name nor listener names an instance"
     elif not is_standard:
         reason = "user name has no known mode"
@@ -181,6 +183,27 @@ def _by_tokens(attempt: Attempt, identity: Identity, view: View, now_ms: int, *,
         access_key_id=access_key_id,
         token_mode=True,
         tokens=verdicts,
+    )
+
+
+def _by_device(attempt: Attempt, identity: Identity, view: View, *, is_standard: bool) -> Result:
+    credential = view.devices.credential(identity.access_key_id)
+    secret = credential.secret if credential is not None else None
+    is_right = signatures.is_signed_by(secret, attempt.client_id, attempt.password or b"")
+    if credential is None or credential.instance_id != identity.instance_id:
+        return Result(Outcome.BAD_CREDENTIALS, reason="unknown device credential")
+    if not is_right or credential.client_id != attempt.client_id:
+        return Result(Outcome.BAD_CREDENTIALS, reason="wrong signature of a device")
+    if view.resources.instance(identity.instance_id) is None:
+        return Result(Outcome.BAD_CREDENTIALS, reason="unknown instance")
+    group = view.resources.group(identity.instance_id, names.group_of(attempt.client_id))
+    if group is None and not is_standard:
+        return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist")
+    return Result(
+        Outcome.ACCEPTED,
+        identity.instance_id,
+        group.account_id if group is not None else DEFAULT_ACCOUNT,
+        device_credential_id=credential.credential_id,
     )
 
 

@@ -34,6 +34,8 @@ class ChangeSet:
     groups: dict[Name, Group | None] = dataclasses.field(default_factory=dict)
     access_keys: dict[Name, AccessKey | None] = dataclasses.field(default_factory=dict)
     revoked_token_ids: list[str] = dataclasses.field(default_factory=list)
+    removed_device_ids: list[str] = dataclasses.field(default_factory=list)
+    """Device credentials that are no longer valid."""
 
     def __len__(self) -> int:
         return sum(len(getattr(self, field.name)) for field in dataclasses.fields(self))
@@ -76,6 +78,7 @@ class ChangeSet:
         for mine, theirs in self._pairs(later):
             mine.update(theirs)
         self.revoked_token_ids.extend(later.revoked_token_ids)
+        self.removed_device_ids.extend(later.removed_device_ids)
         return True
 
     def _pairs(self, other: ChangeSet) -> Iterator[tuple[dict[Name, object], dict[Name, object]]]:

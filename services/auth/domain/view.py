@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from services.auth.domain.devices import Devices
 from services.auth.domain.resources import ChangeSet, Resources
 from services.auth.domain.revocations import Revocations
 
@@ -14,6 +15,7 @@ class View:
 
     resources: Resources = dataclasses.field(default_factory=Resources)
     revocations: Revocations = dataclasses.field(default_factory=Revocations)
+    devices: Devices = dataclasses.field(default_factory=Devices)
 
     def snapshot(self) -> ChangeSet:
         """Return all that edges see, as additions."""

@@ -110,7 +110,7 @@ CASES = {
         "group",
     ),
     "token mode, no set of tokens": (attempt("Token|AK1|mqtt-demo", "RW"), BAD, "do not alternate"),
-    "device mode": (attempt("DeviceCredential|AK1|mqtt-demo", "x"), BAD, "mode DeviceCredential is not served"),
+    "unknown device": (attempt("DeviceCredential|AK1|mqtt-demo", "x"), BAD, "unknown device credential"),
     "unknown mode": (attempt("Magic|AK1|mqtt-demo", GOOD, default="mqtt-demo"), BAD, "no known mode"),
     "mode in lower case": (attempt("signature|AK1|mqtt-demo", GOOD, default="mqtt-demo"), BAD, "no known mode"),
     "too few parts": (attempt("Signature|AK1", GOOD, default="mqtt-demo"), BAD, "no known mode"),
