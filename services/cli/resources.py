@@ -104,8 +104,13 @@ def _instances(target: Target) -> Sequence[Message]:
 
 @instance_app.command("list")
 def list_instances(data: DataOption = DEFAULT_DATA, auth: AuthOption = "", as_json: JsonOption = False) -> None:
-    """List the instances."""
-    _print_list(_instances(Target("auth", auth, data)), as_json=as_json, nothing="There are no instances.")
+    """List the instances; `weimq instance show` tells the limits of one."""
+    records = [record(message) for message in _instances(Target("auth", auth, data))]
+    if as_json:
+        print_json(records)
+        return
+    columns = ("instance_id", "profile", "anonymous", "create_time_ms")
+    print_table([{name: one[name] for name in columns} for one in records], nothing="There are no instances.")
 
 
 @instance_app.command("show")
