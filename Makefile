@@ -6,6 +6,8 @@ PY ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 BIN := .venv/bin
 GEN ?= gen
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Builds what changed; nothing without a C compiler, or with WEIMQ_PURE=1.
+COMPILE = $(BIN)/python -m services.compiled
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -13,7 +15,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: up
-up: .venv/.installed ## Run the whole mesh on this machine; options: make up ARGS="--port-base 20000"
+up: .venv/.compiling ## Run the whole mesh on this machine; options: make up ARGS="--port-base 20000"
+	@$(COMPILE)
 	@exec $(BIN)/weimq up $(ARGS)
 
 .PHONY: test
@@ -21,7 +24,8 @@ test: .venv/.developing ## Run the tests; options: make test ARGS="tests/unit -k
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: setup
-setup: .venv/.developing ## Make .venv with weimq and the tools to work on it
+setup: .venv/.developing ## Make .venv with weimq and the tools to work on it, and compile the hot path
+	@$(COMPILE)
 
 .PHONY: check
 check: .venv/.developing ## Run everything that CI runs
@@ -33,6 +37,8 @@ check: .venv/.developing ## Run everything that CI runs
 	$(BIN)/buf format --diff --exit-code
 	@rm -rf build/gen && $(MAKE) --no-print-directory proto GEN=build/gen
 	diff -r -x __pycache__ build/gen/weimq gen/weimq || { echo "gen/ is stale: run make proto" >&2; exit 1; }
+	WEIMQ_PURE=1 $(BIN)/python -m pytest tests/unit
+	$(COMPILE) --strict
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: fmt
@@ -66,6 +72,7 @@ lock: .venv/.created ## Pin the dependencies of pyproject.toml again, in require
 	export UV_CUSTOM_COMPILE_COMMAND="make lock"; set -ex; \
 	$$compile pyproject.toml -o requirements/runtime.txt; \
 	$$compile --extra embedded pyproject.toml -o requirements/embedded.txt; \
+	$$compile --group compile pyproject.toml -o requirements/compile.txt; \
 	$$compile --extra embedded --group dev pyproject.toml -o requirements/dev.txt; \
 	printf 'hatchling==1.33.0\neditables\n' | $$compile - -o requirements/build.txt
 
@@ -82,6 +89,11 @@ lock: .venv/.created ## Pin the dependencies of pyproject.toml again, in require
 	$(PIP) install --require-hashes -r requirements/build.txt
 	$(PIP) install --require-hashes -r requirements/embedded.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.compiling: .venv/.installed requirements/compile.txt
+	@if [ -z "$$WEIMQ_PURE" ] && command -v $(firstword $(CC)) >/dev/null; then \
+	  $(PIP) install --require-hashes -r requirements/compile.txt; fi
 	@touch $@
 
 .venv/.developing: .venv/.installed requirements/dev.txt

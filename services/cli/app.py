@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from services import compiled
 from services.cli import clients, resources, up
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"weimq {importlib.metadata.version('weimq')}")
+        typer.echo(f"weimq {importlib.metadata.version('weimq')}, hot path: {compiled.describe()}")
         raise typer.Exit
 
 

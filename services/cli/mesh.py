@@ -11,12 +11,13 @@ from pathlib import Path
 
 import services
 import weimq
+from services import compiled
 from services.cli.config_file import SERVICES, Environments
 from services.cli.errors import CliError
 from services.cli.ports import LOOPBACK, Ports
 from services.cli.secrets import DataDir
 
-_INHERITED = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR"})
+_INHERITED = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", compiled.PURE_VARIABLE})
 _INHERITED_PREFIXES = ("PYTHON", "LC_")
 
 DRAIN_VARIABLE = "WEIMQ_DRAIN_S"

@@ -16,10 +16,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from typing_extensions import override
 
+from services import compiled
 from services.common.readiness import Readiness
 from services.common.runtime import background
 
 logger = logging.getLogger(__name__)
+
+prometheus_client.Gauge("weimq_hot_path_compiled", "1: the hot path runs as machine code, 0: in pure Python.").set(
+    compiled.is_active
+)
 
 MAX_CONCURRENCY = 1_000
 """Connections or running requests above this are answered 503 by uvicorn: callers retry, memory stays bounded."""

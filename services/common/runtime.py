@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import uvloop
 
+from services import compiled
 from services.common import logging as json_logging
 from services.common.settings import CommonSettings, SettingsError, load
 
@@ -135,7 +136,7 @@ async def _until_signalled(serve: Callable[[asyncio.Event], Awaitable[None]]) ->
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    logger.info("service starting", extra={"pid": os.getpid()})
+    logger.info("service starting", extra={"pid": os.getpid(), "hot_path": compiled.describe()})
     try:
         await serve(stop)
     except* StopRequestedError:  # the task groups that it leaves wrap it

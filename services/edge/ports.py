@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Connect, Publish, Will
@@ -28,6 +30,7 @@ class StoredSession:
         """Packet identifiers in use, with delivery ids as tokens; None: there are none."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)  # fakes in tests
 class Client:
     """A connection, as the adapters see it. No method may raise."""
 
