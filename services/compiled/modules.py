@@ -8,18 +8,24 @@ MODULES = (
     "services.common.subjects",
     "services.common.topics",
     "services.common.trie",
+    "services.edge.commands",
     "services.edge.connection",
     "services.edge.hub",
     "services.edge.mqtt.*",
     "services.edge.policy",
     "services.edge.ports",
+    "services.edge.returns",
     "services.edge.router_link",
+    "services.edge.session_link",
+    "services.edge.shared",
+    "services.edge.stall",
+    "services.edge.subscriptions",
     "services.router.domain.*",
     "services.router.edge_link",
     "services.router.queries",
     "services.router.router",
 )
-"""Names of modules; `.*` stands for all modules of a package."""
+"""Names of modules; `.*` stands for all modules of a package. What a class here derives from must be here, too."""
 
 
 def sources(root: Path) -> list[Path]:
