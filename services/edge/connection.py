@@ -40,6 +40,7 @@ from services.edge.subscriptions import Subscriptions
 
 logger = logging.getLogger(__name__)
 
+LEVEL_OF_31 = 3
 KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 
 CLOSE_S = 5.0
@@ -163,8 +164,9 @@ class Connection(SharingClient):
         self._clean_session = packet.clean_session
         self._will = packet.will
         self.client_id = packet.client_id
-        if not packet.client_id and not packet.clean_session:
-            self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "empty client id with cleanSession 0")  # [MQTT-3.1.3-8]
+        if not packet.client_id and (packet.protocol_level == LEVEL_OF_31 or not packet.clean_session):
+            # [MQTT-3.1.3-8]; MQTT 3.1 has no empty client id
+            self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "an empty client id")
             return
         self._pause()
         self._hub.auth.authenticate(self, packet)

@@ -93,6 +93,11 @@ _DISCONNECT = Disconnect()
 _HIGHEST_QOS = 2
 
 
+def without_flags(first: int) -> int:
+    """Return a first byte as MQTT 3.1.1 wants it: 3.1 has DUP in more packets, and does not look at unused flags."""
+    return _FIRST_BYTES.get(first >> 4, first)
+
+
 def check_fixed_header(first: int, length: int) -> None:
     """Accept a first byte and remaining length that some packet may have."""
     packet_type = first >> 4
@@ -105,7 +110,7 @@ def check_fixed_header(first: int, length: int) -> None:
     expected = _FIRST_BYTES.get(packet_type)
     if expected is None:
         raise MalformedPacketError("MQTT-4.8.0-1", f"packet type {packet_type} is reserved")
-    if first != expected:
+    if expected not in (first, CONNECT):  # CONNECT says itself whether it is one of MQTT 3.1
         requirement = _FLAG_REQUIREMENTS.get(expected, "MQTT-2.2.2-2")
         raise MalformedPacketError(requirement, f"fixed header byte {first:#04x} has wrong flags")
     fixed_length = _FIXED_LENGTHS.get(first, length)
@@ -131,8 +136,8 @@ def decode_body(  # noqa: C901, PLR0911, PLR0912 - one branch per packet type
         return _decode_subscribe(buffer, start, stop)
     if first == UNSUBSCRIBE:
         return _decode_unsubscribe(buffer, start, stop)
-    if first == CONNECT:
-        return _decode_connect(buffer, start, stop)
+    if first & 0xF0 == CONNECT:
+        return _decode_connect(first, buffer, start, stop)
     if first == DISCONNECT:
         return _DISCONNECT
     if first == CONNACK:
@@ -165,7 +170,7 @@ def _decode_topic_filter(raw: bytes) -> str:
     return topic_filter
 
 
-def _decode_connect(buffer: bytes, start: int, stop: int) -> Connect:
+def _decode_connect(first: int, buffer: bytes, start: int, stop: int) -> Connect:
     name = read_field(buffer, start, stop, "MQTT-3.1.2-1")
     if name not in (b"MQTT", b"MQIsdp"):
         # No answer to what is not MQTT; [MQTT-3.1.2-1] leaves the choice to the server.
@@ -183,6 +188,10 @@ def _decode_connect(buffer: bytes, start: int, stop: int) -> Connect:
     if position + 3 > stop:
         raise MalformedPacketError("MQTT-3.1.4-1", "CONNECT ends before the keep alive")
     flags = buffer[position]
+    if protocol_level == 3:
+        flags &= 0xFE  # MQTT 3.1 does not use the bit, nor those of the fixed header
+    elif first != CONNECT:
+        raise MalformedPacketError("MQTT-2.2.2-2", f"fixed header byte {first:#04x} has wrong flags")
     _check_connect_flags(flags)
     keep_alive_s = buffer[position + 1] << 8 | buffer[position + 2]
     return _decode_connect_payload(protocol_level, flags, keep_alive_s, buffer, position + 3, stop)

@@ -8,7 +8,7 @@ topic and payload. Whatever the chunking, the packets are the same.
 
 from __future__ import annotations
 
-from services.edge.mqtt.bodies import check_fixed_header, decode_body, decode_topic_name
+from services.edge.mqtt.bodies import check_fixed_header, decode_body, decode_topic_name, without_flags
 from services.edge.mqtt.encoding import encode
 from services.edge.mqtt.errors import MalformedPacketError
 from services.edge.mqtt.packets import Connect, Packet, Publish
@@ -60,6 +60,7 @@ class Decoder:
         "_pending",
         "_topics",
         "error",
+        "ignores_flags",
         "is_paused",
         "max_packet_bytes",
     )
@@ -83,6 +84,8 @@ class Decoder:
         """Why decoding ended; nothing after the faulty packet is read."""
         self.is_paused = False
         """Whether a CONNECT waits for `resume`; bytes fed meanwhile are only kept."""
+        self.ignores_flags = False
+        """Whether the flags of fixed headers but PUBLISH mean nothing: the client speaks MQTT 3.1."""
         self._pause_after_connect = pause_after_connect
         self._topics = topics
         self._pending = bytearray()
@@ -152,6 +155,8 @@ class Decoder:
             stop = start + length
             if stop - position > max_packet_bytes:
                 raise MalformedPacketError("MQTT-4.8.0-1", f"a packet of more than {max_packet_bytes} bytes")
+            if self.ignores_flags and first & 0xF0 != 0x30:
+                first = without_flags(first)
             if stop > end:
                 # Bad headers end the connection now and not when all their bytes are here.
                 check_fixed_header(first, length)

@@ -139,6 +139,10 @@ class SentWindow:
         self._released[packet_identifier] = delivery[2]
         return True
 
+    def is_under_way(self, packet_identifier: int) -> bool:
+        """Say whether the client has yet to complete a delivery with this identifier."""
+        return packet_identifier in self._unacknowledged or packet_identifier in self._released
+
     def is_released(self, packet_identifier: int) -> bool:
         """Say whether PUBCOMP is what this identifier waits for."""
         return packet_identifier in self._released

@@ -65,7 +65,8 @@ _MAX_READ_BYTES = 512 * 1024
 
 _KEEP_ALIVE_FACTOR = 1.5  # [MQTT-3.1.2-24]
 
-_SPOKEN_LEVELS = (3, 4)
+_LEVEL_OF_31 = 3
+_SPOKEN_LEVELS = (_LEVEL_OF_31, 4)
 
 _PING_RESPONSE = encode(PingResp())
 _PUBACK_HEAD = bytes((PUBACK, 2))
@@ -242,6 +243,7 @@ class ServerConnection:
                 raise ProtocolViolationError(
                     "MQTT-3.1.2-2", f"protocol level {packet.protocol_level} is not spoken here"
                 )
+            self._decoder.ignores_flags = packet.protocol_level == _LEVEL_OF_31
             self._keep_alive_s = packet.keep_alive_s
             self._is_clean = packet.clean_session
             events.append(packet)
@@ -280,25 +282,15 @@ class ServerConnection:
             self._was_paused = True
 
     def _receive(self, packet: Packet, events: list[Event]) -> None:
-        session = self._session
-        if isinstance(packet, PubAck):
-            delivery = session.sent.complete_qos1(packet.packet_identifier)
-            if delivery is not None:
-                self._complete(delivery[2], events)
-        elif isinstance(packet, PubRec):
-            # PUBREL even for an unknown identifier: a client that kept it from a session that
-            # we lost would otherwise repeat PUBREC for ever.
-            session.sent.release(packet.packet_identifier)
-            self._output.append(PUBREL_HEAD + packet.packet_identifier.to_bytes(2, "big"))
-        elif isinstance(packet, PubComp):
-            if session.sent.is_released(packet.packet_identifier):
-                self._complete(session.sent.complete_qos2(packet.packet_identifier), events)
+        if isinstance(packet, (PubAck, PubRec, PubComp)):
+            self._receive_answer(packet, events)
         elif isinstance(packet, PubRel):
-            if session.received.is_forwarded(packet.packet_identifier):
+            received = self._session.received
+            if received.is_forwarded(packet.packet_identifier):
                 # Its PUBREC was not sent. Freeing the identifier would let the mesh's late answer
                 # acknowledge the next publication that has it.
                 raise ProtocolViolationError("MQTT-4.3.3-1", "PUBREL before PUBREC")
-            session.received.discard(packet.packet_identifier)
+            received.discard(packet.packet_identifier)
             self._output.append(_PUBCOMP_HEAD + packet.packet_identifier.to_bytes(2, "big"))
         elif isinstance(packet, PingReq):
             self._output.append(_PING_RESPONSE)  # [MQTT-3.12.4-1]
@@ -310,6 +302,27 @@ class ServerConnection:
         else:
             # TRANSITIONS lets no other packet through.
             raise AssertionError(repr(packet))  # noqa: TRY004 - not the caller's mistake
+
+    def _receive_answer(self, packet: PubAck | PubRec | PubComp, events: list[Event]) -> None:
+        """Take what the client answers to a delivery; an identifier that is not under way is ignored."""
+        sent = self._session.sent
+        identifier = packet.packet_identifier
+        if isinstance(packet, PubAck):
+            delivery = sent.complete_qos1(identifier)
+            if delivery is not None:
+                self._complete(delivery[2], events)
+                return
+        elif isinstance(packet, PubComp):
+            if sent.is_released(identifier):
+                self._complete(sent.complete_qos2(identifier), events)
+                return
+        elif sent.release(identifier) or not sent.is_under_way(identifier):
+            # PUBREL even for an unknown identifier: a client that kept it from a session that
+            # we lost would otherwise repeat PUBREC for ever.
+            self._output.append(PUBREL_HEAD + identifier.to_bytes(2, "big"))
+            return
+        if sent.is_under_way(identifier):
+            raise ProtocolViolationError("MQTT-4.8.0-1", "an answer that is not that of the delivery's QoS or state")
 
     def _complete(self, token: object, events: list[Event]) -> None:
         if token is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.edge.mqtt.codec import Decoder
+from services.edge.mqtt.packets import Connect, Disconnect, PingReq, PubRel, Subscribe, Unsubscribe
 
 
 def frame(first: int, body: bytes) -> bytes:
@@ -183,9 +184,41 @@ def test_each_first_byte_has_the_flags_of_table_2_2(first: int) -> None:
         is_allowed = flags & 0x06 != 0x06 and flags & 0x0E != 0x08
     elif packet_type in (6, 8, 10):
         is_allowed = flags == 2
+    elif packet_type == 1:
+        is_allowed = True  # judged with the protocol level: MQTT 3.1 does not look at the flags
     else:
         is_allowed = packet_type not in (0, 15) and flags == 0
     length = 2 if packet_type in (2, 4, 5, 6, 7, 11) else 0 if packet_type in (12, 13, 14) else 50
     decoder = Decoder(100)
     decoder.feed(bytes((first, length)))
     assert (decoder.error is None) == is_allowed  # judged by the header alone
+
+
+@pytest.mark.spec("MQTT-2.2.2-2")
+@pytest.mark.parametrize("first", range(0x11, 0x20))
+def test_connect_has_no_flags(first: int) -> None:
+    decoder = Decoder(100)
+    assert decoder.feed(bytes((first, 13)) + b"\0\4MQTT\4\2\0\0\0\1c") == []
+    assert decoder.error is not None
+    assert decoder.error.requirement == "MQTT-2.2.2-2"
+
+
+@pytest.mark.parametrize("first", range(0x10, 0x20))
+@pytest.mark.parametrize("reserved", [0, 1])
+def test_unused_flags_of_a_connect_of_mqtt_31_mean_nothing(first: int, reserved: int) -> None:
+    decoder = Decoder(100)
+    (packet,) = decoder.feed(bytes((first, 15)) + b"\0\6MQIsdp\3" + bytes((2 | reserved,)) + b"\0\0\0\1c")
+    assert packet == Connect(3, "c", True, 0, None, None, None)
+
+
+def test_flags_of_mqtt_31_mean_nothing_after_its_connect() -> None:
+    data = b"\x6a\2\0\1" + b"\x8a\6\0\2\0\1a\1" + b"\xaa\5\0\3\0\1a" + b"\xc2\0" + b"\xe8\0"
+    expected = [PubRel(1), Subscribe(2, [("a", 1)]), Unsubscribe(3, ["a"]), PingReq(), Disconnect()]
+    strict = Decoder(100)
+    assert strict.feed(data) == []
+    assert strict.error is not None
+    for size in (1, 3, len(data)):
+        decoder = Decoder(100)
+        decoder.ignores_flags = True
+        packets = [p for start in range(0, len(data), size) for p in decoder.feed(data[start : start + size])]
+        assert packets == expected
