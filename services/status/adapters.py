@@ -12,7 +12,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common import grpc_errors
-from services.common.errors import NotFoundError, UnavailableError
+from services.common.errors import LimitReachedError, NotFoundError, UnavailableError
 from services.common.readiness import Readiness
 from services.common.sharding import shard_of
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
@@ -65,7 +65,7 @@ class Auth:
             signed_text=signed_text,
             signature=signature,
         )
-        with _rpc_faults(AUTH):
+        with rpc_faults(AUTH):
             response = await self._stub.AuthorizeQuery(request, timeout=TIMEOUT_S)
         # An outcome that this version does not know yet is a refusal.
         return _PERMISSIONS.get(response.outcome, Permission.BAD_SIGNATURE)
@@ -91,7 +91,7 @@ class Sessions:
             UnavailableError: session does not answer.
         """
         request = session_pb2.GetClientRequest(instance_id=instance_id, client_id=client_id)
-        with _rpc_faults(SESSION):
+        with rpc_faults(SESSION):
             return await self._shard(instance_id, client_id).GetClient(request, timeout=TIMEOUT_S)
 
     async def close_connections(self, instance_id: str, client_id: str) -> int:
@@ -102,19 +102,19 @@ class Sessions:
             UnavailableError: session does not answer.
         """
         request = session_pb2.CloseConnectionsRequest(instance_id=instance_id, client_id=client_id)
-        with _rpc_faults(SESSION):
+        with rpc_faults(SESSION):
             response = await self._shard(instance_id, client_id).CloseConnections(request, timeout=TIMEOUT_S)
         return response.connection_count
 
 
 @contextlib.contextmanager
-def _rpc_faults(dependency: str) -> Generator[None]:
-    """Turn a failed call into what our caller is told: it isn't there, or it can't be asked."""
+def rpc_faults(dependency: str) -> Generator[None]:
+    """Turn a failed call into what our caller is told: it isn't there, there is too much, or it can't be asked."""
     try:
         yield
     except aio.AioRpcError as error:
         domain_error = grpc_errors.from_rpc_error(error)
-        if isinstance(domain_error, NotFoundError):
+        if isinstance(domain_error, NotFoundError | LimitReachedError):
             raise domain_error from error
         logger.warning(
             "call failed", extra={"dependency": dependency, "code": error.code().name, "cause": error.details()}

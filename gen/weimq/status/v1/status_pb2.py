@@ -24,23 +24,53 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweimq/status/v1/status.proto\x12\x0fweimq.status.v1\":\n\x10GetClientRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"[\n\x11GetClientResponse\x12\x0e\n\x06online\x18\x01 \x01(\x05\x12\x36\n\x0b\x63onnections\x18\x02 \x03(\x0b\x32!.weimq.status.v1.ClientConnection\"a\n\x10\x43lientConnection\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\x0f\x63onnect_time_ms\x18\x03 \x01(\x03\x12\x0f\n\x07\x65\x64ge_id\x18\x04 \x01(\t\"A\n\x17\x43loseConnectionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"4\n\x18\x43loseConnectionsResponse\x12\x18\n\x10\x63onnection_count\x18\x01 \x01(\x05\x32\xcc\x01\n\rStatusService\x12R\n\tGetClient\x12!.weimq.status.v1.GetClientRequest\x1a\".weimq.status.v1.GetClientResponse\x12g\n\x10\x43loseConnections\x12(.weimq.status.v1.CloseConnectionsRequest\x1a).weimq.status.v1.CloseConnectionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweimq/status/v1/status.proto\x12\x0fweimq.status.v1\"1\n\x0cSubscription\x12\x14\n\x0ctopic_filter\x18\x01 \x01(\t\x12\x0b\n\x03qos\x18\x02 \x01(\x05\"?\n\x15\x44\x65scribeClientRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"\x91\x01\n\x16\x44\x65scribeClientResponse\x12\x0e\n\x06online\x18\x01 \x01(\x05\x12\x36\n\x0b\x63onnections\x18\x02 \x03(\x0b\x32!.weimq.status.v1.ClientConnection\x12/\n\x07session\x18\x03 \x01(\x0b\x32\x1e.weimq.status.v1.ClientSession\"\xb4\x01\n\rClientSession\x12\x12\n\npersistent\x18\x01 \x01(\x08\x12\x34\n\rsubscriptions\x18\x02 \x03(\x0b\x32\x1d.weimq.status.v1.Subscription\x12\x1d\n\x15offline_message_count\x18\x03 \x01(\x03\x12\x1e\n\x16inflight_message_count\x18\x04 \x01(\x05\x12\x1a\n\x12\x64isconnect_time_ms\x18\x05 \x01(\x03\"A\n\x16\x42\x61tchGetClientsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nclient_ids\x18\x02 \x03(\t\"I\n\x17\x42\x61tchGetClientsResponse\x12.\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x1d.weimq.status.v1.ClientStatus\"i\n\x0c\x43lientStatus\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x05\x12\x36\n\x0b\x63onnections\x18\x03 \x03(\x0b\x32!.weimq.status.v1.ClientConnection\"g\n\x17ListGroupClientsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"y\n\x18ListGroupClientsResponse\x12.\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x1d.weimq.status.v1.ClientStatus\x12\x14\n\x0conline_count\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"c\n\x16ListSubscribersRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"d\n\x17ListSubscribersResponse\x12\x30\n\x0bsubscribers\x18\x01 \x03(\x0b\x32\x1b.weimq.status.v1.Subscriber\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\nSubscriber\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65\x64ge_id\x18\x02 \x01(\t\x12\x34\n\rsubscriptions\x18\x03 \x03(\x0b\x32\x1d.weimq.status.v1.Subscription\":\n\x11WatchGroupRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\"a\n\x12WatchGroupResponse\x12\x30\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1f.weimq.status.v1.PresenceChange\x12\x19\n\x11snapshot_complete\x18\x02 \x01(\x08\"~\n\x0ePresenceChange\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x35\n\nconnection\x18\x02 \x01(\x0b\x32!.weimq.status.v1.ClientConnection\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x0f\n\x07time_ms\x18\x04 \x01(\x03\":\n\x10GetClientRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"[\n\x11GetClientResponse\x12\x0e\n\x06online\x18\x01 \x01(\x05\x12\x36\n\x0b\x63onnections\x18\x02 \x03(\x0b\x32!.weimq.status.v1.ClientConnection\"\x97\x01\n\x10\x43lientConnection\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\x0f\x63onnect_time_ms\x18\x03 \x01(\x03\x12\x0f\n\x07\x65\x64ge_id\x18\x04 \x01(\t\x12\x34\n\rsubscriptions\x18\x05 \x03(\x0b\x32\x1d.weimq.status.v1.Subscription\"A\n\x17\x43loseConnectionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"4\n\x18\x43loseConnectionsResponse\x12\x18\n\x10\x63onnection_count\x18\x01 \x01(\x05\x32\xbd\x05\n\rStatusService\x12R\n\tGetClient\x12!.weimq.status.v1.GetClientRequest\x1a\".weimq.status.v1.GetClientResponse\x12g\n\x10\x43loseConnections\x12(.weimq.status.v1.CloseConnectionsRequest\x1a).weimq.status.v1.CloseConnectionsResponse\x12\x61\n\x0e\x44\x65scribeClient\x12&.weimq.status.v1.DescribeClientRequest\x1a\'.weimq.status.v1.DescribeClientResponse\x12\x64\n\x0f\x42\x61tchGetClients\x12\'.weimq.status.v1.BatchGetClientsRequest\x1a(.weimq.status.v1.BatchGetClientsResponse\x12g\n\x10ListGroupClients\x12(.weimq.status.v1.ListGroupClientsRequest\x1a).weimq.status.v1.ListGroupClientsResponse\x12\x64\n\x0fListSubscribers\x12\'.weimq.status.v1.ListSubscribersRequest\x1a(.weimq.status.v1.ListSubscribersResponse\x12W\n\nWatchGroup\x12\".weimq.status.v1.WatchGroupRequest\x1a#.weimq.status.v1.WatchGroupResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weimq.status.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETCLIENTREQUEST']._serialized_start=49
-  _globals['_GETCLIENTREQUEST']._serialized_end=107
-  _globals['_GETCLIENTRESPONSE']._serialized_start=109
-  _globals['_GETCLIENTRESPONSE']._serialized_end=200
-  _globals['_CLIENTCONNECTION']._serialized_start=202
-  _globals['_CLIENTCONNECTION']._serialized_end=299
-  _globals['_CLOSECONNECTIONSREQUEST']._serialized_start=301
-  _globals['_CLOSECONNECTIONSREQUEST']._serialized_end=366
-  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_start=368
-  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_end=420
-  _globals['_STATUSSERVICE']._serialized_start=423
-  _globals['_STATUSSERVICE']._serialized_end=627
+  _globals['_SUBSCRIPTION']._serialized_start=49
+  _globals['_SUBSCRIPTION']._serialized_end=98
+  _globals['_DESCRIBECLIENTREQUEST']._serialized_start=100
+  _globals['_DESCRIBECLIENTREQUEST']._serialized_end=163
+  _globals['_DESCRIBECLIENTRESPONSE']._serialized_start=166
+  _globals['_DESCRIBECLIENTRESPONSE']._serialized_end=311
+  _globals['_CLIENTSESSION']._serialized_start=314
+  _globals['_CLIENTSESSION']._serialized_end=494
+  _globals['_BATCHGETCLIENTSREQUEST']._serialized_start=496
+  _globals['_BATCHGETCLIENTSREQUEST']._serialized_end=561
+  _globals['_BATCHGETCLIENTSRESPONSE']._serialized_start=563
+  _globals['_BATCHGETCLIENTSRESPONSE']._serialized_end=636
+  _globals['_CLIENTSTATUS']._serialized_start=638
+  _globals['_CLIENTSTATUS']._serialized_end=743
+  _globals['_LISTGROUPCLIENTSREQUEST']._serialized_start=745
+  _globals['_LISTGROUPCLIENTSREQUEST']._serialized_end=848
+  _globals['_LISTGROUPCLIENTSRESPONSE']._serialized_start=850
+  _globals['_LISTGROUPCLIENTSRESPONSE']._serialized_end=971
+  _globals['_LISTSUBSCRIBERSREQUEST']._serialized_start=973
+  _globals['_LISTSUBSCRIBERSREQUEST']._serialized_end=1072
+  _globals['_LISTSUBSCRIBERSRESPONSE']._serialized_start=1074
+  _globals['_LISTSUBSCRIBERSRESPONSE']._serialized_end=1174
+  _globals['_SUBSCRIBER']._serialized_start=1176
+  _globals['_SUBSCRIBER']._serialized_end=1278
+  _globals['_WATCHGROUPREQUEST']._serialized_start=1280
+  _globals['_WATCHGROUPREQUEST']._serialized_end=1338
+  _globals['_WATCHGROUPRESPONSE']._serialized_start=1340
+  _globals['_WATCHGROUPRESPONSE']._serialized_end=1437
+  _globals['_PRESENCECHANGE']._serialized_start=1439
+  _globals['_PRESENCECHANGE']._serialized_end=1565
+  _globals['_GETCLIENTREQUEST']._serialized_start=1567
+  _globals['_GETCLIENTREQUEST']._serialized_end=1625
+  _globals['_GETCLIENTRESPONSE']._serialized_start=1627
+  _globals['_GETCLIENTRESPONSE']._serialized_end=1718
+  _globals['_CLIENTCONNECTION']._serialized_start=1721
+  _globals['_CLIENTCONNECTION']._serialized_end=1872
+  _globals['_CLOSECONNECTIONSREQUEST']._serialized_start=1874
+  _globals['_CLOSECONNECTIONSREQUEST']._serialized_end=1939
+  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_start=1941
+  _globals['_CLOSECONNECTIONSRESPONSE']._serialized_end=1993
+  _globals['_STATUSSERVICE']._serialized_start=1996
+  _globals['_STATUSSERVICE']._serialized_end=2697
 # @@protoc_insertion_point(module_scope)

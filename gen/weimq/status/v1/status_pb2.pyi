@@ -19,6 +19,466 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class Subscription(_message.Message):
+    """A subscription of a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FILTER_FIELD_NUMBER: _builtins.int
+    QOS_FIELD_NUMBER: _builtins.int
+    topic_filter: _builtins.str
+    """Topic filter."""
+    qos: _builtins.int
+    """Granted QoS: 0, 1 or 2."""
+    def __init__(
+        self,
+        *,
+        topic_filter: _builtins.str = ...,
+        qos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["qos", b"qos", "topic_filter", b"topic_filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subscription: _TypeAlias = Subscription  # noqa: Y015
+
+@_typing.final
+class DescribeClientRequest(_message.Message):
+    """Names a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    client_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeClientRequest: _TypeAlias = DescribeClientRequest  # noqa: Y015
+
+@_typing.final
+class DescribeClientResponse(_message.Message):
+    """A client in full."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ONLINE_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    online: _builtins.int
+    """TCP connections right now; -1: unknown, the state is not in sync yet: retry."""
+    @_builtins.property
+    def connections(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientConnection]:
+        """The connections, oldest first, with their subscriptions."""
+
+    @_builtins.property
+    def session(self) -> Global___ClientSession:
+        """What is kept for the client when it is offline; absence: nothing."""
+
+    def __init__(
+        self,
+        *,
+        online: _builtins.int = ...,
+        connections: _abc.Iterable[Global___ClientConnection] | None = ...,
+        session: Global___ClientSession | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "online", b"online", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeClientResponse: _TypeAlias = DescribeClientResponse  # noqa: Y015
+
+@_typing.final
+class ClientSession(_message.Message):
+    """What is kept for a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSISTENT_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    OFFLINE_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    INFLIGHT_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    DISCONNECT_TIME_MS_FIELD_NUMBER: _builtins.int
+    persistent: _builtins.bool
+    """Whether the client connected with cleanSession 0; otherwise it has kept P2P messages and nothing else."""
+    offline_message_count: _builtins.int
+    """Messages that wait for it."""
+    inflight_message_count: _builtins.int
+    """Messages that were sent and are not acknowledged yet."""
+    disconnect_time_ms: _builtins.int
+    """When its last connection ended, milliseconds since 1970; 0: it has one, or never had one."""
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """Its subscriptions."""
+
+    def __init__(
+        self,
+        *,
+        persistent: _builtins.bool = ...,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
+        offline_message_count: _builtins.int = ...,
+        inflight_message_count: _builtins.int = ...,
+        disconnect_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disconnect_time_ms", b"disconnect_time_ms", "inflight_message_count", b"inflight_message_count", "offline_message_count", b"offline_message_count", "persistent", b"persistent", "subscriptions", b"subscriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientSession: _TypeAlias = ClientSession  # noqa: Y015
+
+@_typing.final
+class BatchGetClientsRequest(_message.Message):
+    """Names clients of an instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_IDS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    @_builtins.property
+    def client_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. 1 to 1,000 client identifiers."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        client_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_ids", b"client_ids", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetClientsRequest: _TypeAlias = BatchGetClientsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetClientsResponse(_message.Message):
+    """Clients in request order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientStatus]:
+        """As many as client ids."""
+
+    def __init__(
+        self,
+        *,
+        clients: _abc.Iterable[Global___ClientStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetClientsResponse: _TypeAlias = BatchGetClientsResponse  # noqa: Y015
+
+@_typing.final
+class ClientStatus(_message.Message):
+    """Whether a client is online."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    ONLINE_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Client identifier."""
+    online: _builtins.int
+    """TCP connections right now; -1: unknown, the state is not in sync yet: retry."""
+    @_builtins.property
+    def connections(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientConnection]:
+        """The connections, oldest first; without their subscriptions."""
+
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        online: _builtins.int = ...,
+        connections: _abc.Iterable[Global___ClientConnection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "connections", b"connections", "online", b"online"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientStatus: _TypeAlias = ClientStatus  # noqa: Y015
+
+@_typing.final
+class ListGroupClientsRequest(_message.Message):
+    """Asks for a page of a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    group_id: _builtins.str
+    """Required. Group ID; `-` lists the clients whose id names none (`standard` profile)."""
+    page_size: _builtins.int
+    """1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty: the first page."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "instance_id", b"instance_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupClientsRequest: _TypeAlias = ListGroupClientsRequest  # noqa: Y015
+
+@_typing.final
+class ListGroupClientsResponse(_message.Message):
+    """A page of a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    ONLINE_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    online_count: _builtins.int
+    """Clients of the group that are online, all pages; -1: unknown, the state is not in sync yet: retry."""
+    next_page_token: _builtins.str
+    """Empty: this is the last page."""
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientStatus]:
+        """By client id."""
+
+    def __init__(
+        self,
+        *,
+        clients: _abc.Iterable[Global___ClientStatus] | None = ...,
+        online_count: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "next_page_token", b"next_page_token", "online_count", b"online_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupClientsResponse: _TypeAlias = ListGroupClientsResponse  # noqa: Y015
+
+@_typing.final
+class ListSubscribersRequest(_message.Message):
+    """Asks who gets the messages of a topic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    topic: _builtins.str
+    """Required. Topic name."""
+    page_size: _builtins.int
+    """1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty: the first page."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "page_size", b"page_size", "page_token", b"page_token", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSubscribersRequest: _TypeAlias = ListSubscribersRequest  # noqa: Y015
+
+@_typing.final
+class ListSubscribersResponse(_message.Message):
+    """A page of subscribers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIBERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: this is the last page."""
+    @_builtins.property
+    def subscribers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscriber]:
+        """By client id."""
+
+    def __init__(
+        self,
+        *,
+        subscribers: _abc.Iterable[Global___Subscriber] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "subscribers", b"subscribers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSubscribersResponse: _TypeAlias = ListSubscribersResponse  # noqa: Y015
+
+@_typing.final
+class Subscriber(_message.Message):
+    """A client with a matching subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    EDGE_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Client identifier."""
+    edge_id: _builtins.str
+    """Edge that holds the connection."""
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """Those of its subscriptions that match."""
+
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        edge_id: _builtins.str = ...,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "edge_id", b"edge_id", "subscriptions", b"subscriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subscriber: _TypeAlias = Subscriber  # noqa: Y015
+
+@_typing.final
+class WatchGroupRequest(_message.Message):
+    """Names the group to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Required."""
+    group_id: _builtins.str
+    """Required. Group ID."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchGroupRequest: _TypeAlias = WatchGroupRequest  # noqa: Y015
+
+@_typing.final
+class WatchGroupResponse(_message.Message):
+    """A part of the snapshot, or changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
+    snapshot_complete: _builtins.bool
+    """Set once, on the message that ends the snapshot."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PresenceChange]:
+        """In order for each client. The same connection may be told twice as connected."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___PresenceChange] | None = ...,
+        snapshot_complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchGroupResponse: _TypeAlias = WatchGroupResponse  # noqa: Y015
+
+@_typing.final
+class PresenceChange(_message.Message):
+    """A connection came or went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CONNECTION_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Client identifier."""
+    connected: _builtins.bool
+    """Whether it is there now."""
+    time_ms: _builtins.int
+    """When, milliseconds since 1970."""
+    @_builtins.property
+    def connection(self) -> Global___ClientConnection:
+        """The connection; one that went has no connect time."""
+
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        connection: Global___ClientConnection | None = ...,
+        connected: _builtins.bool = ...,
+        time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "connected", b"connected", "connection", b"connection", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PresenceChange: _TypeAlias = PresenceChange  # noqa: Y015
+
+@_typing.final
 class GetClientRequest(_message.Message):
     """Names a client."""
 
@@ -82,6 +542,7 @@ class ClientConnection(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     CONNECT_TIME_MS_FIELD_NUMBER: _builtins.int
     EDGE_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """32 hexadecimal digits."""
     address: _builtins.str
@@ -90,6 +551,10 @@ class ClientConnection(_message.Message):
     """When the client was let in, milliseconds since 1970."""
     edge_id: _builtins.str
     """Edge that holds it."""
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """Its subscriptions; only in `DescribeClientResponse`."""
+
     def __init__(
         self,
         *,
@@ -97,10 +562,11 @@ class ClientConnection(_message.Message):
         address: _builtins.str = ...,
         connect_time_ms: _builtins.int = ...,
         edge_id: _builtins.str = ...,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel_id", b"channel_id", "connect_time_ms", b"connect_time_ms", "edge_id", b"edge_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel_id", b"channel_id", "connect_time_ms", b"connect_time_ms", "edge_id", b"edge_id", "subscriptions", b"subscriptions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

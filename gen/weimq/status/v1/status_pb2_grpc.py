@@ -45,6 +45,31 @@ class StatusServiceStub:
                 request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.CloseConnectionsRequest.SerializeToString,
                 response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.CloseConnectionsResponse.FromString,
                 _registered_method=True)
+        self.DescribeClient = channel.unary_unary(
+                '/weimq.status.v1.StatusService/DescribeClient',
+                request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.DescribeClientRequest.SerializeToString,
+                response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.DescribeClientResponse.FromString,
+                _registered_method=True)
+        self.BatchGetClients = channel.unary_unary(
+                '/weimq.status.v1.StatusService/BatchGetClients',
+                request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.BatchGetClientsRequest.SerializeToString,
+                response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.BatchGetClientsResponse.FromString,
+                _registered_method=True)
+        self.ListGroupClients = channel.unary_unary(
+                '/weimq.status.v1.StatusService/ListGroupClients',
+                request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.ListGroupClientsRequest.SerializeToString,
+                response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.ListGroupClientsResponse.FromString,
+                _registered_method=True)
+        self.ListSubscribers = channel.unary_unary(
+                '/weimq.status.v1.StatusService/ListSubscribers',
+                request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSubscribersRequest.SerializeToString,
+                response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSubscribersResponse.FromString,
+                _registered_method=True)
+        self.WatchGroup = channel.unary_stream(
+                '/weimq.status.v1.StatusService/WatchGroup',
+                request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupRequest.SerializeToString,
+                response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupResponse.FromString,
+                _registered_method=True)
 
 
 class StatusServiceServicer:
@@ -70,6 +95,58 @@ class StatusServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeClient(self, request, context):
+        """Returns all that is known of a client: its connections with their subscriptions, and its session. Asks the edges.
+        Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service or an edge does not answer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetClients(self, request, context):
+        """Returns whether clients are online, and their connections, in request order. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, no client or more than 1,000), `UNAVAILABLE` (the session service does
+        not answer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroupClients(self, request, context):
+        """Lists the clients of a group that are online, by client id, and counts them. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, a page of more than 1,000), `UNAVAILABLE` (the session service does
+        not answer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSubscribers(self, request, context):
+        """Lists the clients that are online with a subscription that matches a topic name, by client id. Asks the edges.
+        Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, no topic name, a page of more than 1,000), `UNAVAILABLE` (the session
+        service or an edge does not answer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchGroup(self, request, context):
+        """Streams the presence of a group: first every connection, ended by a message with `snapshot_complete`, then every
+        change, in order for each client. An empty message every second shows that the view is current.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (a session service does not answer any more: watch
+        again), `RESOURCE_EXHAUSTED` (the caller reads too slowly, or there are too many watches).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StatusServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +159,31 @@ def add_StatusServiceServicer_to_server(servicer, server):
                     servicer.CloseConnections,
                     request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.CloseConnectionsRequest.FromString,
                     response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.CloseConnectionsResponse.SerializeToString,
+            ),
+            'DescribeClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeClient,
+                    request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.DescribeClientRequest.FromString,
+                    response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.DescribeClientResponse.SerializeToString,
+            ),
+            'BatchGetClients': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetClients,
+                    request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.BatchGetClientsRequest.FromString,
+                    response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.BatchGetClientsResponse.SerializeToString,
+            ),
+            'ListGroupClients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroupClients,
+                    request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.ListGroupClientsRequest.FromString,
+                    response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.ListGroupClientsResponse.SerializeToString,
+            ),
+            'ListSubscribers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSubscribers,
+                    request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSubscribersRequest.FromString,
+                    response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSubscribersResponse.SerializeToString,
+            ),
+            'WatchGroup': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchGroup,
+                    request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupRequest.FromString,
+                    response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +241,141 @@ class StatusService:
             '/weimq.status.v1.StatusService/CloseConnections',
             weimq_dot_status_dot_v1_dot_status__pb2.CloseConnectionsRequest.SerializeToString,
             weimq_dot_status_dot_v1_dot_status__pb2.CloseConnectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.status.v1.StatusService/DescribeClient',
+            weimq_dot_status_dot_v1_dot_status__pb2.DescribeClientRequest.SerializeToString,
+            weimq_dot_status_dot_v1_dot_status__pb2.DescribeClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetClients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.status.v1.StatusService/BatchGetClients',
+            weimq_dot_status_dot_v1_dot_status__pb2.BatchGetClientsRequest.SerializeToString,
+            weimq_dot_status_dot_v1_dot_status__pb2.BatchGetClientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroupClients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.status.v1.StatusService/ListGroupClients',
+            weimq_dot_status_dot_v1_dot_status__pb2.ListGroupClientsRequest.SerializeToString,
+            weimq_dot_status_dot_v1_dot_status__pb2.ListGroupClientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSubscribers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.status.v1.StatusService/ListSubscribers',
+            weimq_dot_status_dot_v1_dot_status__pb2.ListSubscribersRequest.SerializeToString,
+            weimq_dot_status_dot_v1_dot_status__pb2.ListSubscribersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weimq.status.v1.StatusService/WatchGroup',
+            weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupRequest.SerializeToString,
+            weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

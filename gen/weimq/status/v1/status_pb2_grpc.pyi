@@ -27,6 +27,38 @@ class StatusServiceStub:
     Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (no connection), `UNAVAILABLE` (the session service does
     not answer).
     """
+    DescribeClient: _aio.UnaryUnaryMultiCallable[_status_pb2.DescribeClientRequest, _status_pb2.DescribeClientResponse]
+    """Returns all that is known of a client: its connections with their subscriptions, and its session. Asks the edges.
+    Idempotent.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service or an edge does not answer).
+    """
+    BatchGetClients: _aio.UnaryUnaryMultiCallable[_status_pb2.BatchGetClientsRequest, _status_pb2.BatchGetClientsResponse]
+    """Returns whether clients are online, and their connections, in request order. Idempotent.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty, no client or more than 1,000), `UNAVAILABLE` (the session service does
+    not answer).
+    """
+    ListGroupClients: _aio.UnaryUnaryMultiCallable[_status_pb2.ListGroupClientsRequest, _status_pb2.ListGroupClientsResponse]
+    """Lists the clients of a group that are online, by client id, and counts them. Idempotent.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty, a page of more than 1,000), `UNAVAILABLE` (the session service does
+    not answer).
+    """
+    ListSubscribers: _aio.UnaryUnaryMultiCallable[_status_pb2.ListSubscribersRequest, _status_pb2.ListSubscribersResponse]
+    """Lists the clients that are online with a subscription that matches a topic name, by client id. Asks the edges.
+    Idempotent.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty, no topic name, a page of more than 1,000), `UNAVAILABLE` (the session
+    service or an edge does not answer).
+    """
+    WatchGroup: _aio.UnaryStreamMultiCallable[_status_pb2.WatchGroupRequest, _status_pb2.WatchGroupResponse]
+    """Streams the presence of a group: first every connection, ended by a message with `snapshot_complete`, then every
+    change, in order for each client. An empty message every second shows that the view is current.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (a session service does not answer any more: watch
+    again), `RESOURCE_EXHAUSTED` (the caller reads too slowly, or there are too many watches).
+    """
 
 class StatusServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what the HTTP online query answers, and more, to callers with the cluster token."""
@@ -52,6 +84,68 @@ class StatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (no connection), `UNAVAILABLE` (the session service does
         not answer).
+        """
+
+    @_abc_1.abstractmethod
+    def DescribeClient(
+        self,
+        request: _status_pb2.DescribeClientRequest,
+        context: _aio.ServicerContext[_status_pb2.DescribeClientRequest, _abc.Awaitable[_status_pb2.DescribeClientResponse]],
+    ) -> _abc.Awaitable[_status_pb2.DescribeClientResponse]:
+        """Returns all that is known of a client: its connections with their subscriptions, and its session. Asks the edges.
+        Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service or an edge does not answer).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetClients(
+        self,
+        request: _status_pb2.BatchGetClientsRequest,
+        context: _aio.ServicerContext[_status_pb2.BatchGetClientsRequest, _abc.Awaitable[_status_pb2.BatchGetClientsResponse]],
+    ) -> _abc.Awaitable[_status_pb2.BatchGetClientsResponse]:
+        """Returns whether clients are online, and their connections, in request order. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, no client or more than 1,000), `UNAVAILABLE` (the session service does
+        not answer).
+        """
+
+    @_abc_1.abstractmethod
+    def ListGroupClients(
+        self,
+        request: _status_pb2.ListGroupClientsRequest,
+        context: _aio.ServicerContext[_status_pb2.ListGroupClientsRequest, _abc.Awaitable[_status_pb2.ListGroupClientsResponse]],
+    ) -> _abc.Awaitable[_status_pb2.ListGroupClientsResponse]:
+        """Lists the clients of a group that are online, by client id, and counts them. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, a page of more than 1,000), `UNAVAILABLE` (the session service does
+        not answer).
+        """
+
+    @_abc_1.abstractmethod
+    def ListSubscribers(
+        self,
+        request: _status_pb2.ListSubscribersRequest,
+        context: _aio.ServicerContext[_status_pb2.ListSubscribersRequest, _abc.Awaitable[_status_pb2.ListSubscribersResponse]],
+    ) -> _abc.Awaitable[_status_pb2.ListSubscribersResponse]:
+        """Lists the clients that are online with a subscription that matches a topic name, by client id. Asks the edges.
+        Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, no topic name, a page of more than 1,000), `UNAVAILABLE` (the session
+        service or an edge does not answer).
+        """
+
+    @_abc_1.abstractmethod
+    def WatchGroup(
+        self,
+        request: _status_pb2.WatchGroupRequest,
+        context: _aio.ServicerContext[_status_pb2.WatchGroupRequest, _abc.AsyncIterator[_status_pb2.WatchGroupResponse]],
+    ) -> _abc.AsyncIterator[_status_pb2.WatchGroupResponse]:
+        """Streams the presence of a group: first every connection, ended by a message with `snapshot_complete`, then every
+        change, in order for each client. An empty message every second shows that the view is current.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (a session service does not answer any more: watch
+        again), `RESOURCE_EXHAUSTED` (the caller reads too slowly, or there are too many watches).
         """
 
 def add_StatusServiceServicer_to_server(servicer: StatusServiceServicer, server: _aio.Server) -> None: ...
