@@ -11,7 +11,7 @@ from grpc import aio
 from typing_extensions import override
 
 from services.auth import metrics
-from services.auth.domain import credentials, token_checks
+from services.auth.domain import credentials, names, token_checks
 from services.auth.domain.credentials import Attempt, Outcome, QueryOutcome
 from services.auth.domain.token_checks import TokenCode, Verdict
 from services.auth.domain.tokens import TokenType
@@ -136,7 +136,8 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         outcome = credentials.authorize_query(
             instance_id=request.instance_id,
             access_key_id=request.access_key_id,
-            client_id=request.client_id,
+            group_id=request.group_id or names.group_of(request.client_id),
+            topic=request.topic,
             signed_text=request.signed_text,
             given=request.signature,
             resources=self._view.resources,

@@ -51,9 +51,17 @@ class Auth:
         self._stub = auth_pb2_grpc.AuthServiceStub(channel)
 
     async def authorize(
-        self, *, instance_id: str, access_key_id: str, client_id: str, signed_text: str, signature: str
+        self,
+        *,
+        instance_id: str,
+        access_key_id: str,
+        signed_text: str,
+        signature: str,
+        client_id: str = "",
+        group_id: str = "",
+        topic: str = "",
     ) -> Permission:
-        """Check a query.
+        """Check a query about a client, a group or a topic.
 
         Raises:
             UnavailableError: auth does not answer.
@@ -62,6 +70,8 @@ class Auth:
             instance_id=instance_id,
             access_key_id=access_key_id,
             client_id=client_id,
+            group_id=group_id,
+            topic=topic,
             signed_text=signed_text,
             signature=signature,
         )

@@ -12,8 +12,11 @@ from grpc import aio
 from services.common import grpc_client, grpc_server, http_server
 from services.common.readiness import Readiness, names
 from services.common.runtime import background
+from services.status import api
 from services.status.adapters import AUTH, SESSION, Auth, Sessions, follow_health
+from services.status.clients import Clients
 from services.status.http import OnlineQuery, application
+from services.status.queries import Queries
 from services.status.servicer import StatusServicer
 from services.status.settings import StatusSettings
 from weimq.status.v1 import status_pb2, status_pb2_grpc
@@ -49,8 +52,11 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
             await enter(grpc_client.channel(address, settings.cluster_token)) for address in settings.session
         ]
         sessions = Sessions(session_channels)
-        servicer = StatusServicer(sessions)
-        online_query = OnlineQuery(auth=Auth(auth_channel), sessions=sessions)
+        queries = Queries(sessions, Clients(session_channels))
+        servicer = StatusServicer(queries)
+        auth = Auth(auth_channel)
+        online_query = OnlineQuery(auth=auth, sessions=sessions)
+        gate = api.Gate(auth=auth, token=settings.cluster_token)
 
         def register(server: aio.Server) -> list[str]:
             status_pb2_grpc.add_StatusServiceServicer_to_server(servicer, server)
@@ -66,7 +72,9 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
                 drain_s=settings.drain_s,
             ) as grpc_ports,
             http_server.serving(
-                listen=settings.http_listen, app=application(online_query, readiness), drain_s=settings.drain_s
+                listen=settings.http_listen,
+                app=application(online_query, api.application(queries, gate), readiness),
+                drain_s=settings.drain_s,
             ) as http_port,
             background(
                 follow_health(auth_channel, AUTH, readiness),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from grpc import aio
 
@@ -137,7 +137,7 @@ class Clients:
 
 
 async def _pump(
-    call: AsyncIterator[presence_pb2.WatchGroupResponse],
+    call: aio.UnaryStreamCall[presence_pb2.WatchGroupRequest, presence_pb2.WatchGroupResponse],
     queue: asyncio.Queue[presence_pb2.WatchGroupResponse | DomainError],
 ) -> None:
     """Put what a shard tells into the queue, and last why it ends."""

@@ -10,7 +10,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
 from services.common.errors import UnavailableError
 from services.common.http_server import health_routes
@@ -84,10 +85,10 @@ class OnlineQuery:
         return Answer(200, Code.OK, "ok", len(client.connections))
 
 
-def application(online_query: OnlineQuery, readiness: Readiness) -> Starlette:
-    """Return the HTTP application of status."""
+def application(online_query: OnlineQuery, api: ASGIApp, readiness: Readiness) -> Starlette:
+    """Return the HTTP application of status, with `api` under `/v1`."""
     app = Starlette(
-        routes=[Route(PATH, online_query.handle), *health_routes(readiness)],
+        routes=[Route(PATH, online_query.handle), Mount("/v1", api), *health_routes(readiness)],
         exception_handlers={HTTPException: _on_wrong_url, Exception: _on_failure},
     )
     app.router.redirect_slashes = False  # another path is a wrong URL, also when a slash makes the difference

@@ -129,18 +129,39 @@ def authenticate(attempt: Attempt, view: View, now_ms: int) -> Result:
 
 
 def authorize_query(
-    *, instance_id: str, access_key_id: str, client_id: str, signed_text: str, given: str, resources: Resources
+    *,
+    instance_id: str,
+    access_key_id: str,
+    group_id: str,
+    topic: str,
+    signed_text: str,
+    given: str,
+    resources: Resources,
 ) -> QueryOutcome:
-    """Decide about a signed query: the key must have signed it, and its account own the client's group."""
+    """Decide about a signed query: the key must have signed it, and its account own the group or parent topic.
+
+    Args:
+        instance_id: that the query names.
+        access_key_id: of the key that signed.
+        group_id: that the query, or the client it is about, names; may be empty.
+        topic: that the query is about; empty: it is about a client or a group.
+        signed_text: what was signed.
+        given: the signature.
+        resources: what exists.
+    """
     key, _ = signatures.signer(instance_id, access_key_id, signed_text, given.encode(errors="replace"), resources)
     if key is None:
         return QueryOutcome.BAD_SIGNATURE
     instance = resources.instance(instance_id)
     # Plain MQTT knows no groups: every key of the instance may ask about its clients.
     is_standard = instance is not None and instance.profile is Profile.STANDARD
-    if is_standard or _owns_group(key, client_id, resources):
-        return QueryOutcome.ALLOWED
-    return QueryOutcome.GROUP_NOT_OWNED
+    if topic:
+        parent = resources.topic(instance_id, topic.partition("/")[0])
+        is_owned = parent is not None and parent.account_id == key.account_id
+    else:
+        group = resources.group(instance_id, group_id)
+        is_owned = group is not None and group.account_id == key.account_id
+    return QueryOutcome.ALLOWED if is_standard or is_owned else QueryOutcome.GROUP_NOT_OWNED
 
 
 def _by_signature(attempt: Attempt, identity: Identity, resources: Resources, *, is_standard: bool) -> Result:

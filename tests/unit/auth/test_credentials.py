@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.auth.domain import credentials
+from services.auth.domain import credentials, names
 from services.auth.domain.credentials import Attempt, Identity, Mode, Outcome, QueryOutcome
 from services.auth.domain.records import AccessKey, Group, Profile, Record, new_instance
 from services.auth.domain.resources import Resources
@@ -223,7 +223,8 @@ def test_query(
     answer = credentials.authorize_query(
         instance_id=instance_id,
         access_key_id=access_key_id,
-        client_id=client_id,
+        group_id=names.group_of(client_id),
+        topic="",
         signed_text=text,
         given=given or sign(SECRET, text),
         resources=resources,

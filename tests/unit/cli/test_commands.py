@@ -152,7 +152,7 @@ def mesh(tmp_path: Path) -> Iterator[FakeMesh]:
 
     def register(server: aio.Server) -> list[str]:
         resource_pb2_grpc.add_ResourceServiceServicer_to_server(resources, server)
-        status_pb2_grpc.add_StatusServiceServicer_to_server(FakeStatus(), server)
+        status_pb2_grpc.add_StatusServiceServicer_to_server(FakeStatus(), server)  # type: ignore[abstract]  # the other calls are not made
         return []
 
     @contextlib.asynccontextmanager

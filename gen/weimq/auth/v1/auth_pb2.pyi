@@ -116,7 +116,7 @@ class _QueryOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QueryOut
     QUERY_OUTCOME_BAD_SIGNATURE: _QueryOutcome.ValueType  # 2
     """Unknown instance or AccessKey, or wrong signature; one outcome, so that keys can't be probed."""
     QUERY_OUTCOME_GROUP_NOT_OWNED: _QueryOutcome.ValueType  # 3
-    """The account did not create the client's group."""
+    """The account did not create the group, that of the client, or the parent topic."""
 
 class QueryOutcome(_QueryOutcome, metaclass=_QueryOutcomeEnumTypeWrapper):
     """Outcome of the check of a query. May grow."""
@@ -128,7 +128,7 @@ QUERY_OUTCOME_ALLOWED: QueryOutcome.ValueType  # 1
 QUERY_OUTCOME_BAD_SIGNATURE: QueryOutcome.ValueType  # 2
 """Unknown instance or AccessKey, or wrong signature; one outcome, so that keys can't be probed."""
 QUERY_OUTCOME_GROUP_NOT_OWNED: QueryOutcome.ValueType  # 3
-"""The account did not create the client's group."""
+"""The account did not create the group, that of the client, or the parent topic."""
 Global___QueryOutcome: _TypeAlias = QueryOutcome  # noqa: Y015
 
 @_typing.final
@@ -779,7 +779,7 @@ Global___TopicPolicy: _TypeAlias = TopicPolicy  # noqa: Y015
 
 @_typing.final
 class AuthorizeQueryRequest(_message.Message):
-    """A signed query about one client."""
+    """A signed query about one client, one group or one topic: exactly one of the three is set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -788,6 +788,8 @@ class AuthorizeQueryRequest(_message.Message):
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     SIGNED_TEXT_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Instance the query names."""
     access_key_id: _builtins.str
@@ -798,6 +800,10 @@ class AuthorizeQueryRequest(_message.Message):
     """The text that was signed (product.md section 2.3)."""
     signature: _builtins.str
     """Base64 of the HMAC-SHA1."""
+    group_id: _builtins.str
+    """Group the query is about; it must belong to the account of the key."""
+    topic: _builtins.str
+    """Topic name the query is about; its parent topic must belong to the account of the key."""
     def __init__(
         self,
         *,
@@ -806,10 +812,12 @@ class AuthorizeQueryRequest(_message.Message):
         client_id: _builtins.str = ...,
         signed_text: _builtins.str = ...,
         signature: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        topic: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "client_id", b"client_id", "instance_id", b"instance_id", "signature", b"signature", "signed_text", b"signed_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "client_id", b"client_id", "group_id", b"group_id", "instance_id", b"instance_id", "signature", b"signature", "signed_text", b"signed_text", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -108,7 +108,7 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AuthorizeQuery(self, request, context):
-        """Checks a signed query about one client (product.md section 4). Idempotent. A refusal is data.
+        """Checks a signed query about a client, a group or a topic (product.md section 4). Idempotent. A refusal is data.
 
         Statuses: `UNAVAILABLE` (resources not loaded yet).
         """

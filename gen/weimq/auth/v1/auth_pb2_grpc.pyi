@@ -42,7 +42,7 @@ class AuthServiceStub:
     Statuses: `INVALID_ARGUMENT` (more than 10,000 ids), `UNAVAILABLE` (resources not loaded yet).
     """
     AuthorizeQuery: _aio.UnaryUnaryMultiCallable[_auth_pb2.AuthorizeQueryRequest, _auth_pb2.AuthorizeQueryResponse]
-    """Checks a signed query about one client (product.md section 4). Idempotent. A refusal is data.
+    """Checks a signed query about a client, a group or a topic (product.md section 4). Idempotent. A refusal is data.
 
     Statuses: `UNAVAILABLE` (resources not loaded yet).
     """
@@ -105,7 +105,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.AuthorizeQueryRequest,
         context: _aio.ServicerContext[_auth_pb2.AuthorizeQueryRequest, _abc.Awaitable[_auth_pb2.AuthorizeQueryResponse]],
     ) -> _abc.Awaitable[_auth_pb2.AuthorizeQueryResponse]:
-        """Checks a signed query about one client (product.md section 4). Idempotent. A refusal is data.
+        """Checks a signed query about a client, a group or a topic (product.md section 4). Idempotent. A refusal is data.
 
         Statuses: `UNAVAILABLE` (resources not loaded yet).
         """
