@@ -39,6 +39,7 @@ app.command()(up.init)
 app.command()(clients.credentials)
 app.command()(clients.sign)
 app.command()(clients.status)
+app.command()(clients.clients)
 app.command()(clients.kick)
 for group in (resources.instance_app, resources.accesskey_app, resources.group_app, resources.topic_app):
     app.add_typer(group)

@@ -1,8 +1,10 @@
-"""`weimq credentials|sign|status|kick`: what a device needs, and what it does."""
+"""`weimq credentials|sign|status|clients|kick`: what a device needs, and what it does."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,9 @@ from services.cli.run_file import read_running
 from services.cli.secrets import DataDir
 from services.common import signature
 from weimq.status.v1 import status_pb2, status_pb2_grpc
+
+PAGE = 1_000
+"""Clients in one answer of status."""
 
 ClientArgument = Annotated[str, typer.Argument(metavar="CLIENT_ID", help="Such as GID_demo@@@device1.")]
 
@@ -94,20 +99,121 @@ def status(
     address: StatusOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Print whether a client is online, and its connections."""
-    wanted = status_pb2.GetClientRequest(instance_id=instance_or_bootstrap(instance, data), client_id=client_id)
+    """Print whether a client is online, its connections with their subscriptions, and what is kept for it."""
+    wanted = status_pb2.DescribeClientRequest(instance_id=instance_or_bootstrap(instance, data), client_id=client_id)
 
-    async def work(channel: aio.Channel) -> status_pb2.GetClientResponse:
-        return await status_pb2_grpc.StatusServiceStub(channel).GetClient(wanted, timeout=TIMEOUT_S)
+    async def work(channel: aio.Channel) -> status_pb2.DescribeClientResponse:
+        return await status_pb2_grpc.StatusServiceStub(channel).DescribeClient(wanted, timeout=TIMEOUT_S)
 
     answer = Target("status", address, data).call(work)
     if as_json:
-        print_json(record(answer))
+        values = record(answer)
+        values["session"] = record(answer.session) if answer.HasField("session") else None
+        print_json(values)
         return
     states = {-1: "unknown, the state is not in sync yet: try again", 0: "offline", 1: "online"}
     typer.echo(f"{client_id}: {states.get(answer.online, f'online, {answer.online} connections')}")
     if answer.connections:
-        print_table([record(connection) for connection in answer.connections], nothing="")
+        print_table([_connection(connection) for connection in answer.connections], nothing="")
+    if answer.HasField("session"):
+        kind = "persistent session" if answer.session.persistent else "kept P2P messages"
+        typer.echo(f"\n{kind}: {answer.session.offline_message_count} message(s) wait for it")
+        if answer.session.subscriptions:
+            typer.echo(f"subscriptions: {_filters(answer.session.subscriptions)}")
+
+
+def clients(
+    group: Annotated[
+        str, typer.Argument(metavar="GROUP", help="Group ID.", show_default="the group made at the first start")
+    ] = "",
+    topic: Annotated[
+        str, typer.Option(metavar="TOPIC", help="Clients with a subscription that matches, instead of a group's.")
+    ] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on and print who comes and goes, until Ctrl-C; one JSON line each.")
+    ] = False,
+    instance: InstanceOption = "",
+    data: DataOption = DEFAULT_DATA,
+    address: StatusOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the clients of a group that are online, or the subscribers of a topic."""
+    if topic and (group or watch):
+        raise CliError("--topic goes without GROUP and --watch.", status=WRONG_USE)
+    instance_id = instance_or_bootstrap(instance, data)
+    group = group or (DataDir(data).read_bootstrap().group if not topic else "")
+    target = Target("status", address, data)
+    if watch:
+        target.call(lambda channel: _watch(channel, instance_id, group))
+    elif topic:
+        subscribers = target.call(lambda channel: _subscribers(channel, instance_id, topic))
+        if as_json:
+            print_json([record(each) for each in subscribers])
+            return
+        rows = [
+            {"client_id": each.client_id, "edge_id": each.edge_id, "subscriptions": _filters(each.subscriptions)}
+            for each in subscribers
+        ]
+        print_table(rows, nothing=f"Nobody online has a subscription that matches {topic}.")
+    else:
+        online = target.call(lambda channel: _group(channel, instance_id, group))
+        if as_json:
+            print_json([record(each) for each in online])
+            return
+        found: list[dict[str, object]] = [
+            {"client_id": each.client_id} | _connection(connection)
+            for each in online
+            for connection in each.connections
+        ]
+        print_table(found, nothing=f"No client of {group} is online.")
+
+
+def _connection(connection: status_pb2.ClientConnection) -> dict[str, object]:
+    values = record(connection)
+    values["subscriptions"] = _filters(connection.subscriptions)
+    return values if connection.subscriptions else {k: v for k, v in values.items() if k != "subscriptions"}
+
+
+def _filters(subscriptions: Iterable[status_pb2.Subscription]) -> str:
+    return ", ".join(f"{each.topic_filter} (QoS {each.qos})" for each in subscriptions)
+
+
+async def _group(channel: aio.Channel, instance_id: str, group: str) -> list[status_pb2.ClientStatus]:
+    stub = status_pb2_grpc.StatusServiceStub(channel)
+    request = status_pb2.ListGroupClientsRequest(instance_id=instance_id, group_id=group, page_size=PAGE)
+    found: list[status_pb2.ClientStatus] = []
+    while True:
+        page = await stub.ListGroupClients(request, timeout=TIMEOUT_S)
+        found += page.clients
+        if not page.next_page_token:
+            return found
+        request.page_token = page.next_page_token
+
+
+async def _subscribers(channel: aio.Channel, instance_id: str, topic: str) -> list[status_pb2.Subscriber]:
+    stub = status_pb2_grpc.StatusServiceStub(channel)
+    request = status_pb2.ListSubscribersRequest(instance_id=instance_id, topic=topic, page_size=PAGE)
+    found: list[status_pb2.Subscriber] = []
+    while True:
+        page = await stub.ListSubscribers(request, timeout=TIMEOUT_S)
+        found += page.subscribers
+        if not page.next_page_token:
+            return found
+        request.page_token = page.next_page_token
+
+
+async def _watch(channel: aio.Channel, instance_id: str, group: str) -> None:
+    request = status_pb2.WatchGroupRequest(instance_id=instance_id, group_id=group)
+    async for message in status_pb2_grpc.StatusServiceStub(channel).WatchGroup(request):
+        for change in message.changes:
+            values = {
+                "client_id": change.client_id,
+                "connected": change.connected,
+                "time_ms": change.time_ms,
+                "channel_id": change.connection.channel_id,
+                "address": change.connection.address,
+            }
+            typer.echo(json.dumps(values, ensure_ascii=False))
 
 
 def kick(

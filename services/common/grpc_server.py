@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
@@ -101,7 +102,9 @@ class _ErrorInterceptor(aio.ServerInterceptor):
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), **codec)
         if handler.unary_stream and handler_call_details.method.startswith("/weimq."):
-            return grpc.unary_stream_rpc_method_handler(_stream(handler.unary_stream), **codec)
+            behavior = handler.unary_stream  # one that yields, or one that writes through its context
+            wrapped = _stream(behavior) if inspect.isasyncgenfunction(behavior) else _unary(behavior)
+            return grpc.unary_stream_rpc_method_handler(wrapped, **codec)
         if handler.stream_stream and handler_call_details.method.startswith("/weimq."):
             return grpc.stream_stream_rpc_method_handler(_unary(handler.stream_stream), **codec)
         return handler

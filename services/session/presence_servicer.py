@@ -8,7 +8,7 @@ from typing import Any
 from grpc import aio
 from typing_extensions import override
 
-from services.common.errors import InvalidFieldError, NotServingError
+from services.common.errors import InvalidFieldError, NotServingError, UnavailableError
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.session.domain.events import CONNECT, Event
 from services.session.domain.records import Connection
@@ -94,10 +94,13 @@ class PresenceServicer(presence_pb2_grpc.PresenceServiceServicer):
             described = response.connections.add(connection=to_message(connection))
             edge_link = self._hub.edge_link(connection.edge.edge_id)
             if edge_link is None:
-                continue  # its edge is away, and so not known in full; `synchronized` is false
-            inquired = await self._hub.inquiries.connection(edge_link, connection.channel_id)
-            if inquired is not None:
-                described.subscriptions.extend(inquired.subscriptions)
+                continue  # its edge is away, and `synchronized` false for that
+            try:
+                inquired = await self._hub.inquiries.connection(edge_link, connection.channel_id)
+            except UnavailableError:
+                response.synchronized = False
+            else:
+                described.subscriptions.extend(inquired.subscriptions if inquired is not None else ())
         return response
 
     @override

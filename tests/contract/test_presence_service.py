@@ -252,16 +252,18 @@ async def test_subscribers_of_all_edges_come_by_client_id(
     ]
 
 
-async def test_an_edge_that_does_not_answer_is_unavailable(
+async def test_an_edge_that_does_not_answer(
     hub: Hub, stub: presence_pb2_grpc.PresenceServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inquiries, "ANSWER_S", 0.05)
     start(hub)
     edge = Edge(hub, "a")
     edge.connect("GID_A@@@1")
+    answer = await stub.DescribeClient(pb.DescribeClientRequest(instance_id=INSTANCE, client_id="GID_A@@@1"))
+    assert (len(answer.connections), answer.synchronized) == (1, False)
     with refused(grpc.StatusCode.UNAVAILABLE):
-        await stub.DescribeClient(pb.DescribeClientRequest(instance_id=INSTANCE, client_id="GID_A@@@1"))
-    assert not edge.link._inquiries  # nobody waits for it, so it is not asked later
+        await stub.ListSubscribers(pb.ListSubscribersRequest(instance_id=INSTANCE, topic="demo/x"))
+    assert not edge.link._inquiries  # nobody waits for an answer, so it is not asked later
 
 
 async def test_before_the_events_are_read_nothing_is_answered(

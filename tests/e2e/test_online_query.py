@@ -77,3 +77,24 @@ def test_a_foreign_group_is_403_code_3(mesh: Mesh) -> None:
 def test_an_old_timestamp_is_403_code_4(mesh: Mesh, minutes: int) -> None:
     answer = _query(mesh, "GID_demo@@@x", timestamp=str(int(time.time() * 1000) + minutes * 60_000))
     assert (answer.status_code, answer.json()["code"]) == (403, 4)
+
+
+def test_questions_about_clients_over_two_edges(mesh: Mesh) -> None:
+    with Client(mesh, edge=0) as here, Client(mesh, edge=1) as there:
+        topic = f"{mesh.topic}/{here.client_id.rpartition('@')[2]}"
+        here.subscribe(f"{topic}/#", 1)
+        there.subscribe(f"{topic}/+", 2)
+        both = sorted((here.client_id, there.client_id))
+        online = {client["client_id"] for client in mesh.json("clients")}
+        assert online >= set(both)
+        assert [client["client_id"] for client in mesh.json("clients", "--topic", f"{topic}/x")] == both
+        assert [client["client_id"] for client in mesh.json("clients", "--topic", f"{topic}/x/y")] == [here.client_id]
+        described = mesh.json("status", there.client_id)
+        [connection] = described["connections"]
+        assert connection["subscriptions"] == [{"topic_filter": f"{topic}/+", "qos": 2}]
+        values = {"instanceId": mesh.instance, "groupId": mesh.credentials["group"], "action": "listGroupClients"}
+        values |= {"accessKey": mesh.credentials["access_key"], "timestamp": str(int(time.time() * 1000))}
+        values["signature"] = sign(mesh.credentials["secret"], string_to_sign(values))
+        answer = httpx.get(f"{mesh.status_url}/v1/listGroupClients", params=values)
+        assert answer.status_code == 200
+        assert {client["clientId"] for client in answer.json()["clients"]} >= set(both)

@@ -72,7 +72,11 @@ class AuthService:
     ) -> resource_pb2.Instance:
         """Create an instance."""
         instance = resource_pb2.Instance(instance_id=instance_id, profile=profile, anonymous=anonymous)
-        return (await self.resources.CreateInstance(resource_pb2.CreateInstanceRequest(instance=instance))).instance
+        return (
+            await self.resources.CreateInstance(
+                resource_pb2.CreateInstanceRequest(instance=instance), wait_for_ready=True
+            )
+        ).instance
 
     async def create_key(self, instance_id: str, account_id: str = "") -> tuple[str, str]:
         """Create an AccessKey and return its id and secret."""
@@ -83,16 +87,32 @@ class AuthService:
     async def create_group(self, instance_id: str, group_id: str, account_id: str = "") -> resource_pb2.Group:
         """Create a group."""
         group = resource_pb2.Group(instance_id=instance_id, group_id=group_id, account_id=account_id)
-        return (await self.resources.CreateGroup(resource_pb2.CreateGroupRequest(group=group))).group
+        return (
+            await self.resources.CreateGroup(resource_pb2.CreateGroupRequest(group=group), wait_for_ready=True)
+        ).group
 
     async def create_topic(
-        self, instance_id: str, topic: str, *, logged: bool = True, ordered: bool = False, retention_s: int = 0
+        self,
+        instance_id: str,
+        topic: str,
+        account_id: str = "",
+        *,
+        logged: bool = True,
+        ordered: bool = False,
+        retention_s: int = 0,
     ) -> resource_pb2.Topic:
         """Create a parent topic."""
         wanted = resource_pb2.Topic(
-            instance_id=instance_id, topic=topic, logged=logged, ordered=ordered, retention_s=retention_s
+            instance_id=instance_id,
+            topic=topic,
+            account_id=account_id,
+            logged=logged,
+            ordered=ordered,
+            retention_s=retention_s,
         )
-        return (await self.resources.CreateTopic(resource_pb2.CreateTopicRequest(topic=wanted))).topic
+        return (
+            await self.resources.CreateTopic(resource_pb2.CreateTopicRequest(topic=wanted), wait_for_ready=True)
+        ).topic
 
     async def apply_token(
         self,

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,17 +86,56 @@ class FakeResources(resource_pb2_grpc.ResourceServiceServicer):
         return resource_pb2.CreateAccessKeyResponse(access_key=key, secret="only once")
 
 
+def _connection() -> status_pb2.ClientConnection:
+    return status_pb2.ClientConnection(
+        channel_id="c" * 32, address="10.0.0.1:5", connect_time_ms=1_700_000_000_123, edge_id="edge-0"
+    )
+
+
 class FakeStatus(status_pb2_grpc.StatusServiceServicer):
     """Knows one client."""
 
     @override
-    async def GetClient(self, request: status_pb2.GetClientRequest, context: object) -> status_pb2.GetClientResponse:
+    async def DescribeClient(
+        self, request: status_pb2.DescribeClientRequest, context: object
+    ) -> status_pb2.DescribeClientResponse:
         if request.client_id != "GID_demo@@@1":
-            return status_pb2.GetClientResponse(online=-1 if request.client_id == "unknown" else 0)
-        connection = status_pb2.ClientConnection(
-            channel_id="c" * 32, address="10.0.0.1:5", connect_time_ms=1_700_000_000_123, edge_id="edge-0"
+            return status_pb2.DescribeClientResponse(online=-1 if request.client_id == "unknown" else 0)
+        connection = _connection()
+        connection.subscriptions.add(topic_filter="demo/#", qos=1)
+        session = status_pb2.ClientSession(persistent=True, offline_message_count=4)
+        session.subscriptions.add(topic_filter="demo/#", qos=1)
+        return status_pb2.DescribeClientResponse(online=1, connections=[connection], session=session)
+
+    @override
+    async def ListGroupClients(
+        self, request: status_pb2.ListGroupClientsRequest, context: object
+    ) -> status_pb2.ListGroupClientsResponse:
+        if request.page_token or request.group_id != "GID_demo":
+            return status_pb2.ListGroupClientsResponse(online_count=1)
+        client = status_pb2.ClientStatus(client_id="GID_demo@@@1", online=1, connections=[_connection()])
+        return status_pb2.ListGroupClientsResponse(clients=[client], online_count=1, next_page_token="more")
+
+    @override
+    async def ListSubscribers(
+        self, request: status_pb2.ListSubscribersRequest, context: object
+    ) -> status_pb2.ListSubscribersResponse:
+        subscriber = status_pb2.Subscriber(client_id="GID_demo@@@1", edge_id="edge-0")
+        subscriber.subscriptions.add(topic_filter="demo/#", qos=1)
+        is_last = bool(request.page_token)
+        return status_pb2.ListSubscribersResponse(
+            subscribers=[] if is_last or request.topic != "demo/x" else [subscriber],
+            next_page_token="" if is_last else "more",
         )
-        return status_pb2.GetClientResponse(online=1, connections=[connection])
+
+    @override
+    async def WatchGroup(
+        self, request: status_pb2.WatchGroupRequest, context: object
+    ) -> AsyncIterator[status_pb2.WatchGroupResponse]:
+        change = status_pb2.PresenceChange(
+            client_id="GID_demo@@@1", connection=_connection(), connected=True, time_ms=5
+        )
+        yield status_pb2.WatchGroupResponse(changes=[change], snapshot_complete=True)
 
     @override
     async def CloseConnections(
@@ -250,15 +289,42 @@ def test_client_that_is_online(mesh: FakeMesh) -> None:
                 "address": "10.0.0.1:5",
                 "connect_time_ms": 1_700_000_000_123,
                 "edge_id": "edge-0",
+                "subscriptions": [{"topic_filter": "demo/#", "qos": 1}],
             }
         ],
+        "session": {
+            "persistent": True,
+            "subscriptions": [{"topic_filter": "demo/#", "qos": 1}],
+            "offline_message_count": 4,
+            "inflight_message_count": 0,
+            "disconnect_time_ms": 0,
+        },
     }
+    assert "persistent session: 4 message(s) wait for it\nsubscriptions: demo/# (QoS 1)\n" in shown
+
+
+def test_clients_of_a_group(mesh: FakeMesh) -> None:
+    assert "GID_demo@@@1  " in mesh.weimq("clients", "GID_demo")
+    assert [client["client_id"] for client in mesh.json("clients", "GID_demo")] == ["GID_demo@@@1"]
+    assert mesh.weimq("clients", "GID_none") == "No client of GID_none is online.\n"
+
+
+def test_subscribers_of_a_topic(mesh: FakeMesh) -> None:
+    assert "GID_demo@@@1  edge-0   demo/# (QoS 1)" in mesh.weimq("clients", "--topic", "demo/x")
+    assert mesh.json("clients", "--topic", "demo/y") == []
+    with pytest.raises(CliError):
+        mesh.weimq("clients", "GID_demo", "--topic", "demo/x")
+
+
+def test_presence_of_a_group_is_watched(mesh: FakeMesh) -> None:
+    [line] = mesh.weimq("clients", "GID_demo", "--watch").splitlines()
+    assert json.loads(line)["client_id"] == "GID_demo@@@1"
 
 
 def test_client_that_is_not(mesh: FakeMesh) -> None:
     assert mesh.weimq("status", "GID_demo@@@2") == "GID_demo@@@2: offline\n"
     assert "try again" in mesh.weimq("status", "unknown")
-    assert mesh.json("status", "unknown") == {"online": -1, "connections": []}
+    assert mesh.json("status", "unknown") == {"online": -1, "connections": [], "session": None}
 
 
 def test_kick_tells_how_many(mesh: FakeMesh) -> None:

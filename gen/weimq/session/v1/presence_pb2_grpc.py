@@ -99,9 +99,10 @@ class PresenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DescribeClient(self, request, context):
-        """Asks the edges for the subscriptions of the connections of one client. Idempotent.
+        """Asks the edges for the subscriptions of the connections of one client. Idempotent. An edge that does not answer
+        within 3 s makes `synchronized` false, and its connections are without subscriptions.
 
-        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (an edge does not answer).
+        Statuses: `INVALID_ARGUMENT` (a name is empty).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,9 +37,10 @@ class PresenceServiceStub:
     many watches: open another one).
     """
     DescribeClient: _aio.UnaryUnaryMultiCallable[_presence_pb2.DescribeClientRequest, _presence_pb2.DescribeClientResponse]
-    """Asks the edges for the subscriptions of the connections of one client. Idempotent.
+    """Asks the edges for the subscriptions of the connections of one client. Idempotent. An edge that does not answer
+    within 3 s makes `synchronized` false, and its connections are without subscriptions.
 
-    Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (an edge does not answer).
+    Statuses: `INVALID_ARGUMENT` (a name is empty).
     """
     ListSubscribers: _aio.UnaryUnaryMultiCallable[_presence_pb2.ListSubscribersRequest, _presence_pb2.ListSubscribersResponse]
     """Asks every edge for the connected clients with a subscription that matches a topic name, by client id. Any shard
@@ -96,9 +97,10 @@ class PresenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _presence_pb2.DescribeClientRequest,
         context: _aio.ServicerContext[_presence_pb2.DescribeClientRequest, _abc.Awaitable[_presence_pb2.DescribeClientResponse]],
     ) -> _abc.Awaitable[_presence_pb2.DescribeClientResponse]:
-        """Asks the edges for the subscriptions of the connections of one client. Idempotent.
+        """Asks the edges for the subscriptions of the connections of one client. Idempotent. An edge that does not answer
+        within 3 s makes `synchronized` false, and its connections are without subscriptions.
 
-        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (an edge does not answer).
+        Statuses: `INVALID_ARGUMENT` (a name is empty).
         """
 
     @_abc_1.abstractmethod

@@ -99,7 +99,7 @@ class StatusServiceServicer:
         """Returns all that is known of a client: its connections with their subscriptions, and its session. Asks the edges.
         Idempotent.
 
-        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service or an edge does not answer).
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service does not answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

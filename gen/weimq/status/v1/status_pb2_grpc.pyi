@@ -31,7 +31,7 @@ class StatusServiceStub:
     """Returns all that is known of a client: its connections with their subscriptions, and its session. Asks the edges.
     Idempotent.
 
-    Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service or an edge does not answer).
+    Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service does not answer).
     """
     BatchGetClients: _aio.UnaryUnaryMultiCallable[_status_pb2.BatchGetClientsRequest, _status_pb2.BatchGetClientsResponse]
     """Returns whether clients are online, and their connections, in request order. Idempotent.
@@ -95,7 +95,7 @@ class StatusServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns all that is known of a client: its connections with their subscriptions, and its session. Asks the edges.
         Idempotent.
 
-        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service or an edge does not answer).
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (the session service does not answer).
         """
 
     @_abc_1.abstractmethod
