@@ -146,19 +146,19 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Context
     ) -> session_pb2.ListSessionsResponse:
-        raise NotServingError("the session service keeps no sessions yet")
+        return session_pb2.ListSessionsResponse()  # it keeps no sessions yet
 
     @override
     async def GetSession(
         self, request: session_pb2.GetSessionRequest, context: Context
     ) -> session_pb2.GetSessionResponse:
-        raise NotServingError("the session service keeps no sessions yet")
+        raise NotFoundError("there is no session", resource=f"session/{request.client_id}")
 
     @override
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Context
     ) -> session_pb2.DeleteSessionResponse:
-        raise NotServingError("the session service keeps no sessions yet")
+        raise NotFoundError("there is no session", resource=f"session/{request.client_id}")
 
 
 async def _read(context: Context) -> session_pb2.LinkRequest | None:
