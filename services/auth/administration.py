@@ -334,6 +334,9 @@ class Administration:
         await self._devices.delete_instance(instance.instance_id)
         await jetstream.delete_stream(self._js, subjects.event_stream(instance.instance_id))
         await jetstream.delete_stream(self._js, subjects.retained_stream(instance.instance_id))
+        for name in await jetstream.stream_names(self._client, subjects.kept_filter(instance.instance_id)):
+            if name.startswith(subjects.KEPT_STREAM):
+                await jetstream.delete_stream(self._js, name)
         await self._store.delete(instance.key)
 
     async def _finish_topic(self, topic: Topic) -> None:

@@ -112,6 +112,16 @@ async def serving(*, listen: str, app: Starlette, drain_s: float) -> AsyncGenera
             await server.ended.wait()
 
 
+@contextlib.asynccontextmanager
+async def serving_health(*, listen: str, readiness: Readiness, drain_s: float) -> AsyncGenerator[int]:
+    """Serve health and metrics alone while the body runs; see `serving`. Empty `listen`: nothing, and port 0."""
+    if not listen:
+        yield 0
+        return
+    async with serving(listen=listen, app=Starlette(routes=health_routes(readiness)), drain_s=drain_s) as port:
+        yield port
+
+
 def _bind(listen: str) -> socket.socket:
     host, port = parse_listen(listen)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncGenerator
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 DEPENDENCY = "nats"
 """Name under which `Readiness` lists NATS."""
+
+NAMES_S = 5.0
+"""How long the names of streams may take."""
 
 INBOX_PREFIX = "_INBOX_weimq"
 """Where answers to services arrive. Not `_INBOX`, which backend applications may subscribe to: they would see
@@ -125,6 +129,27 @@ async def delete_stream(js: JetStreamContext, name: str) -> None:
             await js.delete_stream(name)
     except (nats.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"stream {name}: {error!r}", dependency=DEPENDENCY) from error
+
+
+async def stream_names(client: Client, subject: str) -> list[str]:
+    """Return the names of all streams of a subject, which may have wildcards.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
+    names: list[str] = []
+    while True:
+        request = json.dumps({"offset": len(names), "subject": subject}).encode()
+        try:
+            answer = json.loads((await client.request("$JS.API.STREAM.NAMES", request, timeout=NAMES_S)).data)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise UnavailableError(f"streams of {subject}: {error!r}", dependency=DEPENDENCY) from error
+        if "error" in answer:
+            raise UnavailableError(f"streams of {subject}: {answer['error']}", dependency=DEPENDENCY)
+        page = answer.get("streams") or []
+        names.extend(page)
+        if not page or len(names) >= answer["total"]:
+            return names
 
 
 async def ensure_bucket(js: JetStreamContext, bucket: str, *, replicas: int = 1) -> KeyValue:

@@ -197,6 +197,11 @@ def kept_subject(instance_id: str, router_index: int) -> str:
     return f"{KEPT}.{encode_token(instance_id)}.{router_index}"
 
 
+def kept_filter(instance_id: str) -> str:
+    """Return the subject that matches every kept message of an instance."""
+    return f"{KEPT}.{encode_token(instance_id)}.*"
+
+
 def kept_stream(instance_id: str, router_index: int) -> str:
     """Return the name of their stream: one for each router, since positions are in order for one writer only."""
     return f"{KEPT_STREAM}{_stream_part(instance_id)}_{router_index}"

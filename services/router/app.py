@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 
+import prometheus_client
 from grpc import aio
 
-from services.common import grpc_client, grpc_server, jetstream, runtime
+from services.common import grpc_client, grpc_server, http_server, jetstream, runtime
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
-from services.router import members, retained, servicer
+from services.router import members, metrics, retained, servicer
 from services.router.auth_watch import AuthWatch
 from services.router.inbound import Inbound
 from services.router.kept import Kept
@@ -60,6 +61,9 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
                 drain_s=settings.drain_s,
             )
         )
+        await enter(
+            http_server.serving_health(listen=settings.http_listen, readiness=readiness, drain_s=settings.drain_s)
+        )
         stack.callback(publisher.close)
         stack.callback(edges.close)  # ends the streams, which would use up the grace of the server
         auth = await enter(grpc_client.channel(settings.auth, settings.cluster_token))
@@ -76,6 +80,9 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             is_ordered=rules.is_ordered,
             is_gone=rules.is_gone,
         )
+        figures = metrics.RouterMetrics(router=router, retained=retained_messages, shards=shards, log=log)
+        prometheus_client.REGISTRY.register(figures)
+        stack.callback(prometheus_client.REGISTRY.unregister, figures)
         noted = await runtime.unless_stopped(stop, known.load(js))
         await runtime.unless_stopped(stop, retained_messages.load(client, router.serves))
         readiness.mark(retained.DEPENDENCY, present=True)

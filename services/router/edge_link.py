@@ -102,6 +102,8 @@ class EdgeLink:
         self.queries: deque[Query] = deque()
         """Queries for retained messages that are not answered; the first may be in part."""
         self._query_bytes = 0
+        self.delivered = 0
+        """Messages sent to it, counted when their frame is made."""
         self.is_gone = False
         """Whether its state was dropped; nothing is delivered or acknowledged to it any more."""
         self.is_held = False
@@ -262,6 +264,7 @@ class EdgeLink:
             del self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS]
         if batch is not None:
             response.answered_query_ids.extend(batch.answered)
+            self.delivered += len(batch.payloads)
             if batch.payloads:
                 _fill(response.deliveries, batch)
             if not self._owed:

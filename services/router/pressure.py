@@ -35,6 +35,11 @@ class Pressure:
         self.blocked: frozenset[int] = frozenset()
         """Slots of edges that are congested, or have no stream for now."""
 
+    @property
+    def held(self) -> int:
+        """How many sources are held."""
+        return len(self._held)
+
     def begin(self, log: Log) -> None:
         """Measure this log from now on."""
         self._log = log

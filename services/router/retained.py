@@ -24,11 +24,12 @@ from nats.js import JetStreamContext
 
 from services.common import subjects
 from services.common.errors import UnavailableError
+from services.common.jetstream import stream_names
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.router.domain.outbox import Receipt
 from services.router.domain.retained import RetainedMessage, RetainedTopic, RetainedTopics
 from services.router.ports import Log
-from services.router.retained_stream import read_stream, stream_config, stream_names
+from services.router.retained_stream import read_stream, stream_config
 from services.router.streams import StreamMaker
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,11 @@ class Retained:
         self._warned = -WARN_S
         self.over_quota_messages = 0
         """Messages that were not retained because their instance has its quota."""
+
+    @property
+    def messages(self) -> int:
+        """Retained messages of all instances."""
+        return sum(topics.messages for topics in self._instances.values())
 
     def begin(self, log: Log) -> None:
         """Write to `log` from now on; it reports to `stored` and `failed`."""
@@ -147,15 +153,16 @@ class Retained:
         while names is None or names:
             try:
                 if names is None:
-                    names = await stream_names(client)
+                    found = await stream_names(client, f"{subjects.RETAINED}.>")
+                    names = [name for name in found if name.startswith(subjects.RETAINED_STREAM)]
                 while names:
                     await read_stream(client, names[-1], functools.partial(self._load_message, serves))
                     names.pop()
             except (nats.errors.Error, UnavailableError, TimeoutError, OSError) as error:
                 logger.warning("can't read the retained messages, trying on", extra={"error": repr(error)})
                 await asyncio.sleep(RETRY_S)
-        count = sum(topics.messages for topics in self._instances.values())
-        logger.info("retained messages read", extra={"messages": count, "seconds": round(time.monotonic() - began, 3)})
+        seconds = round(time.monotonic() - began, 3)
+        logger.info("retained messages read", extra={"messages": self.messages, "seconds": seconds})
 
     def _load_message(self, serves: Callable[[str, str], bool], message: Msg) -> None:
         try:

@@ -41,25 +41,6 @@ def stream_config(instance_id: str) -> api.StreamConfig:
     )
 
 
-async def stream_names(client: Client) -> list[str]:
-    """Return the names of all streams of retained messages.
-
-    Raises:
-        UnavailableError: JetStream does not answer as it should.
-        nats.errors.Error: NATS does not answer.
-    """
-    names: list[str] = []
-    while True:
-        request = json.dumps({"offset": len(names), "subject": f"{subjects.RETAINED}.>"}).encode()
-        answer = json.loads((await client.request("$JS.API.STREAM.NAMES", request, timeout=FETCH_S)).data)
-        if "error" in answer:
-            raise UnavailableError(f"stream names: {answer['error']}", dependency=NATS)
-        page = answer.get("streams") or []
-        names.extend(page)
-        if not page or len(names) >= answer["total"]:
-            return [name for name in names if name.startswith(subjects.RETAINED_STREAM)]
-
-
 async def read_stream(client: Client, name: str, take: Callable[[Msg], None]) -> None:
     """Read all messages of a stream.
 

@@ -80,12 +80,18 @@ class Router:
         self._interests = Interests(self._routing)
         self._edges: list[EdgeLink | None] = []  # by slot
         self._free: list[int] = []
-        self._shares = Shares(self._routing, self._edges, self.pressure)
+        self.shares = Shares(self._routing, self._edges, self.pressure)
+        """Shared subscriptions."""
         self._delivery = Delivery(
-            edges=self._edges, kept=kept, retained=retained, shares=self._shares, pressure=self.pressure
+            edges=self._edges, kept=kept, retained=retained, shares=self.shares, pressure=self.pressure
         )
         self._log: Log | None = None
         self._waiting: deque[tuple[EdgeLink, Columns]] = deque()  # until `begin`
+        self._delivered_before = [0, 0]  # to edges and shards that are gone
+        self.published = 0
+        """Messages to be routed."""
+        self.kept_messages = 0
+        """Messages without a log that were written for sessions."""
         self.refused_messages = 0
         """Messages that a log can never store; delivered and acknowledged all the same."""
         self.unlogged_messages = 0
@@ -116,6 +122,20 @@ class Router:
     def can_store(self) -> bool:
         """Whether NATS takes messages now."""
         return self._log is not None and self._log.is_connected
+
+    @property
+    def pending_bytes(self) -> int:
+        """Deliveries that edges and shards have not confirmed."""
+        return sum(edge.pending_bytes for edge in self.edges())
+
+    def edges(self) -> list[EdgeLink]:
+        """Return the edges and shards that take part."""
+        return [edge for edge in self._edges if edge is not None]
+
+    def delivered(self, *, is_shard: bool) -> int:
+        """Return how many messages were sent to edges, or to shards."""
+        now = sum(edge.delivered for edge in self.edges() if edge.is_shard == is_shard)
+        return self._delivered_before[is_shard] + now
 
     def serves(self, instance_id: str, topic: str) -> bool:
         """Say whether this router has a topic; each parent topic has one router, which keeps the order of its log."""
@@ -163,10 +183,11 @@ class Router:
         # Nobody was told that these are safe, so they may go with their edge.
         self._waiting = deque(each for each in self._waiting if each[0] is not edge)
         shared = edge.leave()
+        self._delivered_before[edge.is_shard] += edge.delivered
         self._edges[edge.slot] = None
         self._free.append(edge.slot)
         for each in shared:
-            self._shares.hand_on(each)
+            self.shares.hand_on(each)
         self.pressure.leave(edge)
 
     def release(self, shard: EdgeLink) -> None:
@@ -191,7 +212,7 @@ class Router:
         for query in request.retained_queries:
             self._ask(edge, query)
         if request.HasField("returned"):
-            self._shares.take_back(edge, request.returned)
+            self.shares.take_back(edge, request.returned)
         if request.HasField("publishes"):
             self._take_publishes(edge, request.publishes)
         if not edge.is_held:
@@ -279,6 +300,7 @@ class Router:
         log = self._log
         assert log is not None  # noqa: S101 - for the type checker
         topic_flags = columns.topic_flags
+        self.published += len(columns.payloads)
         routes: list[Route | None] = [None] * len(topic_flags)
         keeps_all = self._shards.unknown > 0
         deliver = self._delivery.deliver
@@ -329,6 +351,7 @@ class Router:
     ) -> None:
         if publication is not None and publication.in_kept:
             headers[TOPIC_HEADER] = encode_topic(route.topic)
+            self.kept_messages += 1
             subject = self._kept.subject(route.instance_id)
             self._kept.streams.write(log, route.instance_id, subject, payload, headers, publication)
             self.pressure.written(publication.source)

@@ -10,6 +10,7 @@ from services.common.settings import (
     SettingsError,
     check_grpc_listen,
     check_nats_urls,
+    check_optional_listen,
     check_peer,
     setting,
 )
@@ -27,6 +28,9 @@ class RouterSettings(CommonSettings):
         ("127.0.0.1:7003",),
         text="Addresses of the gRPC API, `host:port` or `unix:/path`, joined by commas.",
         check=check_grpc_listen,
+    )
+    http_listen: str = setting(
+        "", text="Address for HTTP, host:port: health and metrics; empty: none.", check=check_optional_listen
     )
     index: int = setting(
         0,

@@ -231,8 +231,13 @@ async def test_an_instance_that_owns_something_is_deleted_by_force_only(
     with refused(StatusCode.FAILED_PRECONDITION, errors.InUseError, resource=f"instance/{instance}"):
         await service.resources.DeleteInstance(resource_pb2.DeleteInstanceRequest(instance_id=instance))
     assert await has_stream(js, subjects.log_stream(instance, "demo"))
+    for router in range(2):  # made by routers
+        name = subjects.kept_stream(instance, router)
+        await js.add_stream(api.StreamConfig(name=name, subjects=[subjects.kept_subject(instance, router)]))
     await service.resources.DeleteInstance(resource_pb2.DeleteInstanceRequest(instance_id=instance, force=True))
     assert not await has_stream(js, subjects.log_stream(instance, "demo"))
+    assert not await has_stream(js, subjects.kept_stream(instance, 0))
+    assert not await has_stream(js, subjects.kept_stream(instance, 1))
     assert not await has_stream(js, subjects.event_stream(instance))
     with missing(f"instance/{instance}"):
         await service.resources.DeleteInstance(resource_pb2.DeleteInstanceRequest(instance_id=instance))
