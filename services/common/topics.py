@@ -96,3 +96,22 @@ def matches(topic_filter: str, topic: str) -> bool:
         if level not in ("+", topic_levels[index]):
             return False
     return len(filter_levels) == len(topic_levels)
+
+
+def covers(outer: str, inner: str) -> bool:
+    """Say whether a valid filter selects every topic that another filter, or a topic name, selects."""
+    # [MQTT-4.7.2-1] a leading wildcard never selects the server's own topics.
+    if inner.startswith("$") and outer.startswith(("+", "#")):
+        return False
+    inner_levels = inner.split("/")
+    outer_levels = outer.split("/")
+    if outer_levels == ["+", "#"]:
+        return True  # every topic has a first level, so this is `#`
+    for index, level in enumerate(outer_levels):
+        if level == "#":
+            return True  # also the parent level itself
+        if index == len(inner_levels) or inner_levels[index] == "#":
+            return False
+        if level not in ("+", inner_levels[index]):
+            return False
+    return len(outer_levels) == len(inner_levels)

@@ -15,11 +15,14 @@ from services.common.readiness import Readiness, names
 from services.common.runtime import background, unless_stopped
 from services.edge import ordering
 from services.edge.auth_client import AuthClient
-from services.edge.commands import ENABLE_ORDER, GET_OFFLINE_MESSAGES
+from services.edge.auth_watch import AuthWatch
+from services.edge.commands import ENABLE_ORDER, GET_OFFLINE_MESSAGES, UPLOAD_TOKEN
+from services.edge.credentials import Credentials
 from services.edge.groups import SessionShards, router_group
 from services.edge.hub import Hub
 from services.edge.offline_pull import OfflinePull
-from services.edge.policy import Policies
+from services.edge.policies import Policies
+from services.edge.roster import Roster
 from services.edge.router_link import RouterLink
 from services.edge.server import listening, specs
 from services.edge.session_link import SessionLink
@@ -51,13 +54,26 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
                 drain_s=settings.drain_s,
             )
         )
-        policies = Policies()
-        hub.auth = auth = AuthClient(
-            channel=await enter(grpc_client.channel(settings.auth, token)),
+        roster = Roster()
+        policies = Policies(roster, hub.subscribers)
+        auth_channel = await enter(grpc_client.channel(settings.auth, token))
+        watch = AuthWatch(
+            channel=auth_channel,
             policies=policies,
+            roster=roster,
             readiness=readiness,
-            default_instance=settings.default_instance,
+            max_age_s=settings.policy_max_age_s,
         )
+        hub.auth = auth = AuthClient(
+            channel=auth_channel, policies=policies, default_instance=settings.default_instance
+        )
+        hub.credentials = credentials = Credentials(
+            roster=roster,
+            policies=policies,
+            checker=auth,
+            release=lambda client: hub.sessions.of(client.instance_id, client.client_id).release(client),
+        )
+        hub.commands.add(UPLOAD_TOKEN, credentials.upload)
         sequences = itertools.count(1)
         shards = [
             SessionLink(
@@ -92,7 +108,7 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
         def is_idle() -> bool:
             return all(link.is_idle for link in links)
 
-        await enter(background(auth.run_watch(), auth.run_checks(), *(link.run() for link in links)))
+        await enter(background(watch.run(), auth.run(), *(link.run() for link in links)))
         # Clients that come before could only be refused.
         await unless_stopped(stop, readiness.wait())
         async with listening(settings, hub, is_idle):

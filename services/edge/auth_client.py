@@ -1,57 +1,88 @@
-"""The edge's calls to auth: checks of CONNECT, gathered, and the watch on what exists."""
+"""The edge's questions to auth, gathered: may this client connect, what is this token worth."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+from collections.abc import Callable
+from typing import NamedTuple
 
 from grpc import aio
 
 from services.common.linking import BACKOFF_S
-from services.common.readiness import Readiness
+from services.edge import tokens
+from services.edge.gathering import Gathering
 from services.edge.mqtt.packets import Connect, ConnectReturnCode
-from services.edge.policy import Instance, ParentTopic, Policies
-from services.edge.ports import Client
+from services.edge.policies import Policies
+from services.edge.policy import GROUP_SEPARATOR, Coverage
+from services.edge.ports import Access, Client
+from services.edge.tokens import Token
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 500
 """CONNECT packets in one call."""
+MAX_TOKENS = 100
+"""Tokens in one call: with `credentials.MAX_TOKEN_CHARACTERS` they fit into a message of gRPC."""
 MAX_WAITING = 20_000
-"""CONNECT packets that may wait for their call; a further one is answered CONNACK 3."""
+"""CONNECT packets that may wait for their call; a further one is answered CONNACK 3. As many tokens may wait; a further
+one closes its connection."""
 TIMEOUT_S = 5.0
 """Deadline of a call."""
-SILENCE_S = 5.0
-"""A watch without a message for so long is broken; auth sends one every second."""
-DEPENDENCY = "auth"
 
 _RETURN_CODES = {
     auth_pb2.CONNECT_OUTCOME_IDENTIFIER_REJECTED: ConnectReturnCode.IDENTIFIER_REJECTED,
     auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS: ConnectReturnCode.BAD_USER_NAME_OR_PASSWORD,
     auth_pb2.CONNECT_OUTCOME_NOT_AUTHORIZED: ConnectReturnCode.NOT_AUTHORIZED,
 }
+_TYPES = {
+    tokens.READ: auth_pb2.TOKEN_TYPE_READ,
+    tokens.WRITE: auth_pb2.TOKEN_TYPE_WRITE,
+    tokens.READ_WRITE: auth_pb2.TOKEN_TYPE_READ_WRITE,
+}
+_TYPE_NAMES: dict[int, str] = {int(number): name for name, number in _TYPES.items()}
+
+
+class _RefusedError(Exception):
+    """A client may not connect; the text says why."""
+
+    def __init__(self, return_code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.return_code = return_code
+
+
+class _Attempt(NamedTuple):
+    client: Client
+    message: auth_pb2.ConnectAttempt
+
+
+class _Check(NamedTuple):
+    answer: Callable[[int, Token | None], None]
+    message: auth_pb2.TokenCheck
 
 
 class AuthClient:
-    """Checks credentials and keeps `policies` current; owned by one event loop."""
+    """Asks auth; owned by one event loop."""
 
-    def __init__(
-        self, *, channel: aio.Channel, policies: Policies, readiness: Readiness, default_instance: str
-    ) -> None:
+    def __init__(self, *, channel: aio.Channel, policies: Policies, default_instance: str) -> None:
         self._stub = auth_pb2_grpc.AuthServiceStub(channel)
         self._policies = policies
-        self._readiness = readiness
         self._default_instance = default_instance
-        self._waiting: list[tuple[Client, auth_pb2.ConnectAttempt]] = []
-        self._wake = asyncio.Event()
+        self._attempts = Gathering(self._authenticate, max_batch=MAX_ATTEMPTS, max_waiting=MAX_WAITING)
+        self._checks = Gathering(self._check_tokens, max_batch=MAX_TOKENS, max_waiting=MAX_WAITING)
+
+    async def run(self) -> None:
+        """Ask what has gathered, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._attempts.run())
+            group.create_task(self._checks.run())
+
+    # --- CONNECT -------------------------------------------------------------------------------
 
     def authenticate(self, client: Client, connect: Connect) -> None:
         """Check a CONNECT; see `ports.Authenticator`."""
-        if len(self._waiting) >= MAX_WAITING:
-            client.on_authenticated(None, ConnectReturnCode.SERVER_UNAVAILABLE, "too many connections at once")
-            return
         attempt = auth_pb2.ConnectAttempt(
             client_id=connect.client_id,
             user_name=connect.username,
@@ -59,21 +90,11 @@ class AuthClient:
             default_instance_id=self._default_instance,
             address=client.address,
         )
-        self._waiting.append((client, attempt))
-        self._wake.set()
+        if not self._attempts.add(_Attempt(client, attempt)):
+            client.on_authenticated(None, ConnectReturnCode.SERVER_UNAVAILABLE, "too many connections at once")
 
-    async def run_checks(self) -> None:
-        """Send what has gathered, one call at a time, until cancelled."""
-        while True:
-            await self._wake.wait()
-            batch = self._waiting[:MAX_ATTEMPTS]
-            del self._waiting[:MAX_ATTEMPTS]
-            if not self._waiting:
-                self._wake.clear()
-            await self._check(batch)
-
-    async def _check(self, batch: list[tuple[Client, auth_pb2.ConnectAttempt]]) -> None:
-        request = auth_pb2.AuthenticateRequest(attempts=[attempt for _, attempt in batch])
+    async def _authenticate(self, batch: list[_Attempt]) -> None:
+        request = auth_pb2.AuthenticateRequest(attempts=[attempt.message for attempt in batch])
         try:
             response = await self._stub.Authenticate(request, timeout=TIMEOUT_S)
         except aio.AioRpcError as error:
@@ -82,78 +103,77 @@ class AuthClient:
                 client.on_authenticated(None, ConnectReturnCode.SERVER_UNAVAILABLE, "auth did not answer")
             return
         for (client, _), result in zip(batch, response.results, strict=True):
-            if result.outcome != auth_pb2.CONNECT_OUTCOME_ACCEPTED:
-                # An outcome that this edge does not know yet is a refusal, too.
-                code = _RETURN_CODES.get(result.outcome, ConnectReturnCode.NOT_AUTHORIZED)
-                client.on_authenticated(None, code, result.reason)
-                continue
-            grant = self._policies.grant(result.instance_id, result.account_id)
-            if grant is None:
-                # The watch has not brought the instance yet.
-                client.on_authenticated(None, ConnectReturnCode.SERVER_UNAVAILABLE, "instance not known yet")
-            else:
-                client.on_authenticated(grant, ConnectReturnCode.ACCEPTED, "")
-
-    async def run_watch(self) -> None:
-        """Keep `policies` current until cancelled. While auth is away the last view stays."""
-        while True:
-            call = self._stub.WatchResources(auth_pb2.WatchResourcesRequest(), wait_for_ready=True)
             try:
-                await self._follow(call)
-            except (aio.AioRpcError, TimeoutError) as error:
-                text = error.details() if isinstance(error, aio.AioRpcError) else "silent"
-                logger.warning("watch on auth ended", extra={"error": text})
-            finally:
-                self._readiness.mark(DEPENDENCY, present=False)
-                call.cancel()
-            await asyncio.sleep(random.uniform(*BACKOFF_S))  # noqa: S311 - spreads load, no secret
+                access = self._access(client.client_id, result)
+            except _RefusedError as refusal:
+                client.on_authenticated(None, refusal.return_code, str(refusal))
+            else:
+                client.on_authenticated(access, ConnectReturnCode.ACCEPTED, "")
 
-    async def _follow(
-        self, call: aio.UnaryStreamCall[auth_pb2.WatchResourcesRequest, auth_pb2.WatchResourcesResponse]
+    def _access(self, client_id: str, result: auth_pb2.ConnectResult) -> Access:
+        """Return what a client may do; the watch may be behind the answer, or ahead of it."""
+        if result.outcome != auth_pb2.CONNECT_OUTCOME_ACCEPTED:
+            # An outcome that this edge does not know yet is a refusal, too.
+            code = _RETURN_CODES.get(result.outcome, ConnectReturnCode.NOT_AUTHORIZED)
+            raise _RefusedError(code, result.reason)
+        policies = self._policies
+        grant = policies.grant(result.instance_id, result.account_id, result.access_key_id)
+        if grant is None or policies.is_outdated:
+            raise _RefusedError(ConnectReturnCode.SERVER_UNAVAILABLE, "instance or AccessKey not known here")
+        if not grant.instance.is_standard and not policies.has_group(
+            result.instance_id, client_id.partition(GROUP_SEPARATOR)[0]
+        ):
+            raise _RefusedError(ConnectReturnCode.SERVER_UNAVAILABLE, "group not known here")
+        if result.device_credential_id in policies.removed_credentials or any(
+            token.token_id in policies.revoked_tokens for token in result.tokens
+        ):
+            raise _RefusedError(ConnectReturnCode.BAD_USER_NAME_OR_PASSWORD, "just revoked")
+        return Access(
+            grant=grant,
+            access_key_id=result.access_key_id,
+            tokens=[_token(token) for token in result.tokens] if result.token_mode else None,
+            device_credential_id=result.device_credential_id,
+        )
+
+    # --- tokens --------------------------------------------------------------------------------
+
+    def check_token(
+        self,
+        client: Client,
+        access_key_id: str,
+        token_type: str,
+        token: str,
+        answer: Callable[[int, Token | None], None],
     ) -> None:
-        instances: set[str] = set()
-        topics: set[tuple[str, str]] = set()
-        in_snapshot = True
-        while True:
-            async with asyncio.timeout(SILENCE_S):
-                change = await call.read()
-            if not isinstance(change, auth_pb2.WatchResourcesResponse):
-                return
-            self._apply(change)
-            if in_snapshot:
-                instances.update(policy.instance_id for policy in change.instances)
-                topics.update((policy.instance_id, policy.topic) for policy in change.topics)
-                if change.snapshot_complete:
-                    in_snapshot = False
-                    self._policies.keep_only(instances, topics)
-                    self._readiness.mark(DEPENDENCY, present=True)
+        """Check a token; see `ports.TokenChecker`."""
+        check = auth_pb2.TokenCheck(
+            instance_id=client.instance_id,
+            access_key_id=access_key_id,
+            type=_TYPES[token_type],
+            token=token,
+            client_id=client.client_id,
+        )
+        if not self._checks.add(_Check(answer, check)):
+            answer(tokens.ACCOUNT_NOT_PERMITTED, None)
 
-    def _apply(self, change: auth_pb2.WatchResourcesResponse) -> None:
-        for instance in change.instances:
-            self._policies.put_instance(
-                Instance(
-                    instance_id=instance.instance_id,
-                    is_standard=instance.profile == auth_pb2.PROFILE_STANDARD,
-                    max_topic_characters=instance.max_topic_characters,
-                    max_payload_bytes=instance.max_payload_bytes,
-                    max_subscriptions=instance.max_subscriptions,
-                    takeover=instance.takeover,
-                    refuse_filters=instance.refuse_filters,
-                    strict_order=instance.strict_order,
-                    offline_batch_messages=instance.offline_batch_messages,
-                    offline_batch_interval_ms=instance.offline_batch_interval_ms,
-                    acknowledgement_timeout_ms=instance.acknowledgement_timeout_ms,
-                    offline_retention_ms=instance.offline_retention_ms,
-                    max_offline_messages=instance.max_offline_messages,
-                    session_expiry_ms=instance.session_expiry_ms,
-                )
-            )
-        for topic in change.topics:
-            self._policies.put_topic(
-                topic.instance_id,
-                ParentTopic(topic=topic.topic, account_id=topic.account_id, logged=topic.logged),
-            )
-        for topic in change.removed_topics:
-            self._policies.remove_topic(topic.instance_id, topic.topic)
-        for instance_id in change.removed_instance_ids:
-            self._policies.remove_instance(instance_id)
+    async def _check_tokens(self, batch: list[_Check]) -> None:
+        request = auth_pb2.CheckTokensRequest(tokens=[check.message for check in batch])
+        response = None
+        while response is None:
+            try:
+                response = await self._stub.CheckTokens(request, timeout=TIMEOUT_S)
+            except aio.AioRpcError as error:
+                # The clients wait for their PUBACK; what they had before stays in force.
+                logger.warning("auth did not check tokens", extra={"code": error.code().name, "error": error.details()})
+                await asyncio.sleep(random.uniform(*BACKOFF_S))  # noqa: S311 - spreads load, no secret
+        for check, result in zip(batch, response.results, strict=True):
+            check.answer(result.code, None if result.code else _token(result.grant))
+
+
+def _token(grant: auth_pb2.TokenGrant) -> Token:
+    return Token(
+        token_id=grant.token_id,
+        type=_TYPE_NAMES[grant.type],
+        coverage=Coverage(tuple(grant.resources)),
+        expire_time_ms=grant.expire_time_ms,
+    )

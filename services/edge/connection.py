@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from typing_extensions import override
@@ -32,11 +32,12 @@ from services.edge.mqtt.packets import (
     Will,
 )
 from services.edge.persistent import Ending, KeptDeliveries, PersistentSubscriptions
-from services.edge.policy import Grant
-from services.edge.ports import Sessions, StoredSession
+from services.edge.policy import Permissions
+from services.edge.ports import Access, Sessions, StoredSession
 from services.edge.shared import SharingClient, Token
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
+from services.edge.tokens import READ, WRITE
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +75,11 @@ class Connection(SharingClient):
         self.client_id = ""
         self.instance_id = ""
         self.address = ""
-        self._grant: Grant
+        self._grant: Permissions
         self._sessions: Sessions
         self._deliveries: KeptDeliveries
         self._ending: Ending | None = None
+        self._unrestored: Sequence[tuple[str, int]] = ()
         self._clean_session = True
         self._will: Will | None = None
         self._is_admitted = False
@@ -190,7 +192,7 @@ class Connection(SharingClient):
         done = functools.partial(self.on_published, packet.packet_identifier, packet.qos) if packet.qos else _no_answer
         try:
             if self._grant.instance.is_standard or not self._hub.commands.take(self, packet, done):
-                self._deny("publish", packet.topic)
+                self._deny(WRITE, packet.topic)
         except CommandError as error:
             logger.info("bad command", extra={"client_id": self.client_id, "topic": packet.topic, "error": str(error)})
             self.close(reasons.PROTOCOL_ERROR)
@@ -199,7 +201,7 @@ class Connection(SharingClient):
         done = functools.partial(self._on_subscribed, packet.packet_identifier)
         denied = self._subscriptions.add(packet, self._grant, done)
         if denied is not None:
-            self._deny("subscribe", denied)
+            self._deny(READ, denied)
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         self._subscriptions.remove(packet, functools.partial(self._on_unsubscribed, packet.packet_identifier))
@@ -215,28 +217,29 @@ class Connection(SharingClient):
         )
         self.close(reasons.KEEP_ALIVE_TIMEOUT if is_silence else reasons.PROTOCOL_ERROR)
 
-    def _deny(self, action: str, topic: str) -> None:
-        logger.info("not authorized", extra={"client_id": self.client_id, "action": action, "topic": topic})
-        self.close(reasons.NOT_AUTHORIZED)
+    def _deny(self, needed: str, topic: str) -> None:
+        logger.info("not authorized", extra={"client_id": self.client_id, "needed": needed, "topic": topic})
+        self._hub.credentials.deny(self, needed, topic)
 
     # --- answers of the services ---------------------------------------------------------------
 
     @override
-    def on_authenticated(self, grant: Grant | None, return_code: int, reason: str) -> None:
+    def on_authenticated(self, access: Access | None, return_code: int, reason: str) -> None:
         """Auth answered; see `ports.Client`."""
         if self._closed:
             return
-        if grant is None:
+        if access is None:
             self._refuse(return_code, reason)
             return
-        self._grant = grant
+        self._grant = grant = self._hub.credentials.enter(self, access)
+        is_held = self._hub.credentials.is_held(self)
         self.instance_id = grant.instance.instance_id
         if not self.client_id:
             self.client_id = f"auto-{secrets.token_hex(12)}"  # [MQTT-3.1.3-6]
         will_rule = None
         if self._will is not None:
             will_rule = grant.publish_rule(self._will.topic)
-            if will_rule is None:
+            if will_rule is None and not is_held:
                 self._refuse(ConnectReturnCode.NOT_AUTHORIZED, "the will's topic may not be published to")
                 return
         self._is_announced = True
@@ -251,7 +254,7 @@ class Connection(SharingClient):
             self,
             instance=grant.instance,
             clean_session=self._clean_session,
-            is_held=False,
+            is_held=is_held,
             will=self._will,
             will_rule=will_rule,
         )
@@ -266,9 +269,16 @@ class Connection(SharingClient):
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
             return
         self._target_id = self._hub.add_client(self)
-        if isinstance(self._subscriptions, PersistentSubscriptions):
-            self._subscriptions.restore(session.subscriptions, self._grant)
+        self._unrestored = session.subscriptions
+        self._restore()
         self._hub.router.notify(functools.partial(self._on_routed, session))
+
+    def _restore(self) -> None:
+        """Go on with the subscriptions of the session, once the client has a token by which they can be judged."""
+        subscriptions = self._subscriptions
+        if isinstance(subscriptions, PersistentSubscriptions) and self._hub.credentials.may_read(self):
+            stored, self._unrestored = self._unrestored, ()
+            subscriptions.restore(stored, self._grant)
 
     def _on_routed(self, session: StoredSession) -> None:
         """Answer CONNACK: the routers know the client and its subscriptions."""
@@ -336,9 +346,25 @@ class Connection(SharingClient):
         liveness.probe(self._transport, self._loop, answered)
 
     @override
+    def on_withdrawn(self, code: int, token_id: str = "") -> None:
+        """Close the connection; see `ports.Client`."""
+        if self._is_admitted:
+            self._hub.credentials.withdraw(self, code, token_id)
+        elif not self._closed:
+            self._refuse(ConnectReturnCode.NOT_AUTHORIZED, "credentials withdrawn")
+
+    @override
+    def on_permissions_changed(self) -> None:
+        """Drop subscriptions; see `ports.Client`."""
+        if not self._closed:
+            self._grant.refresh()
+            self._subscriptions.rejudge(self._grant)
+            self._restore()
+
+    @override
     def may_receive(self, topic: str) -> bool:
         """Judge a message by the permissions of now; see `ports.Client`."""
-        return not self._closed and self._grant.may_receive(topic)
+        return not self._closed and self._grant.may_receive(topic, self.client_id)
 
     # --- deliveries and writes -----------------------------------------------------------------
 
@@ -381,6 +407,13 @@ class Connection(SharingClient):
             return False
         self._mark_dirty()
         return True
+
+    @override
+    def notify(self, topic: str, payload: bytes) -> None:
+        """Send a message of the server; see `ports.Client`."""
+        if self._is_admitted and not self._closed:
+            self._machine.deliver(OutboundMessage(topic.encode(), payload, False), 0)  # noqa: FBT003 - RETAIN
+            self._mark_dirty()
 
     def _mark_dirty(self) -> None:
         if not self._is_dirty:
@@ -474,6 +507,7 @@ class Connection(SharingClient):
         self._subscriptions.clear(self._machine.session)
         if self._target_id:
             self._hub.remove_client(self._target_id)
+        self._hub.credentials.leave(self)
         self._hub.forget(self)
         if self._is_announced and self._clean_session:
             self._sessions.close(self, reason)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 
 from mypy_extensions import mypyc_attr
 
 from services.edge.commands import Commands
+from services.edge.credentials import Credentials
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.ports import Authenticator, Client, Interest, Router, SessionShards
 
@@ -76,10 +77,6 @@ class Receiver(Client):
         """Read no more: the edge is stopping."""
         raise NotImplementedError
 
-    def close(self, reason: int) -> None:
-        """End the connection; `reason` is a `weimq.session.v1.CloseReason`."""
-        raise NotImplementedError
-
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Target(Interest):
@@ -100,12 +97,14 @@ class Hub:
         self.sessions: SessionShards
         self.router: Router
         self.commands = Commands()
+        self.credentials: Credentials
         self.connections: set[Receiver] = set()
         """Every TCP connection, also before CONNECT."""
         self.by_channel: dict[str, Receiver] = {}
         """Connections that were announced to the session service."""
         self._targets: dict[int, Target] = {}
         self._filters: dict[tuple[str, str, bool], Target] = {}
+        self._by_parent: defaultdict[tuple[str, str], set[Target]] = defaultdict(set)
         self._left: dict[int, Target] = {}
         self._next_target_id = 1
         self._dirty: list[Receiver] = []
@@ -147,6 +146,7 @@ class Hub:
                     skips_acknowledged=skips_acknowledged,
                 )
             )
+            self._by_parent[_parent(target)].add(target)
             self.router.add_target(target)
         target.receivers[receiver] = qos
 
@@ -173,6 +173,7 @@ class Hub:
         if not target.receivers:
             del self._filters[key]
             del self._targets[target.target_id]
+            self._forget_parent(target)
             self.router.remove_target(target.target_id)
 
     def share(self, instance_id: str, share_name: str, topic_filter: str) -> Target:
@@ -180,6 +181,7 @@ class Hub:
         target = self._add(
             Target(target_id=self._new_id(), instance_id=instance_id, topic_filter=topic_filter, share_name=share_name)
         )
+        self._by_parent[_parent(target)].add(target)
         self.router.add_target(target)
         return target
 
@@ -187,14 +189,27 @@ class Hub:
         """Undo `share`; the receiver still gets what was on its way, within bounds, and returns it."""
         target = self._targets.pop(target_id, None)
         if target is not None:
+            self._forget_parent(target)
             if len(self._left) >= MAX_LEFT:
                 del self._left[next(iter(self._left))]
             self._left[target_id] = target
             self.router.remove_target(target_id)
 
+    def subscribers(self, instance_id: str, parent: str) -> set[Client]:
+        """Return the receivers of topic filters that begin with a parent topic."""
+        targets = self._by_parent.get((instance_id, parent), ())
+        return {receiver for target in targets for receiver in target.receivers}
+
     def interests(self) -> list[Target]:
         """Return every target but the queries, for a router that knows none."""
         return [target for target in self._targets.values() if not target.answers_due]
+
+    def _forget_parent(self, target: Target) -> None:
+        key = _parent(target)
+        targets = self._by_parent[key]
+        targets.discard(target)
+        if not targets:
+            del self._by_parent[key]
 
     def _new_id(self) -> int:
         target_id = self._next_target_id
@@ -207,16 +222,16 @@ class Hub:
 
     # --- deliveries ----------------------------------------------------------------------------
 
-    def route(self, target_ids: list[int]) -> list[tuple[Receiver, int]]:
+    def route(self, target_ids: list[int], topic: str) -> list[tuple[Receiver, int]]:
         """Return the receivers of a message with their QoS; each once, at the highest that it was granted."""
         if len(target_ids) == 1:
             target = self._targets.get(target_ids[0]) or self._left.get(target_ids[0])
-            return list(target.receivers.items()) if target is not None else []
+            return _receivers(target, topic) if target is not None else []
         merged: dict[Receiver, int] = {}
         for target_id in target_ids:
             target = self._targets.get(target_id) or self._left.get(target_id)
             if target is not None:
-                for receiver, qos in target.receivers.items():
+                for receiver, qos in _receivers(target, topic):
                     # [MQTT-3.3.5-1] overlapping subscriptions: the maximum QoS of those that match
                     if merged.get(receiver, -1) < qos:
                         merged[receiver] = qos
@@ -286,3 +301,14 @@ class Hub:
         self.connections.discard(receiver)
         self._paused.discard(receiver)
         self.by_channel.pop(receiver.channel_id, None)
+
+
+def _receivers(target: Target, topic: str) -> list[tuple[Receiver, int]]:
+    if target.client_id or target.answers_due:
+        # Subscriptions are kept in line with what is allowed; P2P and retained messages are judged when they come.
+        return [entry for entry in target.receivers.items() if entry[0].may_receive(topic)]
+    return list(target.receivers.items())
+
+
+def _parent(target: Target) -> tuple[str, str]:
+    return target.instance_id, target.topic_filter.partition("/")[0]

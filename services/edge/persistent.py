@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Callable, Sequence
 
 from typing_extensions import override
@@ -21,12 +20,10 @@ from services.edge.mqtt.inflight import SessionState
 from services.edge.mqtt.machine import ServerConnection
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Unsubscribe
-from services.edge.policy import Grant
+from services.edge.policy import Permissions
 from services.edge.ports import KeptMessages, Sessions
 from services.edge.shared import SharingClient
 from services.edge.subscriptions import Subscriptions
-
-logger = logging.getLogger(__name__)
 
 ENDING_S = 1.0
 """How long the end of a connection waits for the routers' answers to its QoS 2 publications."""
@@ -94,20 +91,22 @@ class PersistentSubscriptions(Subscriptions):
         self._keeps_qos2 = keeps_qos2
         self._leaving: set[str] = set()
 
-    def restore(self, subscriptions: Sequence[tuple[str, int]], grant: Grant) -> None:
+    def restore(self, subscriptions: Sequence[tuple[str, int]], grant: Permissions) -> None:
         """Go on with the subscriptions of the session; those that are not allowed any more are removed from it."""
-        removed = []
+        denied = []
         for topic_filter, qos in subscriptions:
             if grant.may_subscribe(topic_filter):
                 self._filters[topic_filter] = qos
                 self._subscribe(topic_filter, qos)
             else:
-                removed.append(topic_filter)
-        if removed:
-            logger.info(
-                "subscriptions no longer allowed", extra={"client_id": self._receiver.client_id, "filters": removed}
-            )
-            self._sessions.change_subscriptions(self._receiver, (), removed, _nothing)
+                denied.append(topic_filter)
+        self._on_denied(denied)
+
+    @override
+    def _on_denied(self, denied: Sequence[str]) -> None:
+        super()._on_denied(denied)
+        if denied:
+            self._sessions.change_subscriptions(self._receiver, (), denied, _nothing)
 
     @override
     def remove(self, packet: Unsubscribe, done: Callable[[], None]) -> None:

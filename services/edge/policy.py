@@ -1,22 +1,27 @@
-"""What exists and who may use it, as auth last told it; checked without a call for every packet. Pure.
+"""What one set of credentials may do, checked without a call for every packet. Pure.
 
-`Policies` is the edge's view. A `Grant` is what one account of an instance may do, shared by all its connections,
-with a cache of verdicts on topic names that is dropped on any change.
+A `Grant` is what an AccessKey, or an account, may do in an instance: shared by all its connections, with a cache of
+verdicts on topic names that is dropped on any change. `policies.Policies` owns the grants; `tokens.TokenGrant` narrows
+one for a connection.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from services.common.topics import SHARE_PREFIX, split_share
+from typing_extensions import override
+
+from services.common.topics import SHARE_PREFIX, covers, split_share
 
 FLAG_LOGGED = 1
 """The topic's messages are kept in a JetStream log."""
 FLAG_P2P = 2
 """The topic names one receiver: `<parent>/p2p/<client id>`."""
+FLAG_RECEIVER_GROUP = 4
+"""The group of that receiver exists, so that the message can be kept for it."""
 
 MAX_CACHED_TOPICS = 65_536
-"""Verdicts that a grant keeps; topic names come from clients, so the cache is dropped when it is full."""
+"""Verdicts that a grant keeps."""
 
 MAX_CACHED_CHARACTERS = 256
 """Longest topic whose verdict is kept, so that hostile topics can't fill the memory."""
@@ -24,11 +29,12 @@ MAX_CACHED_CHARACTERS = 256
 P2P_LEVEL = "p2p"
 MAX_P2P_TOPIC_CHARACTERS = 128
 """A client id alone may take 64 of them (product.md section 1)."""
+GROUP_SEPARATOR = "@@@"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """The rules of an instance; see `weimq.auth.v1.InstancePolicy`."""
+    """The rules of an instance; the fields are those of `weimq.auth.v1.InstancePolicy`."""
 
     instance_id: str
     is_standard: bool
@@ -57,6 +63,50 @@ class ParentTopic:
     topic: str
     account_id: str
     logged: bool
+    ordered: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AccessKey:
+    """What an AccessKey is limited to; see `weimq.auth.v1.AccessKeyPolicy`."""
+
+    account_id: str
+    publish: bool = True
+    subscribe: bool = True
+    topic_filters: tuple[str, ...] = ()
+    """Empty: no limit."""
+
+
+UNLIMITED = AccessKey(account_id="")
+"""For clients without an AccessKey."""
+
+
+def is_p2p_to(topic: str, client_id: str) -> bool:
+    """Return whether a topic name is `<parent>/p2p/<client_id>`."""
+    return topic.partition("/")[2] == f"{P2P_LEVEL}/{client_id}"
+
+
+class Coverage:
+    """A set of topic filters, and whether one of them covers a topic name or filter."""
+
+    __slots__ = ("_by_parent", "_wild")
+
+    def __init__(self, topic_filters: tuple[str, ...]) -> None:
+        self._by_parent: dict[str, list[str]] = {}
+        self._wild: list[str] = []
+        for topic_filter in topic_filters:
+            parent = topic_filter.partition("/")[0]
+            if parent in ("+", "#"):
+                self._wild.append(topic_filter)
+            else:
+                self._by_parent.setdefault(parent, []).append(topic_filter)
+
+    def covers(self, topic_filter: str) -> bool:
+        """Return whether every topic that `topic_filter` selects is in the set."""
+        known = self._by_parent.get(topic_filter.partition("/")[0], ())
+        return any(covers(outer, topic_filter) for outer in known) or any(
+            covers(outer, topic_filter) for outer in self._wild
+        )
 
 
 class TopicRule:
@@ -68,20 +118,20 @@ class TopicRule:
         self.instance_id = instance_id
         self.topic = topic
         self.flags = flags
-        """`FLAG_LOGGED` and `FLAG_P2P`."""
+        """`FLAG_LOGGED`, `FLAG_P2P` and `FLAG_RECEIVER_GROUP`."""
         self.router_index = -1
         """Of the router that the topic belongs to, once a group of routers has looked."""
 
 
-class Grant:
-    """What one account may do in an instance. Owned by `Policies`."""
+class Permissions:
+    """What a connection asks for every packet."""
 
-    __slots__ = ("_account_id", "_rules", "_topics", "instance")
+    __slots__ = ("_rules", "instance", "max_cached_topics")
 
-    def __init__(self, instance: Instance, account_id: str, topics: dict[str, ParentTopic]) -> None:
+    def __init__(self, instance: Instance, max_cached_topics: int) -> None:
         self.instance = instance
-        self._account_id = account_id
-        self._topics = topics
+        self.max_cached_topics = max_cached_topics
+        """Verdicts that are kept; topic names come from clients, so the cache is dropped when it is full."""
         self._rules: dict[str, TopicRule | None] = {}
 
     def publish_rule(self, topic: str) -> TopicRule | None:
@@ -91,31 +141,94 @@ class Grant:
         except KeyError:
             rule = self._judge(topic)
             if len(topic) <= MAX_CACHED_CHARACTERS:
-                if len(self._rules) >= MAX_CACHED_TOPICS:
+                if len(self._rules) >= self.max_cached_topics:
                     self._rules.clear()
                 self._rules[topic] = rule
             return rule
 
     def may_subscribe(self, topic_filter: str) -> bool:
-        """Return whether a client may subscribe to `topic_filter`."""
+        """Return whether a client may subscribe to `topic_filter`; a shared one is judged by the filter in it."""
+        raise NotImplementedError
+
+    def may_receive(self, topic: str, client_id: str) -> bool:
+        """Return whether a client may have a message that was published to `topic`, now.
+
+        A P2P message to the client needs no permission to subscribe, but its parent topic must still be there.
+        """
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Take over changes of what these permissions are made of."""
+
+    def _judge(self, topic: str) -> TopicRule | None:
+        raise NotImplementedError
+
+
+class Grant(Permissions):
+    """What the clients of one AccessKey, or of one account without a key, may do. Owned by `Policies`."""
+
+    __slots__ = ("_coverage", "_groups", "_key", "_overlays", "_topics", "account_id")
+
+    def __init__(
+        self,
+        instance: Instance,
+        account_id: str,
+        key: AccessKey,
+        *,
+        topics: dict[str, ParentTopic],
+        groups: dict[str, str],
+    ) -> None:
+        """Share the views on topics and groups (Group ID -> account), which change in place."""
+        super().__init__(instance, MAX_CACHED_TOPICS)
+        self.account_id = account_id
+        self._topics = topics
+        self._groups = groups
+        self._overlays: set[Permissions] = set()
+        self._limit(key)
+
+    @override
+    def may_subscribe(self, topic_filter: str) -> bool:
         share_name, topic_filter = split_share(topic_filter)
         if not share_name and topic_filter.startswith(SHARE_PREFIX):
             return False  # misspelt: it would never match anything
+        if not self._key.subscribe or not self._is_covered(topic_filter):
+            return False
         if self.instance.is_standard:
             return True
         limit = self.instance.max_topic_characters
         return self._owns(topic_filter.partition("/")[0]) and (not limit or len(topic_filter) <= limit)
 
-    def may_receive(self, topic: str) -> bool:
-        """Return whether a client may have a message that was published to `topic`, now."""
-        return self.instance.is_standard or self._owns(topic.partition("/")[0])
+    @override
+    def may_receive(self, topic: str, client_id: str) -> bool:
+        if not self.instance.is_standard:
+            if not self._owns(topic.partition("/")[0]):
+                return False
+            if is_p2p_to(topic, client_id):
+                return True
+        return self._key.subscribe and self._is_covered(topic)
 
-    def replace(self, instance: Instance) -> None:
-        """Take over changed rules or topics: every verdict is judged anew."""
+    def share_changes(self, overlay: Permissions) -> None:
+        """Have the verdicts of `overlay` dropped with the next change here."""
+        self._overlays.add(overlay)
+
+    def forget_overlay(self, overlay: Permissions) -> None:
+        """Undo `share_changes`."""
+        self._overlays.discard(overlay)
+
+    def change(self, instance: Instance, key: AccessKey | None = None) -> None:
+        """Take over changed rules, topics or groups: every verdict is judged anew."""
         self.instance = instance
+        if key is not None:
+            self._limit(key)
         self._rules.clear()
+        overlays, self._overlays = self._overlays, set()
+        for overlay in overlays:
+            overlay._rules.clear()  # noqa: SLF001 - of the same class
 
+    @override
     def _judge(self, topic: str) -> TopicRule | None:
+        if not self._key.publish or not self._is_covered(topic):
+            return None
         parent_name, _, rest = topic.partition("/")
         parent = self._topics.get(parent_name)
         flags = FLAG_LOGGED if parent is not None and parent.logged else 0
@@ -125,67 +238,22 @@ class Grant:
         kind, _, receiver = rest.partition("/")
         if kind == P2P_LEVEL and receiver:
             flags |= FLAG_P2P
+            if receiver.partition(GROUP_SEPARATOR)[0] in self._groups:
+                flags |= FLAG_RECEIVER_GROUP
             limit = max(limit, MAX_P2P_TOPIC_CHARACTERS) if limit else 0
         if not self._owns(parent_name) or (limit and len(topic) > limit):
             return None
         return TopicRule(self.instance.instance_id, topic, flags)
 
+    def _limit(self, key: AccessKey) -> None:
+        self._key = key
+        self._coverage = Coverage(key.topic_filters) if key.topic_filters else None
+
+    def _is_covered(self, topic_filter: str) -> bool:
+        return self._coverage is None or self._coverage.covers(topic_filter)
+
     def _owns(self, parent_name: str) -> bool:
         if parent_name.startswith("$"):
             return False  # topics of the server
         parent = self._topics.get(parent_name)
-        return parent is not None and parent.account_id == self._account_id
-
-
-class Policies:
-    """Every instance and parent topic. Owned by one event loop."""
-
-    def __init__(self) -> None:
-        self._instances: dict[str, Instance] = {}
-        self._topics: dict[str, dict[str, ParentTopic]] = {}
-        self._grants: dict[tuple[str, str], Grant] = {}
-
-    def grant(self, instance_id: str, account_id: str) -> Grant | None:
-        """Return what an account may do, None when the instance is not known (yet)."""
-        instance = self._instances.get(instance_id)
-        if instance is None:
-            return None
-        grant = self._grants.get((instance_id, account_id))
-        if grant is None:
-            topics = self._topics.setdefault(instance_id, {})
-            grant = self._grants[instance_id, account_id] = Grant(instance, account_id, topics)
-        return grant
-
-    def put_instance(self, instance: Instance) -> None:
-        """Add or replace an instance."""
-        self._instances[instance.instance_id] = instance
-        self._changed(instance.instance_id)
-
-    def put_topic(self, instance_id: str, topic: ParentTopic) -> None:
-        """Add or replace a parent topic."""
-        self._topics.setdefault(instance_id, {})[topic.topic] = topic
-        self._changed(instance_id)
-
-    def remove_topic(self, instance_id: str, topic: str) -> None:
-        """Forget a parent topic."""
-        self._topics.get(instance_id, {}).pop(topic, None)
-        self._changed(instance_id)
-
-    def remove_instance(self, instance_id: str) -> None:
-        """Forget an instance with its topics."""
-        self._instances.pop(instance_id, None)
-        self._topics.get(instance_id, {}).clear()
-        self._changed(instance_id)
-
-    def keep_only(self, instance_ids: set[str], topics: set[tuple[str, str]]) -> None:
-        """Forget what a complete snapshot did not name."""
-        for instance_id in [known for known in self._instances if known not in instance_ids]:
-            self.remove_instance(instance_id)
-        for instance_id, known_topics in self._topics.items():
-            for topic in [name for name in known_topics if (instance_id, name) not in topics]:
-                self.remove_topic(instance_id, topic)
-
-    def _changed(self, instance_id: str) -> None:
-        for (owner, _), grant in self._grants.items():
-            if owner == instance_id:
-                grant.replace(self._instances.get(instance_id, grant.instance))
+        return parent is not None and parent.account_id == self.account_id

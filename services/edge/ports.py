@@ -12,6 +12,20 @@ from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Connect, Publish, Will
 from services.edge.policy import Grant, Instance, TopicRule
+from services.edge.tokens import Token
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What credentials turned out to be worth."""
+
+    grant: Grant
+    access_key_id: str = ""
+    """Empty: the client has none."""
+    tokens: Sequence[Token] | None = None
+    """None: the client is not in token mode."""
+    device_credential_id: str = ""
+    """Empty: the client has none."""
 
 
 class StoredSession:
@@ -39,8 +53,21 @@ class Client:
     instance_id: str
     address: str
 
-    def on_authenticated(self, grant: Grant | None, return_code: int, reason: str) -> None:
-        """Auth answered: a grant, or the CONNACK return code of the refusal."""
+    def on_authenticated(self, access: Access | None, return_code: int, reason: str) -> None:
+        """Auth answered: what the client may do, or the CONNACK return code of the refusal."""
+        raise NotImplementedError
+
+    def on_withdrawn(self, code: int, token_id: str = "") -> None:
+        """Close the connection, which has lost its right to be here.
+
+        Args:
+            code: that of `$SYS/tokenInvalidNotice`, which it gets in token mode.
+            token_id: it is that token that is lost; nothing happens if the connection does not use it any more.
+        """
+        raise NotImplementedError
+
+    def on_permissions_changed(self) -> None:
+        """Drop the subscriptions that are not allowed any more."""
         raise NotImplementedError
 
     def on_admitted(self, session: StoredSession | None) -> None:
@@ -53,6 +80,14 @@ class Client:
 
     def on_published(self, packet_identifier: int, qos: int) -> None:
         """The mesh has taken over a message of QoS 1 or 2."""
+        raise NotImplementedError
+
+    def notify(self, topic: str, payload: bytes) -> None:
+        """Send the client a message of the server, at QoS 0; no subscription is needed."""
+        raise NotImplementedError
+
+    def close(self, reason: int) -> None:
+        """End the connection; `reason` is a `weimq.session.v1.CloseReason`."""
         raise NotImplementedError
 
     def evict(self) -> None:
@@ -69,6 +104,23 @@ class Authenticator(Protocol):
 
     def authenticate(self, client: Client, connect: Connect) -> None:
         """Have `client.on_authenticated` called, within a deadline."""
+
+
+class TokenChecker(Protocol):
+    """Checks tokens of clients that are connected."""
+
+    def check_token(
+        self,
+        client: Client,
+        access_key_id: str,
+        token_type: str,
+        token: str,
+        answer: Callable[[int, Token | None], None],
+    ) -> None:
+        """Have `answer` called with 0 and the token, or with the code of `$SYS/tokenInvalidNotice` and None.
+
+        While auth is away the question waits for it.
+        """
 
 
 class KeptMessages:

@@ -394,8 +394,8 @@ class RouterLink:
         target_ids = list(batch.target_ids)
         routes = []
         start = 0
-        for count in batch.target_counts:
-            routes.append(hub.route(target_ids[start : start + count]))
+        for topic_name, count in zip(batch.topics, batch.target_counts, strict=True):
+            routes.append(hub.route(target_ids[start : start + count], topic_name))
             start += count
         exactly_once = 0
         for topic, payload, flags in zip(batch.topic_indexes, batch.payloads, batch.flags, strict=True):

@@ -185,6 +185,7 @@ async def _sweep(hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in list(hub.connections):
             connection.check_deadline(now)
+        hub.credentials.sweep()
 
 
 async def _drain(hub: Hub, is_drained: Callable[[], bool], drain_s: float) -> None:

@@ -84,6 +84,12 @@ class EdgeSettings(CommonSettings):
         check=check_peers,
     )
     default_instance: str = setting("", text="Instance that serves clients whose user name names none; empty: nobody.")
+    policy_max_age_s: float = setting(
+        3600.0,
+        text="Seconds that clients go on while auth is away; then all are closed, since nobody knows what was revoked.",
+        minimum=1,
+        maximum=604_800,
+    )
     connect_timeout_s: float = setting(
         10.0, text="Seconds that a connection has for its CONNECT and for being let in.", minimum=0.1, maximum=600
     )

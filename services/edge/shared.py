@@ -57,6 +57,12 @@ class SharedMember(Receiver):
         if not taken and qos:
             self._router.give_back(self.target, [(message, qos)])
 
+    @override
+    def on_permissions_changed(self) -> None:
+        """Have the client's subscriptions judged anew; see `ports.Client`."""
+        if self._client is not None:
+            self._client.on_permissions_changed()
+
     def leave(self) -> None:
         """Take no more: the subscription is gone; what was sent stays the client's to complete."""
         self._client = None

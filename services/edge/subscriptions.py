@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from services.common.topics import split_share
 from services.edge.hub import Hub
 from services.edge.mqtt.inflight import SessionState
 from services.edge.mqtt.packets import SUBACK_FAILURE, Subscribe, Unsubscribe
-from services.edge.policy import Grant
+from services.edge.policy import Permissions
 from services.edge.shared import Shares, SharingClient
+
+logger = logging.getLogger(__name__)
 
 
 class Subscriptions:
@@ -29,7 +32,7 @@ class Subscriptions:
         """Topic filters as the client sent them, with their granted QoS."""
         return self._filters
 
-    def add(self, packet: Subscribe, grant: Grant, done: Callable[[list[int]], None]) -> str | None:
+    def add(self, packet: Subscribe, grant: Permissions, done: Callable[[list[int]], None]) -> str | None:
         """Take a SUBSCRIBE packet; `done` is called with the codes of SUBACK once the routers know the filters.
 
         Returns:
@@ -61,6 +64,14 @@ class Subscriptions:
                 self._unsubscribe(topic_filter)
         done()
 
+    def rejudge(self, grant: Permissions) -> None:
+        """Drop what is not allowed any more; MQTT 3.1.1 has no packet that would tell the client."""
+        denied = [topic_filter for topic_filter in self._filters if not grant.may_subscribe(topic_filter)]
+        for topic_filter in denied:
+            del self._filters[topic_filter]
+            self._unsubscribe(topic_filter)
+        self._on_denied(denied)
+
     def clear(self, session: SessionState) -> None:
         """Drop everything: the connection ends; what `session` holds of shared subscriptions is returned."""
         for topic_filter in self._filters:
@@ -68,6 +79,10 @@ class Subscriptions:
         if self._shares is not None:
             self._shares.give_back(session)
         self._filters.clear()
+
+    def _on_denied(self, denied: Sequence[str]) -> None:
+        if denied:
+            logger.info("subscriptions denied", extra={"client_id": self._receiver.client_id, "filters": denied})
 
     def _subscribe(self, topic_filter: str, qos: int) -> None:
         share_name, shared_filter = split_share(topic_filter)

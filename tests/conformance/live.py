@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
 from grpc import aio
@@ -20,7 +20,8 @@ from services.common.settings import Secret
 from services.common.topics import matches
 from services.edge.app import serve
 from services.edge.settings import EdgeSettings
-from tests.support.fakes import FakeAuth, FakeRouter, FakeSession
+from tests.support.auth_for_edges import FakeAuth
+from tests.support.fakes import FakeRouter, FakeSession
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 from weimq.session.v1 import session_pb2_grpc
@@ -35,7 +36,13 @@ class OpenAuth(FakeAuth):
 
     def __init__(self, profile: auth_pb2.Profile.ValueType) -> None:
         super().__init__()
-        self._profile = profile
+        self.snapshot.groups.add(instance_id="i", group_id="me", account_id="default")
+        (instance,) = self.snapshot.instances
+        instance.profile = profile
+        instance.max_topic_characters = 0
+        instance.max_payload_bytes = 1 << 20
+        instance.max_subscriptions = MAX_SUBSCRIPTIONS
+        instance.takeover = profile == auth_pb2.PROFILE_STANDARD
         self.attempts: list[auth_pb2.ConnectAttempt] = []
 
     @override
@@ -48,27 +55,6 @@ class OpenAuth(FakeAuth):
         return auth_pb2.AuthenticateResponse(
             results=[bad if attempt.password == b"wrong" else good for attempt in request.attempts]
         )
-
-    @override
-    async def WatchResources(
-        self, request: auth_pb2.WatchResourcesRequest, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[auth_pb2.WatchResourcesResponse]:
-        yield auth_pb2.WatchResourcesResponse(
-            instances=[
-                auth_pb2.InstancePolicy(
-                    instance_id="i",
-                    profile=self._profile,
-                    max_payload_bytes=1 << 20,
-                    max_subscriptions=MAX_SUBSCRIPTIONS,
-                    takeover=self._profile == auth_pb2.PROFILE_STANDARD,
-                )
-            ],
-            topics=[auth_pb2.TopicPolicy(instance_id="i", topic="demo", account_id="default")],
-            snapshot_complete=True,
-        )
-        while True:
-            await asyncio.sleep(1)
-            yield auth_pb2.WatchResourcesResponse()
 
 
 class EchoRouter(FakeRouter):

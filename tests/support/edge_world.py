@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 from collections.abc import AsyncGenerator, Callable
 
@@ -16,7 +17,8 @@ from services.common.settings import Secret
 from services.edge.app import serve
 from services.edge.mqtt import codec, packets
 from services.edge.settings import EdgeSettings
-from tests.support.fakes import FakeAuth, FakeRouter, FakeSession
+from tests.support.auth_for_edges import FakeAuth
+from tests.support.fakes import FakeRouter, FakeSession
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2_grpc
 from weimq.session.v1 import session_pb2_grpc
@@ -75,27 +77,29 @@ class World:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
-    async def connect(self, client_id: str = "GID_demo@@@1", password: bytes = b"right", **fields: object) -> Device:
+    async def connect(
+        self, client_id: str = "GID_demo@@@1", password: bytes = b"right", user: str = "u", **fields: object
+    ) -> Device:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         device = Device(reader, writer)
         self.devices.append(device)
         values: dict[str, object] = {"keep_alive_s": 60, "clean_session": True, "will": None, **fields}
         await device.send(
-            packets.Connect(protocol_level=4, client_id=client_id, username="u", password=password, **values)  # type: ignore[arg-type]  # fields of the test
+            packets.Connect(protocol_level=4, client_id=client_id, username=user, password=password, **values)  # type: ignore[arg-type]  # fields of the test
         )
         return device
 
     async def connected(
-        self, client_id: str = "GID_demo@@@1", *, clean_session: bool = True, session_present: bool = False
+        self, client_id: str = "GID_demo@@@1", *, session_present: bool = False, **fields: object
     ) -> Device:
-        device = await self.connect(client_id, clean_session=clean_session)
+        device = await self.connect(client_id, **fields)  # type: ignore[arg-type]  # fields of the test
         assert await device.receive() == packets.ConnAck(session_present, 0)
         return device
 
 
 @contextlib.asynccontextmanager
-async def world(profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ) -> AsyncGenerator[World]:
-    """Start fakes and edge; the edge is ready."""
+async def world(profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ, **changed: object) -> AsyncGenerator[World]:
+    """Start fakes and edge, with `changed` settings; the edge is ready."""
     made = World(profile)
     readiness = Readiness()
 
@@ -124,6 +128,7 @@ async def world(profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ) -> A
             max_queued=2000,
             slow_consumer_s=1,
         )
+        settings = dataclasses.replace(settings, **changed)  # type: ignore[arg-type]  # fields of the test
 
         async def run() -> None:
             await serve(settings, made.stop)

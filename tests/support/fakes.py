@@ -1,92 +1,16 @@
-"""Fake services behind real gRPC, for tests of the edge alone."""
+"""Fake session service and router behind real gRPC, for tests of the edge alone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from grpc import aio
 from typing_extensions import override
 
 from services.common.link import Link, LinkBrokenError
-from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 from weimq.session.v1 import session_pb2, session_pb2_grpc
-
-
-class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
-    """Lets everybody in whose password is `right`; knows the instance `i` with the topics `demo` and `fast`."""
-
-    def __init__(self, profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ) -> None:
-        self.batches: list[int] = []
-        self.profile = profile
-
-    @override
-    async def CheckTokens(
-        self, request: auth_pb2.CheckTokensRequest, context: aio.ServicerContext[Any, Any]
-    ) -> auth_pb2.CheckTokensResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
-        raise AssertionError("abort raises")
-
-    @override
-    async def CheckDeviceCredentials(
-        self, request: auth_pb2.CheckDeviceCredentialsRequest, context: aio.ServicerContext[Any, Any]
-    ) -> auth_pb2.CheckDeviceCredentialsResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
-        raise AssertionError("abort raises")
-
-    @override
-    async def Authenticate(
-        self, request: auth_pb2.AuthenticateRequest, context: aio.ServicerContext[Any, Any]
-    ) -> auth_pb2.AuthenticateResponse:
-        self.batches.append(len(request.attempts))
-        return auth_pb2.AuthenticateResponse(
-            results=[
-                auth_pb2.ConnectResult(outcome=auth_pb2.CONNECT_OUTCOME_ACCEPTED, instance_id="i", account_id="default")
-                if attempt.password == b"right"
-                else auth_pb2.ConnectResult(outcome=auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, reason="wrong")
-                for attempt in request.attempts
-            ]
-        )
-
-    @override
-    async def AuthorizeQuery(
-        self, request: auth_pb2.AuthorizeQueryRequest, context: aio.ServicerContext[Any, Any]
-    ) -> auth_pb2.AuthorizeQueryResponse:
-        raise NotImplementedError
-
-    @override
-    async def WatchResources(
-        self, request: auth_pb2.WatchResourcesRequest, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[auth_pb2.WatchResourcesResponse]:
-        yield auth_pb2.WatchResourcesResponse(
-            instances=[
-                auth_pb2.InstancePolicy(
-                    instance_id="i",
-                    profile=self.profile,
-                    max_topic_characters=64,
-                    max_payload_bytes=65_536,
-                    max_subscriptions=3,
-                    strict_order=True,
-                    offline_batch_messages=30,
-                    offline_batch_interval_ms=5000,
-                    acknowledgement_timeout_ms=5001,
-                    offline_retention_ms=1 << 40,
-                    max_offline_messages=1_000_000,
-                    session_expiry_ms=7,
-                )
-            ],
-            topics=[
-                auth_pb2.TopicPolicy(instance_id="i", topic="demo", account_id="default", logged=True),
-                auth_pb2.TopicPolicy(instance_id="i", topic="fast", account_id="default"),
-            ],
-            snapshot_complete=True,
-        )
-        while True:
-            await asyncio.sleep(1)
-            yield auth_pb2.WatchResourcesResponse()
 
 
 async def _read(context: aio.ServicerContext[Any, Any]) -> Any:
@@ -117,6 +41,7 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
         self.cut = asyncio.Event()
         self.openings: list[session_pb2.Opening] = []
         self.closings: list[session_pb2.Closing] = []
+        self.released: list[str] = []
         self.probe_results: list[session_pb2.ProbeResult] = []
         self.snapshots = 0
         self.goodbyes = 0
@@ -169,6 +94,7 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
     def _take(self, frame: session_pb2.LinkRequest) -> None:
         self.openings.extend(frame.openings)
         self.closings.extend(frame.closings)
+        self.released.extend(frame.released_channel_ids)
         self.probe_results.extend(frame.probe_results)
         self.snapshots += frame.snapshot_complete
         self.goodbyes += frame.goodbye

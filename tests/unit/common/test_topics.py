@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services.common.topics import (
     MAX_TOPIC_BYTES,
     InvalidTopicError,
+    covers,
     matches,
     split,
     split_share,
@@ -176,3 +177,39 @@ def test_validation_is_total(text: str) -> None:
 )
 def test_a_shared_subscription_has_a_name_and_a_filter(topic_filter: str, expected: tuple[str, str]) -> None:
     assert split_share(topic_filter) == expected
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        ("a/#", "a", True),
+        ("a/#", "a/#", True),
+        ("a/#", "a/+/b", True),
+        ("a/+", "a/b", True),
+        ("a/+", "a/+", True),
+        ("a/+", "a/#", False),
+        ("a/+", "a", False),
+        ("a/+", "a/b/c", False),
+        ("a/b", "a/+", False),
+        ("a/+/#", "a/#", False),
+        ("a/+/#", "a/+/#", True),
+        ("+/#", "#", True),
+        ("#", "$SYS/x", False),
+        ("$SYS/#", "$SYS/x", True),
+        ("a/p2p/#", "a/p2p/GID_x@@@1", True),
+        ("a/+", "a/p2p/GID_x@@@1", False),
+    ],
+)
+def test_a_filter_covers_another(outer: str, inner: str, expected: bool) -> None:
+    assert covers(outer, inner) is expected
+
+
+@given(FILTER, FILTER, TOPIC)
+def test_what_covers_selects_all_that_is_covered(outer: str, inner: str, topic: str) -> None:
+    if covers(outer, inner) and matches(inner, topic):
+        assert matches(outer, topic)
+
+
+@given(FILTER, TOPIC)
+def test_covering_a_topic_name_is_selecting_it(outer: str, topic: str) -> None:
+    assert covers(outer, topic) is matches(outer, topic)

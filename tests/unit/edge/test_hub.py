@@ -40,6 +40,11 @@ class FakeReceiver(Receiver):
         self.channel_id = client_id
         self.instance_id = "i"
         self.flushed = 0
+        self.forbidden = ""
+
+    @override
+    def may_receive(self, topic: str) -> bool:
+        return topic != self.forbidden
 
     @override
     def deliver(self, message: OutboundMessage, qos: int) -> None:
@@ -64,13 +69,13 @@ def test_a_filter_is_registered_once_for_all_its_subscribers() -> None:
     hub.subscribe(b, "x/#", 0)
     assert list(router.targets.values()) == ["x/#"]
     (target_id,) = router.targets
-    assert dict(hub.route([target_id])) == {a: 1, b: 0}
+    assert dict(hub.route([target_id], "x/y")) == {a: 1, b: 0}
     hub.unsubscribe(a, "x/#")
     hub.unsubscribe(a, "x/#")
-    assert hub.route([target_id]) == [(b, 0)]
+    assert hub.route([target_id], "x/y") == [(b, 0)]
     hub.unsubscribe(b, "x/#")
     assert router.targets == {}
-    assert hub.route([target_id]) == []
+    assert hub.route([target_id], "x/y") == []
 
 
 def test_a_filter_whose_acknowledged_messages_come_another_way_is_a_target_of_its_own() -> None:
@@ -103,10 +108,42 @@ def test_a_query_is_a_target_until_it_is_answered() -> None:
     hub.send_retained(a, "x/#", 1)
     hub.send_retained(a, "x/#", 1)
     assert len(router.queries) == 2
-    assert hub.route(router.queries[:1]) == [(a, 1)]
+    assert hub.route(router.queries[:1], "x/y") == [(a, 1)]
     for query_id in router.queries:
         hub.end_query(query_id)
     assert [target.target_id for target in hub.interests()] == list(router.targets)
+
+
+def test_p2p_and_retained_messages_are_judged_when_they_come() -> None:
+    hub, router = _hub()
+    a, b = FakeReceiver("a"), FakeReceiver("b")
+    client = hub.add_client(a)
+    hub.send_retained(a, "x/#", 1)
+    hub.send_retained(b, "x/#", 1)
+    first, second = router.queries
+    a.forbidden = "x/y"
+    for target_id, receiver in ((client, a), (first, a), (second, b)):
+        assert [found for found, _ in hub.route([target_id], "x/y")] == ([receiver] if receiver is b else [])
+        assert [found for found, _ in hub.route([target_id], "x/z")] == [receiver]
+
+
+def test_subscribers_are_found_by_parent_topic() -> None:
+    hub, _ = _hub()
+    a, b = FakeReceiver("a"), FakeReceiver("b")
+    hub.subscribe(a, "x/#", 1)
+    hub.subscribe(a, "x/y", 1)
+    hub.subscribe(b, "x", 1)
+    hub.subscribe(b, "y/x", 1)
+    shared = hub.share("i", "g", "x/z")
+    shared.receivers[FakeReceiver("c")] = 2
+    assert {client.client_id for client in hub.subscribers("i", "x")} == {"a", "b", "c"}
+    assert hub.subscribers("other", "x") == set()
+    hub.unshare(shared.target_id)
+    hub.unsubscribe(b, "x")
+    hub.unsubscribe(a, "x/y")
+    assert hub.subscribers("i", "x") == {a}
+    hub.unsubscribe(a, "x/#")
+    assert hub.subscribers("i", "x") == set()
 
 
 @pytest.mark.spec("MQTT-3.3.5-1")
@@ -116,7 +153,7 @@ def test_overlapping_targets_merge_to_the_highest_qos() -> None:
     hub.subscribe(a, "x/#", 0)
     hub.subscribe(a, "x/y", 2)
     hub.subscribe(b, "x/#", 1)
-    assert dict(hub.route(list(router.targets))) == {a: 2, b: 1}
+    assert dict(hub.route(list(router.targets), "x/y")) == {a: 2, b: 1}
 
 
 def test_a_client_is_a_target_of_its_own() -> None:
@@ -124,7 +161,7 @@ def test_a_client_is_a_target_of_its_own() -> None:
     a = FakeReceiver("a")
     target_id = hub.add_client(a)
     assert router.targets == {target_id: "client a"}
-    assert hub.route([target_id]) == [(a, 2)]
+    assert hub.route([target_id], "x/y") == [(a, 2)]
     assert [target.topic_filter for target in hub.interests()] == [""]
     hub.remove_client(target_id)
     assert router.targets == {}
