@@ -162,6 +162,7 @@ async def ensure_bucket(js: JetStreamContext, bucket: str, *, replicas: int = 1)
         try:
             return await js.key_value(bucket)
         except nats.js.errors.NotFoundError:
-            return await js.create_key_value(api.KeyValueConfig(bucket=bucket, history=1, replicas=replicas))
+            config = api.KeyValueConfig(bucket=bucket, history=1, replicas=replicas, direct=True)
+            return await js.create_key_value(config)
     except (nats.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"bucket {bucket}: {error!r}", dependency=DEPENDENCY) from error

@@ -11,6 +11,7 @@ becomes `=`.
 | lifecycle events | stream `EVENTS_<instance>`, subject `mq.event.<instance>.<GroupID>_MQTT.<tag>` |
 | retained messages | stream `RETAINED_<instance>`, subject `mq.retained.<instance>.<levels...>` |
 | kept for sessions, topic without log | stream `KEPT_<instance>_<router>`, subject `mq.kept.<instance>.<router>` |
+| messages dropped from sessions | stream `DROPPED_<instance>`, subject `mq.dropped.<instance>` |
 | inbound from backends | stream `MQ_IN`, subject `mq.in.<instance>.<parent>`; `mq.in.<slot>.<...>` when stored |
 | inbound that can't be routed | stream `MQ_DEAD`, subject `mq.dead.<instance>.<parent>` |
 """
@@ -43,6 +44,10 @@ KEPT = "mq.kept"
 """Prefix of the subjects of messages that are kept for sessions and whose topic has no log."""
 KEPT_STREAM = "KEPT_"
 """What the names of their streams begin with."""
+DROPPED = "mq.dropped"
+"""Prefix of the subjects of the announcements of messages that sessions lost."""
+LOG_STREAM = "MQ_"
+"""What the names of message logs begin with."""
 TOPIC_HEADER = "mqttTopic"
 """Header that holds the topic by `encode_topic` where the subject does not: in a stream of kept messages, and in a log
 when the topic is too long for a subject."""
@@ -205,6 +210,30 @@ def kept_filter(instance_id: str) -> str:
 def kept_stream(instance_id: str, router_index: int) -> str:
     """Return the name of their stream: one for each router, since positions are in order for one writer only."""
     return f"{KEPT_STREAM}{_stream_part(instance_id)}_{router_index}"
+
+
+def dropped_subject(instance_id: str) -> str:
+    """Return the subject of the announcements of messages that sessions of an instance lost."""
+    return f"{DROPPED}.{encode_token(instance_id)}"
+
+
+def dropped_stream(instance_id: str) -> str:
+    """Return the name of the stream of those announcements."""
+    return f"DROPPED_{_stream_part(instance_id)}"
+
+
+def stream_names(stream: str) -> tuple[str, str]:
+    """Return the instance id and the parent topic of a message log, or the router's index of a stream of kept messages.
+
+    Raises:
+        ValueError: the stream is neither.
+    """
+    prefix = KEPT_STREAM if stream.startswith(KEPT_STREAM) else LOG_STREAM
+    parts = stream.removeprefix(prefix).split("_")
+    if not stream.startswith(prefix) or len(parts) != 2:  # noqa: PLR2004 - both are escaped, `_` too
+        raise ValueError(f"{stream!r} is no stream of messages")
+    instance, rest = (decode_token(part.replace("=5F", "_")) for part in parts)
+    return instance, rest
 
 
 def _topic(root: str, subject: str) -> tuple[str, str]:

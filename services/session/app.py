@@ -16,6 +16,7 @@ from services.session.clock import Clock
 from services.session.domain.events import Fold
 from services.session.event_log import EventLog
 from services.session.hub import Hub
+from services.session.keeping import keeping
 from services.session.presence_servicer import PresenceServicer
 from services.session.servicer import SessionServicer
 from services.session.settings import SessionSettings
@@ -33,7 +34,9 @@ PRESENCE = "presence"
 async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; reads top to bottom as the start order."""
     readiness = Readiness(jetstream.DEPENDENCY, PRESENCE)
-    hub = Hub(edge_grace_s=settings.edge_grace_s, clock=Clock())
+    clock = Clock()
+    place = (settings.shard_index, settings.shard_count)
+    hub = Hub(edge_grace_s=settings.edge_grace_s, clock=clock, place=place)
     servicer = SessionServicer(hub)
 
     def register(server: aio.Server) -> list[str]:
@@ -64,16 +67,14 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
         fold = Fold()
         sequences = await unless_stopped(stop, store.recover(fold))
         # Routers may be away: clients are let in without it, and wills wait.
-        routers = [
-            router_pb2_grpc.RouterServiceStub(await enter(grpc_client.channel(address, settings.cluster_token)))
-            for address in settings.router
-        ]
-        wills = WillPublisher(RouterGroup([router.Publish for router in routers]))
+        channels = [await enter(grpc_client.channel(address, settings.cluster_token)) for address in settings.router]
+        wills = WillPublisher(RouterGroup([router_pb2_grpc.RouterServiceStub(each).Publish for each in channels]))
         events = EventLog(client, js)
         for instance_id, sequence in sequences.items():
             events.restore(instance_id, sequence)
         checkpoints = Checkpoints(hub.presence, events, store, interval_s=settings.checkpoint_s)
         await enter(background(events.run(), events.keep_streams(), wills.run(), checkpoints.run()))
+        await enter(keeping(hub.keeper, settings, stop, client=client, channels=channels, clock=clock))
         hub.start(events, wills, fold)
         # Inside, since nothing may come due once the links have ended: no edge is lost because we stop.
         async with background(hub.run()):

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 
 from services.common.link import Link
+from services.session.domain.outbox import Batch, Outbox
+from services.session.domain.sessions import Channel
 from weimq.session.v1 import session_pb2
 
 MAX_DECISIONS = 16_384
@@ -40,6 +42,7 @@ class EdgeLink:
         edge_id: name of the edge.
         incarnation: of its process.
         take: called with each frame and what its events are counted by.
+        on_room: called when deliveries were taken from the outbox.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class EdgeLink:
         edge_id: str,
         incarnation: str,
         take: Callable[[EdgeLink, session_pb2.LinkRequest, FrameEvents], None],
+        on_room: Callable[[], None],
     ) -> None:
         self.edge_id = edge_id
         self.incarnation = incarnation
@@ -61,13 +65,23 @@ class EdgeLink:
         self._probes: dict[str, None] = {}
         self._evictions: dict[str, None] = {}
         self._inquiries: dict[int, session_pb2.Inquiry] = {}  # by number; bounded by `Inquiries`
+        self._stored_changes: list[session_pb2.StoredChange] = []  # bounded by what the edge has unanswered
+        self._on_room = on_room
+        self.outbox: Outbox[Channel] = Outbox(edge_id, self.link.wake)
+        """Deliveries for its clients."""
+        self.openings: dict[str, session_pb2.Opening] = {}
+        """Openings that are not decided, by channel id."""
+        self.restored: list[str] = []
+        """Established connections whose messages wait for the end of the snapshot."""
 
-    def decide(self, channel_id: str, *, accepted: bool, connect_time_ms: int) -> None:
+    def decide(self, decision: session_pb2.Decision) -> None:
         """Answer an opening."""
-        admission = session_pb2.ADMISSION_ACCEPTED if accepted else session_pb2.ADMISSION_DUPLICATE
-        self._decisions.append(
-            session_pb2.Decision(channel_id=channel_id, admission=admission, connect_time_ms=connect_time_ms)
-        )
+        self._decisions.append(decision)
+        self.link.wake()
+
+    def answer_change(self, channel_id: str, number: int) -> None:
+        """Tell that a change of subscriptions is stored."""
+        self._stored_changes.append(session_pb2.StoredChange(channel_id=channel_id, number=number))
         self.link.wake()
 
     def probe(self, channel_id: str) -> None:
@@ -104,17 +118,35 @@ class EdgeLink:
         events.on_stored()
 
     def _build(self) -> session_pb2.LinkResponse | None:
-        if not (self._decisions or self._probes or self._evictions or self._inquiries):
+        batch = self.outbox.take()
+        if not (batch or self._decisions or self._probes or self._evictions or self._inquiries or self._stored_changes):
             return None
         response = session_pb2.LinkResponse(
             decisions=[self._decisions.popleft() for _ in range(min(len(self._decisions), MAX_DECISIONS))],
             probe_channel_ids=_first(self._probes),
             evicted_channel_ids=_first(self._evictions),
             inquiries=self._inquiries.values(),
+            stored_changes=self._stored_changes[:MAX_NAMES],
         )
+        del self._stored_changes[:MAX_NAMES]
         self._inquiries.clear()
         self.settle()
+        if batch is not None:
+            _fill(response.deliveries, batch)
+            self._on_room()
         return response
+
+
+def _fill(deliveries: session_pb2.Deliveries, batch: Batch) -> None:
+    deliveries.topics.extend(batch.topic_index)
+    deliveries.channel_ids.extend(batch.channel_index)
+    deliveries.topic_indexes.extend(batch.topic_indexes)
+    deliveries.payloads.extend(batch.payloads)
+    deliveries.message_indexes.extend(batch.message_indexes)
+    deliveries.channel_indexes.extend(batch.channel_indexes)
+    deliveries.delivery_ids.extend(batch.delivery_ids)
+    deliveries.flags = bytes(batch.flags)
+    deliveries.packet_identifiers.extend(batch.packet_identifiers)
 
 
 def _first(names: dict[str, None]) -> list[str]:

@@ -7,14 +7,18 @@ import re
 from typing import assert_never
 
 from services.common.errors import NotServingError, StreamContractError
+from services.session.admission import Admission
 from services.session.clock import Clock
 from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe, PublishWills
-from services.session.domain.events import Fold
+from services.session.domain.events import TCPCLEAN, Fold
+from services.session.domain.outbox import Outbox
 from services.session.domain.presence import SLICE, Presence
 from services.session.domain.records import Connection
+from services.session.domain.sessions import Channel
 from services.session.edge_link import EdgeLink, FrameEvents
 from services.session.event_log import EventLog
 from services.session.inquiries import Inquiries
+from services.session.keeper import Keeper
 from services.session.watches import Watches
 from services.session.wills import WillPublisher, will_of
 from weimq.session.v1 import session_pb2
@@ -32,9 +36,15 @@ _CHANNEL_ID = re.compile(r"[0-9A-Fa-f]{32}\Z")
 
 
 class Hub:
-    """Owns the presence and the links of all edges; serves once `start` was called. Owned by one event loop."""
+    """Owns the presence and the links of all edges; serves once `start` was called. Owned by one event loop.
 
-    def __init__(self, *, edge_grace_s: float, clock: Clock) -> None:
+    Args:
+        edge_grace_s: how long the connections of an edge outlive its link.
+        clock: tells the time.
+        place: index of this shard, and the number of shards.
+    """
+
+    def __init__(self, *, edge_grace_s: float, clock: Clock, place: tuple[int, int] = (0, 1)) -> None:
         self._clock = clock
         self._presence = Presence(edge_grace_ms=int(edge_grace_s * 1000))
         self._links: dict[str, EdgeLink] = {}
@@ -44,6 +54,13 @@ class Hub:
         """Who watches groups."""
         self.inquiries = Inquiries()
         """Questions to edges."""
+        self.keeper = Keeper(
+            place=place, clock=clock, locate=self._locate, answer=self._answer_change, evict=self._evict_channel
+        )
+        """Owns the persistent sessions."""
+        self._admission = Admission(
+            keeper=self.keeper, presence=self._presence, link_of=self._links.get, now_ms=clock.now_ms
+        )
 
     @property
     def presence(self) -> Presence:
@@ -93,7 +110,7 @@ class Hub:
             edge_link.link.resume(opening.received_through)
             resumed = True
         else:
-            edge_link = EdgeLink(opening.edge_id, opening.edge_incarnation, self._take)
+            edge_link = EdgeLink(opening.edge_id, opening.edge_incarnation, take=self._take, on_room=self.keeper.flush)
             resumed = False
         self._presence.open_edge(opening.edge_id, opening.edge_incarnation, self._clock.now_ms(), resumed=resumed)
         self._apply(None)  # may forget the old link
@@ -167,6 +184,8 @@ class Hub:
                 takeover=opening.takeover,
                 will=will_of(opening),
             )
+            self._admission.open(edge_link, opening)
+        self._admission.take(edge_link, request, events)
         for closing in request.closings:
             connection = closing.connection
             presence.close(
@@ -185,9 +204,11 @@ class Hub:
             self.inquiries.answered(answer)
         if request.snapshot_complete:
             presence.complete_snapshot(edge_id, now_ms)
+            self._admission.complete_snapshot(edge_link)
         if request.goodbye:
             presence.close_edge(edge_id, now_ms)
         self._apply(events)
+        self._admission.flush()
 
     def _apply(self, frame: FrameEvents | None) -> None:
         """Carry out what the presence asks for; `frame` is what it follows from."""
@@ -200,6 +221,8 @@ class Hub:
                         frame.pending += 1
                     self._events.write(effect.event, frame)
                     self.watches.tell(effect.event)
+                    if effect.event.tag == TCPCLEAN:
+                        self._admission.end(effect.event)
                 case PublishWills():
                     self._wills.add(effect.wills)
                 case Forget():
@@ -216,13 +239,30 @@ class Hub:
             return
         match effect:
             case Decide():
-                edge_link.decide(effect.channel_id, accepted=effect.accepted, connect_time_ms=effect.connect_time_ms)
+                edge_link.decide(self._admission.decide(edge_link, effect))
             case Probe():
                 edge_link.probe(effect.channel_id)
             case Evict():
                 edge_link.evict(effect.channel_id)
             case _:
                 assert_never(effect)
+
+    def _locate(self, instance_id: str, client_id: str) -> tuple[str, Outbox[Channel], bool] | None:
+        return self._admission.locate(instance_id, client_id)
+
+    def _link_of_channel(self, channel_id: str) -> EdgeLink | None:
+        channel = self.keeper.shard.pump.channels.get(channel_id)
+        return self._links.get(channel.outbox.edge_id) if channel is not None else None
+
+    def _answer_change(self, channel_id: str, number: int) -> None:
+        edge_link = self._link_of_channel(channel_id)
+        if edge_link is not None:  # else it closed meanwhile
+            edge_link.answer_change(channel_id, number)
+
+    def _evict_channel(self, channel_id: str) -> None:
+        edge_link = self._link_of_channel(channel_id)
+        if edge_link is not None:
+            edge_link.evict(channel_id)
 
 
 def _check(connection: session_pb2.Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, check_peers, setting
 
@@ -32,6 +33,11 @@ class SessionSettings(CommonSettings):
     )
     shard_count: int = setting(
         1, text="Number of session shards; another number gives clients to other shards.", minimum=1, maximum=1024
+    )
+    data_dir: Path | None = setting(
+        None,
+        text="Directory of this shard alone, for files that shorten its start and may be deleted; empty: none, and the "
+        "shard reads all logs when it starts.",
     )
     edge_grace_s: float = setting(
         5.0, text="Seconds that the connections of an edge outlive its link.", minimum=0.1, maximum=600

@@ -25,7 +25,8 @@ class SessionServiceStub:
     Resumption: with an unchanged pair of incarnations both sides repeat unconfirmed frames. Otherwise the edge sends
     every open connection as an opening with `established`, then every closing, subscription change and acknowledgement
     that was not confirmed, and `snapshot_complete`. Deliveries to established connections wait for that; those that the
-    client has under way come again under the same delivery id, and the edge drops such repeats.
+    client has under way come again under the same delivery id, and the edge drops such repeats; those that the client
+    has completed, it acknowledges again.
 
     A frame with acknowledgements is confirmed when they are stored, up to a second later. An edge that keeps them until
     then, and drops deliveries that they name, spares its clients repeats after a restart of the session service.
@@ -76,7 +77,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         Resumption: with an unchanged pair of incarnations both sides repeat unconfirmed frames. Otherwise the edge sends
         every open connection as an opening with `established`, then every closing, subscription change and acknowledgement
         that was not confirmed, and `snapshot_complete`. Deliveries to established connections wait for that; those that the
-        client has under way come again under the same delivery id, and the edge drops such repeats.
+        client has under way come again under the same delivery id, and the edge drops such repeats; those that the client
+        has completed, it acknowledges again.
 
         A frame with acknowledgements is confirmed when they are stored, up to a second later. An edge that keeps them until
         then, and drops deliveries that they name, spares its clients repeats after a restart of the session service.

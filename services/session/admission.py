@@ -1,0 +1,178 @@
+"""Between the frames of edges and the sessions: openings, closings, and what clients of persistent sessions do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.session.domain.effects import Decide
+from services.session.domain.events import Event
+from services.session.domain.outbox import Outbox
+from services.session.domain.presence import Presence
+from services.session.domain.rules import Rules
+from services.session.domain.sessions import Carried, Channel
+from services.session.domain.shard import NOTHING, Attached
+from services.session.edge_link import EdgeLink, FrameEvents
+from services.session.keeper import Keeper
+from weimq.session.v1 import session_pb2
+
+COMPLETED = 0
+"""Outcome of a delivery in `Acknowledgements`: the client has it."""
+
+
+class Admission:
+    """Gives connections their sessions. Owned by one event loop.
+
+    Args:
+        keeper: owns the sessions.
+        presence: knows the connections.
+        link_of: returns the link of an edge.
+        now_ms: tells the time.
+    """
+
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        presence: Presence,
+        link_of: Callable[[str], EdgeLink | None],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._keeper = keeper
+        self._shard = keeper.shard
+        self._presence = presence
+        self._link_of = link_of
+        self._now_ms = now_ms
+        self._held: set[str] = set()  # channel ids of connections that get nothing yet
+        self._carried: dict[str, Carried] = {}  # by channel id, of the frame that is being taken
+
+    def open(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> None:
+        """Take an opening that the presence took before."""
+        connection = opening.connection
+        if not opening.established:
+            edge_link.openings[connection.channel_id] = opening
+            return
+        held = self._presence.connections(connection.instance_id, connection.client_id)
+        if not held or held[-1].channel_id != connection.channel_id or held[-1].is_evicted:
+            return  # it ended, or another one took its place
+        self._attach(edge_link, opening)
+        edge_link.restored.append(connection.channel_id)
+
+    def decide(self, edge_link: EdgeLink, effect: Decide) -> session_pb2.Decision:
+        """Return the answer to an opening, with the session of a connection that was let in."""
+        opening = edge_link.openings.pop(effect.channel_id, None)
+        decision = session_pb2.Decision(channel_id=effect.channel_id, connect_time_ms=effect.connect_time_ms)
+        if not effect.accepted or opening is None:
+            decision.admission = session_pb2.ADMISSION_DUPLICATE
+            return decision
+        decision.admission = session_pb2.ADMISSION_ACCEPTED
+        attached = self._attach(edge_link, opening)
+        decision.session_present = attached.session_present
+        for topic_filter, subscription in attached.subscriptions.items():
+            decision.subscriptions.add(topic_filter=topic_filter, qos=subscription & 3)
+        if attached.carried is not None:
+            _fill(decision.inflight, attached.carried)
+        return decision
+
+    def take(self, edge_link: EdgeLink, request: session_pb2.LinkRequest, events: FrameEvents) -> None:
+        """Take what clients of sessions did; closings come after."""
+        shard, pump = self._shard, self._shard.pump
+        now_ms = self._now_ms()
+        for change in request.subscription_changes:
+            added = [(each.topic_filter, each.qos) for each in change.added]
+            shard.change(change.channel_id, change.number, added, change.removed_topic_filters, now_ms)
+        if request.HasField("acknowledgements"):
+            done = request.acknowledgements
+            channel_ids = list(done.channel_ids)
+            for index, delivery_id, outcome in zip(done.channel_indexes, done.delivery_ids, done.outcomes, strict=True):
+                pump.acknowledge(channel_ids[index], delivery_id, completed=outcome == COMPLETED)
+            events.pending += 1
+            self._keeper.keep_until_stored(events)
+        for channel_id in request.released_channel_ids:
+            self._held.discard(channel_id)
+            if channel_id not in edge_link.restored:
+                shard.release(channel_id)
+        for pull in request.offline_pulls:
+            pump.pull(pull.channel_id, pull.max_messages, now_ms, descending=pull.descending)
+        for closing in request.closings:
+            edge_link.openings.pop(closing.connection.channel_id, None)
+            if closing.HasField("inflight"):
+                self._carried[closing.connection.channel_id] = _carried(closing.inflight)
+
+    def complete_snapshot(self, edge_link: EdgeLink) -> None:
+        """Let established connections get their messages."""
+        for channel_id in edge_link.restored:
+            if channel_id not in self._held:
+                self._shard.release(channel_id)
+        edge_link.restored = []
+
+    def end(self, event: Event) -> None:
+        """Take the end of a connection."""
+        self._held.discard(event.channel_id)
+        carried = self._carried.pop(event.channel_id, None)
+        shard = self._shard
+        if event.channel_id in shard.pump.channels:
+            shard.detach(event.channel_id, carried, self._now_ms())
+        elif carried and (session := shard.roster.find(event.instance_id, event.client_id)) and not session.channel:
+            session.carried = carried  # its opening was lost with the process before this one
+
+    def flush(self) -> None:
+        """Carry out what the shard wants, after a frame."""
+        self._carried.clear()
+        self._keeper.flush()
+
+    def locate(self, instance_id: str, client_id: str) -> tuple[str, Outbox[Channel], bool] | None:
+        """Return the connection of a client: channel id, outbox of its edge, whether it is held."""
+        connections = self._presence.connections(instance_id, client_id)
+        if not connections or connections[-1].is_evicted:
+            return None
+        channel_id = connections[-1].channel_id
+        edge_link = self._link_of(connections[-1].edge.edge_id)
+        if edge_link is None or edge_link.incarnation != connections[-1].edge.incarnation:
+            return None
+        return channel_id, edge_link.outbox, channel_id in self._held
+
+    def _attach(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> Attached:
+        connection = opening.connection
+        if opening.is_held:
+            self._held.add(connection.channel_id)
+        is_mine = self._keeper.is_ours(connection.instance_id, connection.client_id)
+        if not is_mine:
+            return NOTHING  # the edge was told of another number of shards
+        return self._shard.attach(
+            connection.instance_id,
+            connection.client_id,
+            connection.channel_id,
+            edge_link.outbox,
+            _rules(opening.rules) if opening.HasField("rules") else None,
+            clean_session=opening.clean_session,
+            is_held=opening.is_held or opening.established,
+            is_established=opening.established,
+        )
+
+
+def _rules(rules: session_pb2.SessionRules) -> Rules:
+    return Rules(
+        keeps_qos2=rules.keeps_qos2,
+        strict_order=rules.strict_order,
+        batch_messages=rules.batch_messages,
+        batch_interval_ms=rules.batch_interval_ms,
+        acknowledgement_timeout_ms=rules.acknowledgement_timeout_ms,
+        offline_retention_ms=rules.offline_retention_ms,
+        max_offline_messages=rules.max_offline_messages,
+        session_expiry_ms=rules.session_expiry_ms,
+    )
+
+
+def _carried(state: session_pb2.InflightState) -> Carried:
+    return Carried(
+        list(zip(state.delivery_ids, state.packet_identifiers, state.stages, strict=True)),
+        list(state.received_packet_identifiers),
+    )
+
+
+def _fill(state: session_pb2.InflightState, carried: Carried) -> None:
+    for delivery_id, packet_identifier, stage in carried.deliveries:
+        state.delivery_ids.append(delivery_id)
+        state.packet_identifiers.append(packet_identifier)
+        state.stages += bytes((stage,))
+    state.received_packet_identifiers.extend(carried.received)

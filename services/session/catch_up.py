@@ -1,0 +1,213 @@
+"""Reads what a shard missed from the logs of a router, from where each is accounted for to where the link goes on.
+
+For every stream of a link: the router knows all filters first, then the logs are read to their end. What comes live
+from a log meanwhile is left to the reading, so nothing is held in memory, and the log goes live when reading has passed
+all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+
+from services.common import subjects
+from services.common.errors import UnavailableError
+from services.common.sharding import router_of
+from services.session.clock import Clock
+from services.session.domain.sessions import Log
+from services.session.domain.shard import Shard
+from services.session.log_reader import LogReader, StoredMessage
+from services.session.router_link import RouterLink
+
+logger = logging.getLogger(__name__)
+
+PAUSE_S = 0.5
+"""Pause after a failure of NATS."""
+CALL_S = 5.0
+LAG_S = 2.0
+"""How long a replica that does not have the end of a log yet is asked again."""
+SHORT_S = 0.05
+SORT_SLICE = 500
+"""Sessions whose messages are put in order at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What NATS says of a stream."""
+
+    name: str
+    created: str
+    last: int
+    replicas: int
+
+
+class CatchUp:
+    """Keeps the logs of one router read. Owned by one event loop.
+
+    Args:
+        client: of NATS.
+        reader: reads logs.
+        shard: takes what was read.
+        link: of the router.
+        routers: how many there are.
+        clock: tells the time.
+        flush: called after each batch.
+        is_last: says whether no other router's logs have to be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Client,
+        reader: LogReader,
+        shard: Shard,
+        link: RouterLink,
+        routers: int,
+        clock: Clock,
+        flush: Callable[[], None],
+        is_last: Callable[[], bool],
+    ) -> None:
+        self._is_last = is_last
+        self._client = client
+        self._reader = reader
+        self._shard = shard
+        self._link = link
+        self._routers = routers
+        self._clock = clock
+        self._flush = flush
+
+    async def run(self) -> None:
+        """Read after each opening of the link, until cancelled."""
+        opened = self._link.opened
+        while True:
+            await opened.wait()
+            opened.clear()
+            try:
+                while not await self._catch_up():
+                    pass
+            except (UnavailableError, nats.errors.Error, TimeoutError, OSError) as error:
+                extra = {"router": self._link.index, "error": repr(error)}
+                logger.warning("logs can't be read, trying on", extra=extra)
+                await asyncio.sleep(PAUSE_S)
+                if self._link.is_linked:
+                    opened.set()
+
+    async def _catch_up(self) -> bool:
+        """Read the logs; returns whether all of them are live, or the link has another stream."""
+        began = time.monotonic()
+        link, logs = self._link, self._shard.logs
+        opening = link.openings
+        states = {
+            state.name: state
+            for prefix in (subjects.OUT, subjects.KEPT)
+            for state in await self._list(f"{prefix}.>")
+            if self._is_of_router(state.name)
+        }
+        if link.openings != opening:
+            return True
+        for state in states.values():
+            log = logs.open(state.name, subjects.stream_names(state.name)[0])
+            if log.created and log.created != state.created:
+                logger.warning("log is another one now", extra={"log": log.name})
+                logs.begin_anew(log, state.created, self._shard.roster.sessions)
+            log.created = state.created
+            logs.begin_reading(log)
+        link.is_behind = False  # a log that is made from now on comes live from its beginning
+        count = 0
+        for state in states.values():
+            log = logs.open(state.name, "")
+            count += await self._read(log, state)
+            while not logs.end_reading(log):
+                count += await self._read(log, StreamState(state.name, state.created, log.skipped, state.replicas))
+        if count:
+            await self._sort()
+        if link.openings == opening and self._is_last():
+            self._shard.pump.end_rebuilding()
+        extra = {"router": link.index, "logs": len(states), "messages": count}
+        logger.info("logs read", extra={**extra, "duration_s": round(time.monotonic() - began, 3)})
+        # One that was made while the logs were listed may have been left to reading.
+        return link.openings != opening or not any(self._is_of_router(log.name) for log in logs.reading())
+
+    def _is_of_router(self, stream: str) -> bool:
+        try:
+            instance_id, name = subjects.stream_names(stream)
+        except ValueError:
+            return False
+        if stream.startswith(subjects.KEPT_STREAM):
+            return name == str(self._link.index)
+        return router_of(instance_id, name, self._routers) == self._link.index
+
+    async def _read(self, log: Log, state: StreamState) -> int:
+        """Read a log on through the last sequence of `state`; returns how many messages that were."""
+        after = log.met.resume_after
+        count = 0
+        give_up = time.monotonic() + LAG_S
+        while after < state.last:
+            messages = await self._reader.read(state.name, after)
+            if not messages:
+                if state.replicas > 1 and time.monotonic() < give_up:
+                    await asyncio.sleep(SHORT_S)
+                    continue
+                break  # deleted, or too old
+            for message in messages:
+                self._take(log, message)
+            self._flush()
+            after = messages[-1].sequence
+            count += len(messages)
+            give_up = time.monotonic() + LAG_S
+            await asyncio.sleep(0)
+        self._shard.logs.note_read(log, max(after, state.last))
+        return count
+
+    def _take(self, log: Log, message: StoredMessage) -> None:
+        headers = message.headers
+        try:
+            _, topic = subjects.message_topic(message.subject, headers.get(subjects.TOPIC_HEADER))
+            qos = int(headers.get("qoslevel", "0"))
+        except ValueError:
+            logger.warning("message of a log not understood", extra={"log": log.name, "sequence": message.sequence})
+            topic, qos = "", 0
+        self._shard.fanout.read(
+            log,
+            message.sequence,
+            topic,
+            message.payload,
+            qos,
+            message.time_ms,
+            self._clock.now_ms(),
+            clean_session=headers.get("cleansessionflag") != "false",
+        )
+
+    async def _sort(self) -> None:
+        """Put what was read from several logs in the order of its time."""
+        for number, session in enumerate(list(self._shard.roster.sessions.values())):
+            if session.queue and session.channel is None:
+                session.queue.sort()
+            if number % SORT_SLICE == 0:
+                await asyncio.sleep(0)
+
+    async def _list(self, subject: str) -> list[StreamState]:
+        states: list[StreamState] = []
+        while True:
+            request = json.dumps({"offset": len(states), "subject": subject}).encode()
+            answer = await self._client.request("$JS.API.STREAM.LIST", request, timeout=CALL_S)
+            page: dict[str, Any] = json.loads(answer.data)
+            if "error" in page:
+                raise UnavailableError(f"list of streams: {page['error']}", dependency="nats")
+            streams = page.get("streams") or []
+            states.extend(
+                StreamState(
+                    each["config"]["name"], each["created"], each["state"]["last_seq"], each["config"]["num_replicas"]
+                )
+                for each in streams
+            )
+            if not streams or len(states) >= page["total"]:
+                return states

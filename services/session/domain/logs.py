@@ -1,0 +1,98 @@
+"""The logs that messages come from, and what of them is accounted for. Pure."""
+
+from __future__ import annotations
+
+from services.session.domain.positions import FLAG_BITS, MAX_LOGS, Met, log_index_of
+from services.session.domain.pump import LOG_DELETED, Pump
+from services.session.domain.sessions import Log, Session
+
+
+class Logs:
+    """Logs by name and by index. An index stays with its log as long as the shard's files do.
+
+    Args:
+        pump: is told which logs changed.
+    """
+
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
+        self._by_name: dict[str, Log] = {}
+        self._by_index: dict[int, Log] = {}
+        self._next_index = 0
+
+    def begin(self, first_index: int) -> None:
+        """Say where a shard without files starts to number: anywhere, so that old delivery ids mean nothing."""
+        self._next_index = first_index % MAX_LOGS
+
+    def restore(self, index: int, name: str, instance_id: str, created: str, met: Met) -> None:
+        """Enter a log that was stored."""
+        log = Log(index, name, instance_id, created)
+        log.met = met
+        self._by_name[name] = self._by_index[index] = log
+        self._next_index = (index + 1) % MAX_LOGS
+
+    def get(self, name: str) -> Log | None:
+        """Return a log that is known."""
+        return self._by_name.get(name)
+
+    def of(self, delivery_id: int) -> Log | None:
+        """Return the log of a delivery id."""
+        return self._by_index.get(log_index_of(delivery_id))
+
+    def reading(self) -> list[Log]:
+        """Return the logs whose live messages are left to reading."""
+        return [log for log in self._by_name.values() if log.is_reading]
+
+    def open(self, name: str, instance_id: str) -> Log:
+        """Return a log, which may be new."""
+        log = self._by_name.get(name)
+        if log is None:
+            while self._next_index in self._by_index:
+                self._next_index = (self._next_index + 1) % MAX_LOGS
+            log = Log(self._next_index, name, instance_id)
+            self._by_name[name] = self._by_index[log.index] = log
+            self._pump.changes.touch_log(log)
+        return log
+
+    def meet(self, log: Log, sequence: int) -> bool:
+        """Account for a live message; says whether it is to be delivered now."""
+        if log.is_reading:
+            log.skipped = max(log.skipped, sequence)
+            return False
+        if not log.met.add(sequence):
+            return False
+        self._pump.changes.touch_log(log)
+        return True
+
+    def begin_reading(self, log: Log) -> int:
+        """Leave what comes live to reading; returns the sequence after which to read."""
+        log.is_reading = True
+        return log.met.resume_after
+
+    def note_read(self, log: Log, through: int) -> None:
+        """Note that a log was read through a sequence."""
+        log.met.read_to(through)
+        self._pump.changes.touch_log(log)
+
+    def end_reading(self, log: Log) -> bool:
+        """Go on with what comes live, unless some of it was left out and has yet to be read."""
+        if log.skipped > log.met.read_through:
+            return False
+        log.is_reading = False
+        log.skipped = 0
+        return True
+
+    def begin_anew(self, log: Log, created: str, sessions: dict[int, Session]) -> None:
+        """Note that a stream was deleted, and another one made under its name: drop what waits of the old one."""
+        log.created = created
+        log.met = Met()
+        log.skipped = 0
+        self._pump.changes.touch_log(log)
+        for session in sessions.values():
+            queue = session.queue
+            if not queue:
+                continue
+            for position, _ in [item for item in queue if log_index_of(item[0] >> FLAG_BITS) == log.index]:
+                queue.remove(position >> FLAG_BITS)
+                self._pump.forget(session, position)
+                self._pump.note_dropped(session, position, LOG_DELETED)

@@ -1,0 +1,361 @@
+"""From queues to connections: what a client is sent, when, and what becomes of it. Pure, hot path.
+
+| Rule | Backlog | Live messages |
+|---|---|---|
+| by the clock (`lmq`) | a batch at once, the next after the interval each | at once, beside it, in their own order |
+| strict order | a batch when everything before is acknowledged; 0: as room allows | behind the backlog |
+
+Either way a connection has at most `MAX_INFLIGHT` messages and about 4 MiB under way. What finds no room stays a
+position and is fetched from its log when there is room, so a slow client, or a slow edge, costs no memory for payloads.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+from typing import NamedTuple
+
+from services.session.domain.changes import Changes
+from services.session.domain.outbox import DUP, Outbox
+from services.session.domain.positions import FLAG_BITS, QOS2, Queue
+from services.session.domain.sessions import Channel, Fetch, Inflight, Session
+
+MAX_INFLIGHT = 128
+"""Messages under way to one connection: twice what an edge has unacknowledged by default, so that it never waits."""
+MAX_INFLIGHT_BYTES = 4 << 20
+"""Payload under way to one connection; the message that passes it is the last for now."""
+MAX_PULLED = 30
+MAX_PULLS = 5
+PULL_WINDOW_MS = 1_000
+"""Active pulls: messages of each, and pulls of a connection in a second; more are ignored."""
+MAX_EARLY = 100_000
+"""Completed deliveries that are remembered until the logs are read."""
+ROOM_SLICE = 64
+"""Connections that get their turn at once when an edge has room again."""
+
+EXPIRED = "expired"
+"""Kept for longer than the retention, or deleted by the log's."""
+OVER_LIMIT = "over_limit"
+"""The oldest of an instance with too many."""
+NOT_PERMITTED = "not_permitted"
+"""The client may not have it any more."""
+SESSION_EXPIRED = "session_expired"
+"""The session outlived its last connection for too long."""
+SESSION_DELETED = "session_deleted"
+"""An operator deleted the session."""
+LOG_DELETED = "log_deleted"
+"""The stream that had it was deleted."""
+
+
+class Dropped(NamedTuple):
+    """A message that a client will never get."""
+
+    instance_id: str
+    client_id: str
+    delivery_id: int
+    reason: str
+
+
+class Pump:
+    """Queues and connections of the sessions. Owned by one event loop; `flush` after each round of calls."""
+
+    def __init__(self) -> None:
+        self.changes = Changes()
+        self.channels: dict[str, Channel] = {}
+        """Connections by channel id."""
+        self.wanted: list[int] = []
+        """Delivery ids to be fetched from their logs, once each; `fetched` is called for each."""
+        self.dropped: list[Dropped] = []
+        """What was dropped and not announced yet."""
+        self.early: set[tuple[str, int]] = set()
+        """Completed deliveries of the process before that have yet to be read again: channel id, delivery id."""
+        self.is_rebuilding = True
+        """Whether there may be such."""
+        self.late = 0
+        """Deliveries that were not acknowledged in time."""
+        self._waiters: dict[int, list[Channel]] = {}  # by delivery id that is being fetched
+        self._ready: dict[Channel, None] = {}
+        self._crowded: dict[Outbox[Channel], None] = {}  # edges without room that somebody waits for
+        self._timers: list[tuple[int, int, Channel]] = []
+        self._timer_count = count()
+
+    # In
+
+    def offer(self, session: Session, position: int, time_s: int, topic: str, payload: bytes, now_ms: int) -> None:
+        """Take a message for a session: send it, or keep its position."""
+        channel = session.channel
+        if self.early and channel is not None and (channel.channel_id, position >> FLAG_BITS) in self.early:
+            return
+        session.instance.count += 1
+        self.changes.add_position(session.slot, position, time_s)
+        if channel is None or channel.is_held:
+            _queue_of(session).append(position, time_s)
+            return
+        is_strict = session.rules.strict_order
+        waits = (session.queue or channel.fetches) if is_strict else (channel.live or channel.live_fetches)
+        if not waits and _room(channel) > 0 and channel.outbox.has_room:
+            self._send(channel, position, time_s, topic, payload, now_ms)
+        elif is_strict:
+            _queue_of(session).append(position, time_s)
+            self._ready[channel] = None
+        else:
+            channel.live.append(position, time_s)
+            self._ready[channel] = None
+
+    def acknowledge(self, channel_id: str, delivery_id: int, *, completed: bool) -> None:
+        """Take the end of a delivery; one that is not known may be of a message that has yet to be read again."""
+        channel = self.channels.get(channel_id)
+        if channel is None:
+            self._note_early(channel_id, delivery_id)
+            return
+        session = channel.session
+        inflight = channel.inflight.pop(delivery_id, None)
+        if inflight is not None:
+            position = inflight.position
+            channel.inflight_bytes -= inflight.size
+        elif (fetch := channel.fetches.pop(delivery_id, None)) is not None:
+            position = fetch.position
+            self._release_fetch(channel, fetch)
+        else:  # sent by the process before this one
+            found = channel.live.remove(delivery_id) or (session.queue.remove(delivery_id) if session.queue else None)
+            if found is None:
+                self._note_early(channel_id, delivery_id)
+                return
+            position = found[0]
+        self.forget(session, position)
+        if not completed:
+            self.note_dropped(session, position, NOT_PERMITTED)
+        self._ready[channel] = None
+
+    def pull(self, channel_id: str, max_messages: int, now_ms: int, *, descending: bool) -> None:
+        """Send a part of the backlog now, whatever the clock says."""
+        channel = self.channels.get(channel_id)
+        if channel is None or channel.is_held:
+            return
+        channel.pulls = [each for each in channel.pulls if each > now_ms - PULL_WINDOW_MS]
+        if len(channel.pulls) >= MAX_PULLS:
+            return
+        channel.pulls.append(now_ms)
+        queue = channel.session.queue
+        for _ in range(min(max_messages, MAX_PULLED, _room(channel), len(queue) if queue else 0)):
+            if queue:
+                self._fetch(channel, *(queue.pop_newest() if descending else queue.pop()), is_live=False)
+
+    def fetched(self, delivery_id: int, topic: str, payload: bytes, now_ms: int) -> None:
+        """Take a message that was wanted; an empty topic: the log does not have it any more."""
+        for channel in self._waiters.pop(delivery_id, ()):
+            fetch = channel.fetches.get(delivery_id)
+            if fetch is None or fetch.is_done:
+                continue
+            fetch.is_done, fetch.topic, fetch.payload = True, topic, payload
+            self._send_fetched(channel, now_ms)
+
+    # Connections
+
+    def connect(self, channel: Channel) -> None:
+        """Let a connection get the messages of its session, redelivering first what the one before had under way."""
+        session = channel.session
+        session.channel = channel
+        self.channels[channel.channel_id] = channel
+        carried, session.carried = session.carried, None
+        if carried is not None:
+            self.changes.touch_session(session)
+            channel.packet_identifiers = {each[0]: each[1] for each in carried.deliveries if not each[2]}
+            for delivery_id, _, stage in carried.deliveries:
+                if stage and session.queue and (found := session.queue.remove(delivery_id)):
+                    channel.inflight[delivery_id] = Inflight(*found, 0, 0)
+                    channel.inflight[delivery_id].is_late = True
+        self._ready[channel] = None
+
+    def disconnect(self, channel: Channel) -> None:
+        """Put what a connection has under way back into the queue of its session."""
+        session = channel.session
+        del self.channels[channel.channel_id]
+        session.channel = None
+        self._ready.pop(channel, None)
+        channel.outbox.waiting.pop(channel, None)
+        items = [(each.position, each.time_s) for each in channel.inflight.values()]
+        for fetch in channel.fetches.values():
+            self._release_fetch(channel, fetch)
+            items.append((fetch.position, fetch.time_s))
+        items.extend(channel.live)
+        if not items:
+            return
+        items.sort(key=lambda item: (item[1], item[0]))
+        queue = _queue_of(session)
+        if not session.rules.strict_order and queue:
+            first_s = queue.first_time_s()
+            older = [item for item in items if item[1] <= first_s]
+            for position, time_s in items[len(older) :]:
+                queue.append(position, time_s)
+            items = older
+        queue.put_first(items)
+
+    def release(self, channel: Channel) -> None:
+        """Let a connection that was held get its messages."""
+        channel.is_held = False
+        self._ready[channel] = None
+
+    def end_rebuilding(self) -> None:
+        """Note that every log has been read."""
+        self.is_rebuilding = False
+        self.early.clear()
+
+    # Out
+
+    def flush(self, now_ms: int) -> None:
+        """Send what can be sent."""
+        for outbox in list(self._crowded):
+            if outbox.has_room:
+                self._ready.update(dict.fromkeys(outbox.take_waiting(ROOM_SLICE)))
+                if not outbox.waiting:
+                    del self._crowded[outbox]
+        while self._ready:
+            ready, self._ready = self._ready, {}
+            for channel in ready:
+                self._pump(channel, now_ms)
+
+    def expire(self, now_ms: int) -> None:
+        """Do what is due: batches by the clock, and deliveries that become late."""
+        timers = self._timers
+        while timers and timers[0][0] <= now_ms:
+            channel = heapq.heappop(timers)[2]
+            channel.timer_ms = 0
+            if channel.session.channel is channel:
+                self._ready[channel] = None
+
+    def note_late(self, now_ms: int) -> None:
+        """Count deliveries that were not acknowledged in time as offline. Looks at every connection."""
+        for channel in self.channels.values():
+            timeout_ms = channel.session.rules.acknowledgement_timeout_ms
+            for inflight in channel.inflight.values():
+                if inflight.sent_ms > now_ms - timeout_ms:
+                    break
+                if not inflight.is_late:
+                    inflight.is_late = True
+                    self.late += 1
+
+    def forget(self, session: Session, position: int) -> None:
+        """Count a position out that is in no queue any more."""
+        session.instance.count -= 1
+        self.changes.remove_position(session.slot, position)
+
+    def note_dropped(self, session: Session, position: int, reason: str) -> None:
+        """Have the loss of a message announced."""
+        self.dropped.append(Dropped(session.instance.instance_id, session.client_id, position >> FLAG_BITS, reason))
+
+    def _pump(self, channel: Channel, now_ms: int) -> None:
+        session = channel.session
+        if channel.is_held or session.channel is not channel:
+            return
+        if channel.fetches:
+            self._send_fetched(channel, now_ms)
+        queue = session.queue
+        if not (queue or channel.live or channel.packet_identifiers):
+            return
+        if not channel.outbox.has_room:
+            channel.outbox.waiting[channel] = None
+            self._crowded[channel.outbox] = None
+            return
+        if channel.packet_identifiers:
+            self._redeliver(channel)
+        room = _room(channel)
+        live = channel.live
+        while live and room > 0:
+            self._fetch(channel, *live.pop(), is_live=True)
+            room -= 1
+        if queue and room > 0:
+            self._pump_queue(channel, queue, room, now_ms)
+
+    def _pump_queue(self, channel: Channel, queue: Queue, room: int, now_ms: int) -> None:
+        rules = channel.session.rules
+        is_paced = rules.batch_messages > 0
+        if is_paced and rules.strict_order:
+            if channel.inflight or channel.fetches:
+                return
+        elif is_paced:
+            if now_ms < channel.next_batch_ms:
+                self._set_timer(channel)
+                return
+            channel.next_batch_ms = now_ms + rules.batch_interval_ms
+        for _ in range(min(room, rules.batch_messages or room, len(queue))):
+            self._fetch(channel, *queue.pop(), is_live=False)
+        if queue and is_paced and not rules.strict_order:
+            self._set_timer(channel)
+
+    def _note_early(self, channel_id: str, delivery_id: int) -> None:
+        if self.is_rebuilding and len(self.early) < MAX_EARLY:
+            self.early.add((channel_id, delivery_id))
+
+    def _set_timer(self, channel: Channel) -> None:
+        if not channel.timer_ms:
+            channel.timer_ms = channel.next_batch_ms
+            heapq.heappush(self._timers, (channel.timer_ms, next(self._timer_count), channel))
+
+    def _redeliver(self, channel: Channel) -> None:
+        """Send what the connection before had under way, in its order [MQTT-4.4.0-1]."""
+        queue = channel.session.queue
+        for delivery_id in list(channel.packet_identifiers):
+            if queue and (found := queue.remove(delivery_id)):
+                self._fetch(channel, *found, is_live=False)
+            elif delivery_id not in channel.fetches:
+                del channel.packet_identifiers[delivery_id]
+
+    def _fetch(self, channel: Channel, position: int, time_s: int, *, is_live: bool) -> None:
+        delivery_id = position >> FLAG_BITS
+        channel.fetches[delivery_id] = Fetch(position, time_s, is_live=is_live)
+        channel.live_fetches += is_live
+        channel.outbox.fetching += 1
+        waiters = self._waiters.get(delivery_id)
+        if waiters is None:
+            self._waiters[delivery_id] = [channel]
+            self.wanted.append(delivery_id)
+        else:
+            waiters.append(channel)
+
+    def _release_fetch(self, channel: Channel, fetch: Fetch) -> None:
+        channel.live_fetches -= fetch.is_live
+        channel.outbox.fetching -= 1
+
+    def _send_fetched(self, channel: Channel, now_ms: int) -> None:
+        """Send what has been fetched as far as it is in order."""
+        fetches = channel.fetches
+        while fetches:
+            delivery_id, fetch = next(iter(fetches.items()))
+            if not fetch.is_done:
+                return
+            del fetches[delivery_id]
+            self._release_fetch(channel, fetch)
+            if fetch.topic:
+                self._send(channel, fetch.position, fetch.time_s, fetch.topic, fetch.payload, now_ms)
+            else:
+                channel.packet_identifiers.pop(delivery_id, None)
+                self.forget(channel.session, fetch.position)
+                self.note_dropped(channel.session, fetch.position, EXPIRED)
+            self._ready[channel] = None
+
+    def _send(self, channel: Channel, position: int, time_s: int, topic: str, payload: bytes, now_ms: int) -> None:
+        delivery_id = position >> FLAG_BITS
+        size = len(payload)
+        channel.inflight[delivery_id] = Inflight(position, time_s, now_ms, size)
+        channel.inflight_bytes += size
+        flags = 2 if position & QOS2 else 1
+        packet_identifier = 0
+        if channel.packet_identifiers:
+            packet_identifier = channel.packet_identifiers.pop(delivery_id, 0)
+            if packet_identifier:
+                flags |= DUP
+        channel.outbox.add(channel.channel_id, delivery_id, topic, payload, flags, packet_identifier)
+
+
+def _room(channel: Channel) -> int:
+    """Return how many messages more may be under way."""
+    if channel.inflight_bytes >= MAX_INFLIGHT_BYTES:
+        return 0
+    return MAX_INFLIGHT - len(channel.inflight) - len(channel.fetches)
+
+
+def _queue_of(session: Session) -> Queue:
+    if session.queue is None:
+        session.queue = Queue()
+    return session.queue

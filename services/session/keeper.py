@@ -1,0 +1,340 @@
+"""The session shard at work: what it wants is written, fetched, told and announced."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import secrets
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from nats.js import JetStreamContext
+from prometheus_client import Counter, Gauge
+
+from services.common import subjects
+from services.common.errors import UnavailableError
+from services.common.log_writer import LogWriter
+from services.common.sharding import shard_of
+from services.session import subscriptions
+from services.session.announcer import Announcer
+from services.session.clock import Clock
+from services.session.domain.fanout import Locate
+from services.session.domain.positions import MAX_LOGS, Met, sequence_of
+from services.session.domain.shard import Shard
+from services.session.files import Files
+from services.session.log_reader import LogReader, StoredMessage
+from services.session.router_link import RouterLink
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_S = 1.0
+"""Seconds between two checkpoints."""
+CHECKPOINT_ROWS = 20_000
+"""Changes after which the next checkpoint does not wait."""
+TICK_S = 0.05
+LATE_S = 1.0
+"""How often is looked for deliveries that were not acknowledged."""
+CACHE_BYTES = 32 << 20
+"""Messages that were fetched and may be wanted by other clients, in bytes."""
+CACHED_OVERHEAD = 256
+REBUILDING_S = 30.0
+"""How long frames wait for logs to be read whose messages they acknowledge."""
+PAUSE_S = 1.0
+
+FLIPS = Counter("session_clean_session_flips", "Clients that came with another cleanSession flag than before.")
+LATE = Counter("session_late_acknowledgements", "Deliveries that were not acknowledged in time.")
+SESSIONS = Gauge("session_sessions", "Sessions that are kept.")
+OFFLINE = Gauge("session_kept_messages", "Messages that clients have not completed.")
+
+
+class Waiter(Protocol):
+    """A frame that is confirmed when a checkpoint has what it brought."""
+
+    def on_stored(self) -> None:
+        """Note that it is stored."""
+
+
+class _Answer:
+    """A change of subscriptions that is answered when it is stored and every linked router knows its filters."""
+
+    __slots__ = ("_done", "_missing")
+
+    def __init__(self, missing: int, done: Callable[[], None]) -> None:
+        self._missing = missing
+        self._done = done
+
+    def count(self) -> None:
+        """Note one of what is missing."""
+        self._missing -= 1
+        if not self._missing:
+            self._done()
+
+
+class Keeper:
+    """Owns the shard. Owned by one event loop; `run` is its pump.
+
+    Args:
+        place: index of this shard, and the number of shards.
+        clock: tells the time.
+        locate: finds connections.
+        answer: tells an edge that a change of subscriptions is stored.
+        evict: has a connection closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        place: tuple[int, int],
+        clock: Clock,
+        locate: Locate,
+        answer: Callable[[str, int], None],
+        evict: Callable[[str], None],
+    ) -> None:
+        index, self._count = place
+        self.place = place
+        self._clock = clock
+        self._answer = answer
+        self._evict = evict
+        self._index = index
+        self.shard = Shard(count=self._count, locate=locate, is_ours=self.is_ours)
+        self.links: list[RouterLink] = []
+        """Links with the routers, added before `run`."""
+        self._writer: LogWriter | None = None
+        self._reader: LogReader | None = None
+        self._announcer: Announcer | None = None
+        self._files: Files | None = None
+        self._waiters: list[Waiter] = []
+        self._cache: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
+        self._cached_bytes = 0
+        self._is_flushing = False
+        self._flush_again = False
+        self._flips = 0
+        self._late = 0
+        self._began = 0.0
+
+    @property
+    def is_started(self) -> bool:
+        """Whether what was stored has been read."""
+        return self._writer is not None
+
+    def is_ours(self, instance_id: str, client_id: str) -> bool:
+        """Say whether a client belongs to this shard."""
+        return shard_of(instance_id, client_id, self._count) == self._index
+
+    # Start
+
+    async def load(self, js: JetStreamContext, reader: LogReader, files: Files | None) -> None:
+        """Read what is stored; tries on until NATS answers."""
+        began = time.monotonic()
+        self._files = files
+        self.shard.logs.begin(secrets.randbelow(MAX_LOGS))
+        if files is not None:
+            await self._load_files(files)
+        restored = 0
+        while True:
+            try:
+                async for stored in subscriptions.read_all(js, reader):
+                    for each in stored:
+                        if self.is_ours(each.instance_id, each.client_id):
+                            restored += 1
+                            self.shard.restore(*each)
+                    await asyncio.sleep(0)
+                break
+            except UnavailableError as error:
+                logger.warning("sessions can't be read, trying on", extra={"error": str(error)})
+                await asyncio.sleep(PAUSE_S)
+        self.shard.begin(self._clock.now_ms())
+        self.shard.interests.take_changes()  # the links begin with all of them
+        count = sum(instance.count for instance in self.shard.roster.instances.values())
+        duration_s = round(time.monotonic() - began, 3)
+        logger.info("sessions read", extra={"sessions": restored, "messages": count, "duration_s": duration_s})
+
+    async def _load_files(self, files: Files) -> None:
+        shard = self.shard
+        for row in files.logs():
+            instance_id = subjects.stream_names(row.name)[0]
+            shard.logs.restore(row.index, row.name, instance_id, row.created, Met(row.read_through, row.top, row.bits))
+        for sessions in files.sessions():
+            for each in sessions:
+                shard.restore_row(each.slot, each.instance_id, each.client_id, each.ended_ms, each.carried)
+            await asyncio.sleep(0)
+        for positions in files.positions():
+            for slot, position, time_s in positions:
+                shard.restore_position(slot, position, time_s)
+            await asyncio.sleep(0)
+
+    def begin(self, writer: LogWriter, reader: LogReader, announcer: Announcer) -> None:
+        """Serve from now on; `writer` calls `stored` and `failed`."""
+        self._writer = writer
+        self._reader = reader
+        self._announcer = announcer
+        self._began = time.monotonic()
+        self.flush()
+
+    # At work
+
+    def keep_until_stored(self, waiter: Waiter) -> None:
+        """Have a frame confirmed when the next checkpoint is stored."""
+        self._waiters.append(waiter)
+
+    def flush(self) -> None:
+        """Carry out what the shard wants; called after each round of calls to it."""
+        if self._writer is None or self._is_flushing:
+            self._flush_again = True
+            return
+        self._is_flushing = True
+        try:
+            self._flush_again = True
+            while self._flush_again:
+                self._flush_again = False
+                self.shard.flush(self._clock.now_ms())
+                self._tell_and_store(self._writer)
+                self._fetch()
+        finally:
+            self._is_flushing = False
+        pump = self.shard.pump
+        if pump.dropped and self._announcer is not None:
+            dropped, pump.dropped = pump.dropped, []
+            self._announcer.add(dropped)
+
+    def is_caught_up(self) -> bool:
+        """Say whether every log has been read."""
+        return not any(link.is_behind for link in self.links) and not self.shard.logs.reading()
+
+    def stored(self, token: object, _sequence: int, _is_duplicate: bool) -> None:  # noqa: FBT001 - LogWriter's call
+        """Note that a write of subscriptions is stored."""
+        if isinstance(token, subscriptions.Stored):
+            token.done(token.channel_id, token.number, True)  # noqa: FBT003 - see there
+
+    def failed(self, token: object, reason: str) -> None:
+        """Note that subscriptions can never be stored: too many, too long."""
+        logger.error("subscriptions can't be stored", extra={"reason": reason})
+        if isinstance(token, subscriptions.Stored):
+            token.done(token.channel_id, token.number, False)  # noqa: FBT003 - see there
+
+    async def run(self) -> None:
+        """Do what is due, until cancelled."""
+        late_at = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_ms = self._clock.now_ms()
+            self.shard.expire(now_ms)
+            if time.monotonic() - late_at >= LATE_S:
+                late_at = time.monotonic()
+                self.shard.pump.note_late(now_ms)
+                self._count_up()
+            self.flush()
+
+    async def run_checkpoints(self) -> None:
+        """Store what changed, until cancelled."""
+        while True:
+            deadline = time.monotonic() + CHECKPOINT_S
+            while time.monotonic() < deadline and self.shard.pump.changes.size < CHECKPOINT_ROWS:  # noqa: ASYNC110 - hot path
+                await asyncio.sleep(TICK_S)
+            await self.checkpoint()
+
+    async def checkpoint(self) -> None:
+        """Store what changed, trying on while the disk refuses, and confirm the frames that waited for it."""
+        waiters: list[Waiter] = []
+        if not self._has_early():
+            waiters, self._waiters = self._waiters, []
+        changes = self.shard.pump.changes
+        if self._files is not None and not changes.is_empty:
+            checkpoint = changes.take()
+            while True:
+                try:
+                    await asyncio.to_thread(self._files.write, checkpoint)
+                    break
+                except sqlite3.Error as error:
+                    logger.error("checkpoint of sessions not stored, trying on", extra={"error": str(error)})  # noqa: TRY400 - expected
+                    await asyncio.sleep(PAUSE_S)
+        elif self._files is None:
+            changes.take()
+        for waiter in waiters:
+            waiter.on_stored()
+
+    # Inside
+
+    def _has_early(self) -> bool:
+        """Say whether acknowledgements came of messages that have yet to be read again: no checkpoint has those."""
+        pump = self.shard.pump
+        if pump.is_rebuilding and time.monotonic() - self._began > REBUILDING_S:
+            pump.end_rebuilding()  # a router is away; edges must go on, though their clients may get repeats
+        return bool(pump.early)
+
+    def _tell_and_store(self, writer: LogWriter) -> None:
+        shard = self.shard
+        added, removed = shard.interests.take_changes()
+        stores, shard.stores = shard.stores, []
+        if not (added or removed or stores):
+            return
+        answers: list[_Answer] = []
+        for store in stores:
+            if not store.number:
+                subscriptions.write(writer, store, _no_answer)
+                continue
+            answer = _Answer(1 + len(self.links), functools.partial(self._answer, store.channel_id, store.number))
+            answers.append(answer)
+            subscriptions.write(writer, store, functools.partial(self._on_stored, answer))
+        for link in self.links:
+            link.tell(added, removed, functools.partial(_count_all, answers) if answers else None)
+
+    def _on_stored(self, answer: _Answer, channel_id: str, _number: int, is_stored: bool) -> None:  # noqa: FBT001 - see there
+        if is_stored:
+            answer.count()
+        else:
+            self._evict(channel_id)
+
+    def _fetch(self) -> None:
+        """Have wanted messages fetched, but for those that were a moment ago."""
+        pump = self.shard.pump
+        if not pump.wanted or self._reader is None:
+            return
+        wanted, pump.wanted = pump.wanted, []
+        now_ms = self._clock.now_ms()
+        for delivery_id in wanted:
+            cached = self._cache.get(delivery_id)
+            log = self.shard.logs.of(delivery_id)
+            if cached is not None:
+                pump.fetched(delivery_id, *cached, now_ms)
+                self._flush_again = True
+            elif log is None:
+                pump.fetched(delivery_id, "", b"", now_ms)
+                self._flush_again = True
+            else:
+                self._reader.fetch(log.name, sequence_of(delivery_id), functools.partial(self._on_fetched, delivery_id))
+
+    def _on_fetched(self, delivery_id: int, message: StoredMessage | None) -> None:
+        topic, payload = "", b""
+        if message is not None:
+            header = message.headers.get(subjects.TOPIC_HEADER)
+            topic, payload = subjects.message_topic(message.subject, header)[1], message.payload
+            self._cache[delivery_id] = (topic, payload)
+            self._cached_bytes += len(payload) + CACHED_OVERHEAD
+            while self._cached_bytes > CACHE_BYTES:
+                _, (_, oldest) = self._cache.popitem(last=False)
+                self._cached_bytes -= len(oldest) + CACHED_OVERHEAD
+        self.shard.pump.fetched(delivery_id, topic, payload, self._clock.now_ms())
+        if self._reader is not None and not self._reader.pending:
+            self.flush()
+
+    def _count_up(self) -> None:
+        shard = self.shard
+        FLIPS.inc(shard.flips - self._flips)
+        LATE.inc(shard.pump.late - self._late)
+        self._flips, self._late = shard.flips, shard.pump.late
+        SESSIONS.set(len(shard.roster.sessions))
+        OFFLINE.set(sum(instance.count for instance in shard.roster.instances.values()))
+
+
+def _no_answer(_channel_id: str, _number: int, _is_stored: bool) -> None:  # noqa: FBT001 - see `subscriptions.Stored`
+    """Nobody waits."""
+
+
+def _count_all(answers: list[_Answer]) -> None:
+    for answer in answers:
+        answer.count()

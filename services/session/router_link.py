@@ -1,0 +1,214 @@
+"""The shard's end of the link with a router: filters of all its sessions up, messages down.
+
+The router keeps nothing for a shard without a stream: every stream starts anew with all filters, and what was
+published meanwhile is read from the logs (`services/session/catch_up.py`). What comes on the link is taken over at
+once: it is in a log, and was noted before the log counts as read so far, so it can't be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from grpc import aio
+
+from services.common.grpc_client import call_metadata
+from services.common.link import Link, LinkBrokenError
+from services.common.linking import Opened, keep_linked
+from services.common.readiness import Readiness
+from services.common.settings import Secret
+from services.common.subjects import stream_names
+from services.session.clock import Clock
+from services.session.domain.interests import Interest
+from services.session.domain.sessions import Session
+from services.session.domain.shard import Shard
+from weimq.router.v1 import router_pb2, router_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+FRAME_BYTES = 1 << 20
+"""Size of the filters after which a frame is full."""
+MAX_UTF8_BYTES = 4
+OVERHEAD_BYTES = 64
+QOS = 3
+KEPT_P2P = 8
+"""Bits of `DeliveryBatch.flags`."""
+
+
+class RouterLink:
+    """One router. Owned by one event loop; `run` keeps the link up.
+
+    Args:
+        index: of the router.
+        channel: to it.
+        token: of the cluster.
+        place: index of this shard, and the number of shards.
+        incarnation: of this process.
+        shard: takes the messages.
+        clock: tells the time.
+        flush: called after each frame.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        channel: aio.Channel,
+        token: Secret,
+        place: tuple[int, int],
+        incarnation: str,
+        shard: Shard,
+        clock: Clock,
+        flush: Callable[[], None],
+    ) -> None:
+        self.index = index
+        self._stub = router_pb2_grpc.RouterServiceStub(channel)
+        self._metadata = call_metadata(token)
+        self._place = place
+        self._incarnation = incarnation
+        self._shard = shard
+        self._clock = clock
+        self._flush = flush
+        self._added: deque[Interest[Session]] = deque()
+        self._removed: list[int] = []
+        self._waiters: list[Callable[[], None]] = []
+        self._sent: deque[tuple[int, list[Callable[[], None]]]] = deque()  # frame and who waits for it
+        self._is_snapshot_complete = False
+        self.is_linked = False
+        """Whether filters that are added now reach the router by the link; else by the next snapshot."""
+        self.is_behind = True
+        """Whether messages may have been routed without this shard that have not been read."""
+        self.openings = 0
+        """How many streams were opened."""
+        self.opened = asyncio.Event()
+        """Set when the router knows every filter of a new stream, so that the logs can be read."""
+        self._name = f"router-{index}"
+        self._link: Link[router_pb2.LinkRequest, router_pb2.LinkResponse] = Link(
+            build=self._build, bare=router_pb2.LinkRequest, take=self._take, confirmed=self._on_confirmed
+        )
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        readiness = Readiness(self._name)  # of its own: the service serves without routers
+        readiness.on_change(lambda: self._on_link(is_up=readiness.is_ready))
+        await keep_linked(
+            name=self._name,
+            link=self._link,
+            readiness=readiness,
+            open_stream=lambda: self._stub.Link(metadata=self._metadata, wait_for_ready=True),
+            greeting=self._greeting,
+            opened=self._on_opened,
+        )
+
+    def tell(
+        self, added: Iterable[Interest[Session]], removed: Iterable[int], known: Callable[[], None] | None
+    ) -> None:
+        """Tell the router of filters; `known` is called when it knows them, or when the next stream will tell it."""
+        if not self.is_linked:
+            if known is not None:
+                known()
+            return
+        self._added.extend(added)
+        self._removed.extend(removed)
+        if known is not None:
+            self._waiters.append(known)
+        self._link.wake()
+
+    def _on_link(self, *, is_up: bool) -> None:
+        if is_up:
+            return
+        self.is_linked = False
+        waiters = [each for _, group in self._sent for each in group] + self._waiters
+        self._sent.clear()
+        self._waiters = []
+        for waiter in waiters:
+            waiter()
+
+    def _greeting(self) -> router_pb2.LinkRequest:
+        index, count = self._place
+        return router_pb2.LinkRequest(
+            open=router_pb2.LinkOpen(
+                edge_id=f"session-{index}",
+                edge_incarnation=self._incarnation,
+                shard=router_pb2.SessionShard(index=index, count=count),
+            )
+        )
+
+    def _on_opened(self, first: router_pb2.LinkResponse) -> Opened:
+        if first.opened.resumed:
+            raise LinkBrokenError("the router goes on with a stream that we gave up")
+        self.openings += 1
+        self.is_behind = True
+        self.is_linked = True
+        self.opened.clear()
+        self._added = deque(self._shard.interests.by_target.values())
+        self._removed = []
+        self._is_snapshot_complete = False
+        return Opened(resumed=False, received_through=0)
+
+    def _build(self) -> router_pb2.LinkRequest | None:
+        if not (self._added or self._removed or self._waiters) and self._is_snapshot_complete:
+            return None
+        frame = router_pb2.LinkRequest()
+        size = 0
+        by_target = self._shard.interests.by_target
+        while self._added and size < FRAME_BYTES:
+            interest = self._added.popleft()
+            if interest.target_id not in by_target:
+                continue  # removed since
+            size += len(interest.topic_filter) * MAX_UTF8_BYTES + OVERHEAD_BYTES
+            frame.added_targets.add(
+                target_id=interest.target_id,
+                instance_id=interest.instance_id,
+                topic_filter=interest.topic_filter,
+                skips_qos0=True,
+            )
+        if self._added:
+            return frame
+        frame.removed_target_ids.extend(self._removed)
+        self._removed = []
+        waiters, self._waiters = self._waiters, []
+        if not self._is_snapshot_complete:
+            self._is_snapshot_complete = frame.snapshot_complete = True
+            waiters.append(self.opened.set)
+        if waiters:
+            self._sent.append((self._link.next_frame, waiters))
+        return frame
+
+    def _on_confirmed(self, through: int) -> None:
+        while self._sent and self._sent[0][0] <= through:
+            for waiter in self._sent.popleft()[1]:
+                waiter()
+
+    def _take(self, frame: router_pb2.LinkResponse) -> None:
+        if frame.HasField("deliveries"):
+            self._deliver(frame.deliveries)
+            self._flush()
+        self._link.confirm(frame.frame)
+
+    def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
+        fanout = self._shard.fanout
+        now_ms = self._clock.now_ms()
+        logs = []
+        for name in batch.logs:
+            log = fanout.logs.open(name, stream_names(name)[0])
+            log.is_reading = log.is_reading or self.is_behind
+            logs.append(log)
+        topics = batch.topics
+        targets: list[list[int]] = []
+        start = 0
+        all_targets = list(batch.target_ids)
+        for count in batch.target_counts:
+            targets.append(all_targets[start : start + count])
+            start += count
+        for topic_index, payload, flags, log_index, sequence in zip(
+            batch.topic_indexes, batch.payloads, batch.flags, batch.log_indexes, batch.log_sequences, strict=True
+        ):
+            log = logs[log_index]
+            topic = topics[topic_index]
+            if flags & KEPT_P2P:
+                fanout.deliver_p2p(log, sequence, topic, payload, now_ms)
+            else:
+                fanout.deliver(log, sequence, topic, payload, flags & QOS, targets[topic_index], now_ms)

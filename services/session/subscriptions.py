@@ -1,0 +1,122 @@
+"""Subscriptions of persistent sessions in the KV bucket `sessions`: the truth about who is to get what.
+
+The key is `<instance>.<client>` in escaped form, or `<instance>.=<SHA-256>` for a client id that is too long for a
+subject of NATS. The value is JSON: client id, subscriptions, and the rules of the session. Writes are pipelined and in
+order; one that is not acknowledged is sent again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+import nats.errors
+import nats.js.errors
+from nats.js import JetStreamContext
+
+from services.common import jetstream, subjects
+from services.common.errors import UnavailableError
+from services.common.log_writer import LogWriter
+from services.session.domain.interests import pack_subscription, qos_of, since_ms_of
+from services.session.domain.rules import Rules
+from services.session.domain.shard import Store
+from services.session.log_reader import LogReader, StoredMessage
+
+logger = logging.getLogger(__name__)
+
+BUCKET = "sessions"
+STREAM = f"KV_{BUCKET}"
+MAX_KEY = 1_000
+"""Longest key with the client id in it, in characters."""
+_OPERATION = "KV-Operation"
+
+
+class StoredSession(NamedTuple):
+    """What the bucket has of a session."""
+
+    instance_id: str
+    client_id: str
+    subscriptions: dict[str, int]
+    """Packed, by topic filter."""
+    rules: Rules
+
+
+class Stored(NamedTuple):
+    """The token of a write that is to be answered."""
+
+    channel_id: str
+    number: int
+    done: Callable[[str, int, bool], None]
+    """Called with channel id, number, and whether it was stored."""
+
+
+def key_of(instance_id: str, client_id: str) -> str:
+    """Return the key of a session."""
+    instance, client = subjects.encode_token(instance_id), subjects.encode_token(client_id)
+    if len(client) > MAX_KEY:
+        client = f"={hashlib.sha256(client_id.encode()).hexdigest()}"
+    return f"{instance}.{client}"
+
+
+def write(writer: LogWriter, store: Store, done: Callable[[str, int, bool], None]) -> None:
+    """Have the subscriptions of a session stored, or deleted; `done` is called when the store answers a change."""
+    headers: dict[str, str] = {}
+    if store.subscriptions is None:
+        payload = b""
+        headers[_OPERATION] = "DEL"
+    else:
+        subscriptions = [[name, qos_of(value), since_ms_of(value)] for name, value in store.subscriptions.items()]
+        value = {"c": store.client_id, "s": subscriptions, "r": dataclasses.astuple(store.rules)}
+        payload = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    token = Stored(store.channel_id, store.number, done) if store.number else None
+    writer.write(f"$KV.{BUCKET}.{key_of(store.instance_id, store.client_id)}", payload, headers, token)
+
+
+def parse(message: StoredMessage) -> StoredSession | None:
+    """Return the session that a message of the bucket tells of; None: it was deleted.
+
+    Raises:
+        ValueError: the message is not understood.
+    """
+    if message.headers.get(_OPERATION):
+        return None
+    instance_id = subjects.decode_token(message.subject.split(".")[2])
+    try:
+        value = json.loads(message.payload)
+        subscriptions = {name: pack_subscription(qos, since_ms) for name, qos, since_ms in value["s"]}
+        return StoredSession(instance_id, value["c"], subscriptions, Rules(*value["r"]))
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"not a session: {error!r}") from error
+
+
+async def read_all(js: JetStreamContext, reader: LogReader) -> AsyncIterator[list[StoredSession]]:
+    """Yield every session of the bucket, of all shards; made when it does not exist.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
+    await jetstream.ensure_bucket(js, BUCKET)
+    try:
+        through = (await js.stream_info(STREAM)).state.last_seq
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise UnavailableError(f"{STREAM}: {error!r}", dependency=jetstream.DEPENDENCY) from error
+    after = 0
+    while after < through:
+        messages = await reader.read(STREAM, after)
+        if not messages:
+            return  # the last ones were replaced since
+        after = messages[-1].sequence
+        sessions = []
+        for message in messages:
+            try:
+                session = parse(message)
+            except ValueError as error:
+                logger.warning("session not understood", extra={"key": message.subject, "error": str(error)})
+                continue
+            if session is not None:
+                sessions.append(session)
+        yield sessions
