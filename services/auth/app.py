@@ -15,6 +15,7 @@ from services.auth.auth_servicer import AuthServicer
 from services.auth.bootstrap import bootstrap
 from services.auth.device_servicer import DeviceServicer
 from services.auth.device_store import DeviceStore
+from services.auth.domain.backoff import Guard
 from services.auth.domain.resources import Resources
 from services.auth.domain.view import View
 from services.auth.gate import Gate
@@ -80,12 +81,13 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
     gate = Gate()
     view = View()
     resources = view.resources
+    guard = Guard(free_per_address=settings.free_failures_per_address, free_per_key=settings.free_failures_per_key)
     watchers = Watchers(view)
-    auth_servicer = AuthServicer(view=view, watchers=watchers, gate=gate)
+    auth_servicer = AuthServicer(view=view, guard=guard, watchers=watchers, gate=gate)
     resource_servicer = ResourceServicer(resources=resources, gate=gate)
     device_servicer = DeviceServicer(view=view, gate=gate)
     token_servicer = TokenServicer(gate)
-    token_api = TokenApi(view=view, gate=gate)
+    token_api = TokenApi(view=view, guard=guard, gate=gate)
 
     def register(server: aio.Server) -> list[str]:
         auth_pb2_grpc.add_AuthServiceServicer_to_server(auth_servicer, server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,8 @@ from grpc import aio
 from typing_extensions import override
 
 from services.auth import metrics
-from services.auth.domain import credentials, names, token_checks
+from services.auth.domain import backoff, credentials, names, token_checks
+from services.auth.domain.backoff import Guard
 from services.auth.domain.credentials import Attempt, Outcome, QueryOutcome
 from services.auth.domain.token_checks import TokenCode, Verdict
 from services.auth.domain.tokens import TokenType
@@ -27,6 +29,8 @@ MAX_TOKENS = 1_000
 MAX_DEVICES = 10_000
 HEARTBEAT_S = 1.0
 """A watcher hears something at least so often."""
+
+logger = logging.getLogger(__name__)
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -53,8 +57,9 @@ TOKEN_TYPES_OF = {number: token_type for token_type, number in TOKEN_TYPES.items
 class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     """Answers the edges and the status service."""
 
-    def __init__(self, *, view: View, watchers: Watchers, gate: Gate) -> None:
+    def __init__(self, *, view: View, guard: Guard, watchers: Watchers, gate: Gate) -> None:
         self._view = view
+        self._guard = guard
         self._watchers = watchers
         self._gate = gate
 
@@ -65,10 +70,18 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self._gate.check()
         if not 1 <= len(request.attempts) <= MAX_ATTEMPTS:
             raise InvalidFieldError(f"must hold 1 to {MAX_ATTEMPTS} attempts", field="attempts")
-        now_ms = _now_ms()
-        return auth_pb2.AuthenticateResponse(results=[self._result(attempt, now_ms) for attempt in request.attempts])
+        now_ms, now = _now_ms(), time.monotonic()
+        return auth_pb2.AuthenticateResponse(
+            results=[self._result(attempt, now_ms, now) for attempt in request.attempts]
+        )
 
-    def _result(self, message: auth_pb2.ConnectAttempt, now_ms: int) -> auth_pb2.ConnectResult:
+    def _result(self, message: auth_pb2.ConnectAttempt, now_ms: int, now: float) -> auth_pb2.ConnectResult:
+        who = backoff.Attempt(backoff.host_of(message.address), message.user_name, message.client_id)
+        if not self._guard.admits(who, now):
+            metrics.ATTEMPTS.labels("blocked").inc()
+            return auth_pb2.ConnectResult(
+                outcome=auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, reason="not checked: too many failures before"
+            )
         attempt = Attempt(
             client_id=message.client_id,
             user_name=message.user_name if message.HasField("user_name") else None,
@@ -77,6 +90,10 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         )
         result = credentials.authenticate(attempt, self._view, now_ms)
         metrics.ATTEMPTS.labels(result.outcome.name.lower()).inc()
+        if result.outcome is Outcome.ACCEPTED:
+            self._guard.succeeded(who)
+        elif result.is_guess and self._guard.failed(who, now):
+            logger.warning("too many failures: waiting", extra={"address": who.address, "reason": result.reason})
         return auth_pb2.ConnectResult(
             outcome=_OUTCOMES[result.outcome],
             instance_id=result.instance_id,
@@ -93,10 +110,17 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self._gate.check()
         if not 1 <= len(request.tokens) <= MAX_TOKENS:
             raise InvalidFieldError(f"must hold 1 to {MAX_TOKENS} tokens", field="tokens")
-        now_ms = _now_ms()
-        return auth_pb2.CheckTokensResponse(results=[self._token_result(check, now_ms) for check in request.tokens])
+        now_ms, now = _now_ms(), time.monotonic()
+        return auth_pb2.CheckTokensResponse(
+            results=[self._token_result(check, now_ms, now) for check in request.tokens]
+        )
 
-    def _token_result(self, message: auth_pb2.TokenCheck, now_ms: int) -> auth_pb2.TokenResult:
+    def _token_result(self, message: auth_pb2.TokenCheck, now_ms: int, now: float) -> auth_pb2.TokenResult:
+        # A client that is connected has an address of its own; what counts here is who it says it is.
+        who = backoff.Attempt(key=f"{message.instance_id}|{message.client_id}")
+        if not self._guard.admits(who, now):
+            metrics.TOKENS.labels("blocked").inc()
+            return auth_pb2.TokenResult(code=TokenCode.FORGED)
         token_type = TOKEN_TYPES_OF.get(message.type)
         if token_type is None:
             return auth_pb2.TokenResult(code=TokenCode.WRONG_TYPE)
@@ -109,6 +133,8 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             now_ms=now_ms,
         )
         metrics.TOKENS.labels(verdict.code.name.lower()).inc()
+        if verdict.code in {TokenCode.FORGED, TokenCode.BAD_SIGNATURE}:
+            self._guard.failed(who, now)
         grant = _grant(verdict) if verdict.code is TokenCode.VALID else None
         return auth_pb2.TokenResult(code=verdict.code, grant=grant)
 
@@ -133,6 +159,13 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self, request: auth_pb2.AuthorizeQueryRequest, context: Context
     ) -> auth_pb2.AuthorizeQueryResponse:
         self._gate.check()
+        # Without an address a stranger could lock everybody out who asks with the key.
+        key = f"{request.instance_id}|{request.access_key_id}" if request.address else ""
+        who = backoff.Attempt(backoff.host_of(request.address), key)
+        now = time.monotonic()
+        if not self._guard.admits(who, now):
+            metrics.QUERIES.labels("blocked").inc()
+            return auth_pb2.AuthorizeQueryResponse(outcome=auth_pb2.QUERY_OUTCOME_BAD_SIGNATURE)
         outcome = credentials.authorize_query(
             instance_id=request.instance_id,
             access_key_id=request.access_key_id,
@@ -143,6 +176,10 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             resources=self._view.resources,
         )
         metrics.QUERIES.labels(outcome.name.lower()).inc()
+        if outcome is QueryOutcome.BAD_SIGNATURE:
+            self._guard.failed(who, now)
+        else:
+            self._guard.succeeded(who)
         return auth_pb2.AuthorizeQueryResponse(outcome=_QUERY_OUTCOMES[outcome])
 
     @override

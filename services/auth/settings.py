@@ -35,3 +35,15 @@ class AuthSettings(CommonSettings):
     bootstrap_file: Path | None = setting(
         None, text="JSON file with the instance, AccessKey, group and topic made when there is no instance yet."
     )
+    free_failures_per_address: int = setting(
+        100,
+        text="Wrong credentials from one address that cost nothing; 0: no bound, such as behind a proxy.",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    free_failures_per_key: int = setting(
+        1_000,
+        text="Wrong credentials for one user name or AccessKey that cost nothing; 0: no bound.",
+        minimum=0,
+        maximum=1_000_000,
+    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
+import time
 import urllib.parse
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
@@ -21,7 +23,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from services.auth import metrics
-from services.auth.domain import signatures, token_queries
+from services.auth.domain import backoff, signatures, token_queries
+from services.auth.domain.backoff import Guard
 from services.auth.domain.records import AccessKey
 from services.auth.domain.token_checks import TokenCode
 from services.auth.domain.token_queries import ApplyQuery, BadQueryError, Code, Parameter, Signed, TokenQuery
@@ -32,6 +35,8 @@ from services.auth.issuing import TokenIssuer
 from services.common.errors import DomainError, InvalidFieldError, NotServingError, UnavailableError
 from services.common.http_server import health_routes
 from services.common.readiness import Readiness
+
+logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 128 << 10
 """A form with the largest token or 100 long resources, percent-encoded, fits."""
@@ -46,6 +51,7 @@ _TOKEN_CODES = {
     TokenCode.EXPIRED: (Code.EXPIRED, "the token has expired"),
     TokenCode.REVOKED: (Code.REVOKED, "the token was revoked"),
 }
+_WRONG_SIGNATURE = "the signature is wrong"
 _FORGED = (Code.FORGED, "the token is forged, or not one of this AccessKey")
 
 Answer = tuple[Code, str, str | None]
@@ -56,11 +62,13 @@ class TokenApi:
 
     Args:
         view: what exists and what was revoked.
+        guard: makes guessing slow.
         gate: whether calls may be answered.
     """
 
-    def __init__(self, *, view: View, gate: Gate) -> None:
+    def __init__(self, *, view: View, guard: Guard, gate: Gate) -> None:
         self._view = view
+        self._guard = guard
         self._gate = gate
         self.issuer: TokenIssuer | None = None
         """Set before the gate opens: it needs NATS, which connects after the server has started."""
@@ -87,16 +95,29 @@ class TokenApi:
         if self.issuer is None:
             raise AssertionError("the gate opened before there was an issuer")
         try:
-            code, message, token = await work(self.issuer, await _parameters(request))
+            parameters = await _parameters(request)
+            who = _caller(request, parameters)
+            # What is not checked is answered like a wrong signature.
+            code, message, token = Code.BAD_SIGNATURE, _WRONG_SIGNATURE, None
+            if self._guard.admits(who, time.monotonic()):
+                code, message, token = await work(self.issuer, parameters)
+                self._note(who, code)
         except BadQueryError as error:
             code, message, token = Code.BAD_PARAMETER, str(error), None
         metrics.TOKEN_CALLS.labels(request.url.path, int(code)).inc()
         return JSONResponse(token_queries.answer(code, message, token), headers={"Cache-Control": "no-store"})
 
+    def _note(self, who: backoff.Attempt, code: Code) -> None:
+        if code is Code.BAD_SIGNATURE:
+            if self._guard.failed(who, time.monotonic()):
+                logger.warning("too many failures: waiting", extra={"address": who.address})
+        elif code is not Code.BAD_PARAMETER:
+            self._guard.succeeded(who)
+
     async def _apply(self, issuer: TokenIssuer, parameters: list[tuple[str, str]]) -> Answer:
         asked = token_queries.parse_apply(parameters)
         if not self._is_signed(asked):
-            return Code.BAD_SIGNATURE, "the signature is wrong", None
+            return Code.BAD_SIGNATURE, _WRONG_SIGNATURE, None
         try:
             text, _ = issuer.apply(
                 instance_id=asked.instance_id,
@@ -142,12 +163,19 @@ class TokenApi:
     def _examine(self, issuer: TokenIssuer, asked: TokenQuery) -> tuple[Code, str, Token | None]:
         keys = self._signers(asked.signed)
         if not keys:
-            return Code.BAD_SIGNATURE, "the signature is wrong", None
+            return Code.BAD_SIGNATURE, _WRONG_SIGNATURE, None
         worth, token = issuer.examine(asked.token)
         owners = {(key.instance_id, key.access_key_id) for key in keys}
         if token is None or (token.instance_id, token.access_key_id) not in owners:
             return *_FORGED, None
         return *_TOKEN_CODES.get(worth, _FORGED), token
+
+
+def _caller(request: Request, parameters: list[tuple[str, str]]) -> backoff.Attempt:
+    address = f"{request.client.host}:{request.client.port}" if request.client is not None else ""
+    key = next((value for name, value in parameters if name == "accessKey"), "")
+    # Not the path: who may apply for tokens may ask about them.
+    return backoff.Attempt(backoff.host_of(address), key, "token API")
 
 
 async def _parameters(request: Request) -> list[tuple[str, str]]:

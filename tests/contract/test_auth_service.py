@@ -13,12 +13,13 @@ import pytest_asyncio
 from grpc import StatusCode, aio
 
 from services.auth import app, watchers
+from services.auth.domain import tokens
 from services.common import errors, grpc_client, grpc_errors
 from services.common.healthcheck import is_serving
 from services.common.runtime import background
 from services.common.settings import Secret
 from services.common.signature import sign
-from tests.support.auth import TOKEN, AuthService, health_is, running_auth, settings
+from tests.support.auth import TOKEN, AuthService, health_is, in_time, running_auth, settings
 from tests.support.nats import NatsServer, running_server, unique
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc, resource_pb2, resource_pb2_grpc
 
@@ -201,6 +202,87 @@ async def test_queries(service: AuthService) -> None:
         good.client_id = client_id
         answer = await service.auth.AuthorizeQuery(good)
         assert answer.outcome == auth_pb2.QUERY_OUTCOME_GROUP_NOT_OWNED, client_id
+
+
+async def test_who_guesses_is_not_checked_for_a_while(nats_of_module: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with running_auth(nats_of_module, free_failures=2) as service:
+        name = unique("inst-")
+        await service.create_instance(name)
+        await service.create_group(name, "GID_mine", "mine")
+        access_key_id, secret = await service.create_key(name, "mine")
+
+        def attempt(client_id: str, host: str, secret: str) -> auth_pb2.ConnectAttempt:
+            made = signed(client_id, access_key_id, secret, name)
+            made.address = f"{host}:1"
+            return made
+
+        accepted, bad = auth_pb2.CONNECT_OUTCOME_ACCEPTED, auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS
+        guesses = [attempt("GID_mine@@@2", "10.0.0.1", "guess")] * 3
+        results = await authenticate(
+            service,
+            attempt("GID_mine@@@1", "10.0.0.1", secret),
+            *guesses,
+            attempt("GID_mine@@@2", "10.0.0.1", secret),
+            attempt("GID_mine@@@1", "10.0.0.1", secret),
+            attempt("GID_mine@@@2", "10.0.0.2", secret),
+        )
+        assert [result.outcome for result in results] == [accepted, bad, bad, bad, bad, accepted, accepted]
+        assert "not checked" in results[4].reason
+        assert [record.message for record in caplog.records].count("too many failures: waiting") == 1
+
+        async def admitted() -> bool:
+            (result,) = await authenticate(service, attempt("GID_mine@@@2", "10.0.0.1", secret))
+            return bool(result.outcome == accepted)
+
+        await in_time(admitted, "the address is checked again")
+
+
+async def test_expired_and_revoked_tokens_are_no_guesses(nats_of_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MIN_LIFETIME_MS", -10_000)
+    async with running_auth(nats_of_module, free_failures=2) as service:
+        name = unique("inst-")
+        await service.create_instance(name)
+        await service.create_group(name, "GID_mine")
+        access_key_id, _ = await service.create_key(name)
+        expired = (await service.apply_token(name, access_key_id, "demo", lifetime_s=-1)).token
+        good = (await service.apply_token(name, access_key_id, "demo")).token
+        attempts = [
+            auth_pb2.ConnectAttempt(
+                client_id="GID_mine@@@1",
+                user_name=f"Token|{access_key_id}|{name}",
+                password=f"RW|{token}".encode(),
+                address="10.0.0.3:1",
+            )
+            for token in (expired, expired, expired, expired, good)
+        ]
+        results = await authenticate(service, *attempts)
+        assert results[4].outcome == auth_pb2.CONNECT_OUTCOME_ACCEPTED
+        assert {result.reason for result in results[:4]} == {"token RW: expired"}
+
+
+async def test_who_guesses_signatures_of_queries_is_not_checked_for_a_while(nats_of_module: str) -> None:
+    async with running_auth(nats_of_module, free_failures=2) as service:
+        name = unique("inst-")
+        await service.create_instance(name)
+        access_key_id, secret = await service.create_key(name)
+
+        async def outcome(host: str, secret: str) -> int:
+            request = auth_pb2.AuthorizeQueryRequest(
+                instance_id=name,
+                access_key_id=access_key_id,
+                client_id="GID_mine@@@1",
+                signed_text="x",
+                signature=sign(secret, "x"),
+                address=f"{host}:1" if host else "",
+            )
+            return (await service.auth.AuthorizeQuery(request)).outcome
+
+        bad, not_owned = auth_pb2.QUERY_OUTCOME_BAD_SIGNATURE, auth_pb2.QUERY_OUTCOME_GROUP_NOT_OWNED
+        assert [await outcome("10.0.0.4", "guess") for _ in range(3)] == [bad] * 3
+        assert await outcome("10.0.0.4", secret) == bad
+        assert await outcome("10.0.0.5", secret) == not_owned
+        assert [await outcome("", "guess") for _ in range(3)] == [bad] * 3
+        assert await outcome("", secret) == not_owned
 
 
 # CheckTokens

@@ -164,6 +164,23 @@ async def test_407_bad_signatures(caller: Caller) -> None:
     assert await caller.code("query", caller.about(token)) == 200
 
 
+async def test_who_guesses_signatures_is_not_checked_for_a_while(nats_of_module: str) -> None:
+    async with running_auth(nats_of_module, free_failures=2) as service:
+        known, caller = await make_caller(service), await make_caller(service)
+        token = await known.token()
+        stranger = Caller(service, caller.instance_id, caller.access_key_id, "guess")
+        for _ in range(3):
+            assert await stranger.code("apply", stranger.applying()) == 407
+        assert await caller.code("apply", caller.applying()) == 407
+        # Who is known from this address goes on, with all calls.
+        assert await known.code("query", known.about(token)) == 200
+
+        async def admitted() -> bool:
+            return await caller.code("apply", caller.applying()) == 200
+
+        await in_time(admitted, "the address is checked again")
+
+
 async def test_1_forged_tokens_and_tokens_of_another_key(caller: Caller) -> None:
     other = Caller(caller.service, caller.instance_id, *(await caller.service.create_key(caller.instance_id)))
     token = await caller.token()

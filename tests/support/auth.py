@@ -155,10 +155,17 @@ def settings(
 
 @contextlib.asynccontextmanager
 async def running_auth(
-    nats_url: str, *, bootstrap_file: Path | None = None, master_key: Secret = MASTER_KEY, drain_s: float = 1
+    nats_url: str,
+    *,
+    bootstrap_file: Path | None = None,
+    master_key: Secret = MASTER_KEY,
+    drain_s: float = 1,
+    free_failures: int | None = None,
 ) -> AsyncGenerator[AuthService]:
     """Run a service; it has loaded everything when the body begins."""
     chosen = settings(nats_url, bootstrap_file=bootstrap_file, master_key=master_key, drain_s=drain_s)
+    if free_failures is not None:
+        chosen = dataclasses.replace(chosen, free_failures_per_address=free_failures)
     async with app.running(chosen, asyncio.Event()) as ports:
         address = f"127.0.0.1:{ports.grpc[0]}"
         async with grpc_client.channel(address, TOKEN) as channel:

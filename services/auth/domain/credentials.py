@@ -69,6 +69,8 @@ class Result:
     instance_id: str = ""
     account_id: str = ""
     reason: str = ""
+    is_guess: bool = False
+    """Whether it was refused for what somebody sends who guesses; a token that has expired is no guess."""
     access_key_id: str = ""
     token_mode: bool = False
     tokens: tuple[Verdict, ...] = ()
@@ -125,7 +127,7 @@ def authenticate(attempt: Attempt, view: View, now_ms: int) -> Result:
         reason = "instance allows no anonymous clients"
     else:
         return Result(Outcome.ACCEPTED, instance.instance_id)
-    return Result(Outcome.BAD_CREDENTIALS, reason=reason)
+    return _guess(reason)
 
 
 def authorize_query(
@@ -169,7 +171,7 @@ def _by_signature(attempt: Attempt, identity: Identity, resources: Resources, *,
         identity.instance_id, identity.access_key_id, attempt.client_id, attempt.password or b"", resources
     )
     if key is None:
-        return Result(Outcome.BAD_CREDENTIALS, reason=reason)
+        return _guess(reason)
     if not is_standard and not _owns_group(key, attempt.client_id, resources):
         return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist or is another account's")
     return Result(Outcome.ACCEPTED, identity.instance_id, key.account_id, access_key_id=key.access_key_id)
@@ -179,13 +181,13 @@ def _by_tokens(attempt: Attempt, identity: Identity, view: View, now_ms: int, *,
     instance_id, access_key_id = identity.instance_id, identity.access_key_id
     key = view.resources.access_key(instance_id, access_key_id)
     if view.resources.instance(instance_id) is None:
-        return Result(Outcome.BAD_CREDENTIALS, reason="unknown instance")
+        return _guess("unknown instance")
     if key is None:
-        return Result(Outcome.BAD_CREDENTIALS, reason="unknown AccessKey")
+        return _guess("unknown AccessKey")
     try:
         given = token_checks.parse_password(attempt.password or b"")
     except BadPasswordError as error:
-        return Result(Outcome.BAD_CREDENTIALS, reason=f"password is no set of tokens: {error}")
+        return _guess(f"password is no set of tokens: {error}")
     verdicts = tuple(
         token_checks.check(
             text, token_type, instance_id=instance_id, access_key_id=access_key_id, view=view, now_ms=now_ms
@@ -194,7 +196,9 @@ def _by_tokens(attempt: Attempt, identity: Identity, view: View, now_ms: int, *,
     )
     for verdict in verdicts:
         if verdict.code is not TokenCode.VALID:
-            return Result(Outcome.BAD_CREDENTIALS, reason=f"token {verdict.token_type}: {verdict.code.name.lower()}")
+            reason = f"token {verdict.token_type}: {verdict.code.name.lower()}"
+            is_guess = verdict.code in {TokenCode.FORGED, TokenCode.BAD_SIGNATURE}
+            return Result(Outcome.BAD_CREDENTIALS, reason=reason, is_guess=is_guess)
     if not is_standard and not _owns_group(key, attempt.client_id, view.resources):
         return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist or is another account's")
     return Result(
@@ -212,11 +216,11 @@ def _by_device(attempt: Attempt, identity: Identity, view: View, *, is_standard:
     secret = credential.secret if credential is not None else None
     is_right = signatures.is_signed_by(secret, attempt.client_id, attempt.password or b"")
     if credential is None or credential.instance_id != identity.instance_id:
-        return Result(Outcome.BAD_CREDENTIALS, reason="unknown device credential")
+        return _guess("unknown device credential")
     if not is_right or credential.client_id != attempt.client_id:
-        return Result(Outcome.BAD_CREDENTIALS, reason="wrong signature of a device")
+        return _guess("wrong signature of a device")
     if view.resources.instance(identity.instance_id) is None:
-        return Result(Outcome.BAD_CREDENTIALS, reason="unknown instance")
+        return _guess("unknown instance")
     group = view.resources.group(identity.instance_id, names.group_of(attempt.client_id))
     if group is None and not is_standard:
         return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist")
@@ -226,6 +230,10 @@ def _by_device(attempt: Attempt, identity: Identity, view: View, *, is_standard:
         group.account_id if group is not None else DEFAULT_ACCOUNT,
         device_credential_id=credential.credential_id,
     )
+
+
+def _guess(reason: str) -> Result:
+    return Result(Outcome.BAD_CREDENTIALS, reason=reason, is_guess=True)
 
 
 def _owns_group(key: AccessKey, client_id: str, resources: Resources) -> bool:

@@ -58,8 +58,6 @@ class Code(enum.IntEnum):
     BAD_SIGNATURE = 407
     NOT_ISSUED = 409
     NOT_REVOKED = 410
-    BUSY = 429
-    """Too many failed calls from this address or for this AccessKey; not one of the vendor's codes."""
 
 
 class BadQueryError(ValueError):

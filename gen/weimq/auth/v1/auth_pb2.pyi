@@ -790,6 +790,7 @@ class AuthorizeQueryRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     GROUP_ID_FIELD_NUMBER: _builtins.int
     TOPIC_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Instance the query names."""
     access_key_id: _builtins.str
@@ -804,6 +805,8 @@ class AuthorizeQueryRequest(_message.Message):
     """Group the query is about; it must belong to the account of the key."""
     topic: _builtins.str
     """Topic name the query is about; its parent topic must belong to the account of the key."""
+    address: _builtins.str
+    """Address of who asks, `host:port`; for back-off. Empty: not known, and failures cost nothing."""
     def __init__(
         self,
         *,
@@ -814,10 +817,11 @@ class AuthorizeQueryRequest(_message.Message):
         signature: _builtins.str = ...,
         group_id: _builtins.str = ...,
         topic: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "client_id", b"client_id", "group_id", b"group_id", "instance_id", b"instance_id", "signature", b"signature", "signed_text", b"signed_text", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "address", b"address", "client_id", b"client_id", "group_id", b"group_id", "instance_id", b"instance_id", "signature", b"signature", "signed_text", b"signed_text", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
