@@ -15,8 +15,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from nats.aio.client import Client
-from nats.js import JetStreamContext, api
 from nats.js.errors import BadRequestError
 
 from services.auth.device_store import DeviceStore
@@ -25,18 +23,12 @@ from services.auth.domain.records import AccessKey, Group, Instance, Profile, To
 from services.auth.domain.resources import Resources
 from services.auth.sealing import Sealer
 from services.auth.store import Store
-from services.common import jetstream, subjects
+from services.auth.streams import Streams
+from services.common import subjects
 from services.common.errors import AlreadyExistsError, InUseError, InvalidFieldError, NotFoundError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
-EVENTS_MAX_AGE_S = 3 * 86_400
-EVENTS_DUPLICATE_WINDOW_S = 600
-LOG_DUPLICATE_WINDOW_S = 120
-ORDERED_LOG_DUPLICATE_WINDOW_S = 600
-"""How long a log knows its message ids: a message whose acknowledgement was lost in a failure of JetStream that took
-longer is in the log twice. NATS keeps some 150 bytes of memory for each message of that time, so the time is long only
-where repeats would break a promise."""
 ATTEMPTS = 5
 """How often a start tries to make a stream while NATS is connected and does not manage."""
 RETRY_S = 0.5
@@ -46,7 +38,7 @@ class Administration:
     """Changes resources, one change at a time. Owned by one event loop.
 
     Args:
-        client: connected to NATS.
+        streams: of JetStream.
         store: where records are kept.
         devices: device credentials, which go with their instance.
         resources: the view that `store` writes.
@@ -54,10 +46,9 @@ class Administration:
     """
 
     def __init__(
-        self, *, client: Client, store: Store, devices: DeviceStore, resources: Resources, sealer: Sealer
+        self, *, streams: Streams, store: Store, devices: DeviceStore, resources: Resources, sealer: Sealer
     ) -> None:
-        self._client = client
-        self._js: JetStreamContext = client.jetstream(timeout=2)
+        self._streams = streams
         self._store = store
         self._devices = devices
         self._resources = resources
@@ -79,7 +70,7 @@ class Administration:
                 await self._finish_instance(existing)
             elif existing is not None:
                 raise _exists(f"instance/{instance_id}")
-            await self._ensure_events(instance)
+            await self._streams.ensure_events(instance)
             await self._create(instance, f"instance/{instance_id}")
         return instance
 
@@ -267,7 +258,7 @@ class Administration:
                 await self._finish_topic(existing)
             elif existing is not None:
                 raise _exists(f"topic/{topic.topic}")
-            await self._ensure_log(topic)
+            await self._streams.ensure_log(topic)
             await self._create(topic, f"topic/{topic.topic}")
         return topic
 
@@ -301,7 +292,7 @@ class Administration:
                 async with self._lock:
                     await self._bring_into_line(record)
             except UnavailableError as error:
-                refusals += self._client.is_connected
+                refusals += self._streams.is_connected
                 # A wrong request stays wrong; anything else may pass.
                 if isinstance(error.__cause__, BadRequestError) or refusals == ATTEMPTS:
                     logger.exception("resource has no stream", extra={"key": record.key, "cause": str(error)})
@@ -315,11 +306,11 @@ class Administration:
             case Instance(deleting=True):
                 await self._finish_instance(record)
             case Instance():
-                await self._ensure_events(record)
+                await self._streams.ensure_events(record)
             case Topic(deleting=True):
                 await self._finish_topic(record)
             case Topic():
-                await self._ensure_log(record)
+                await self._streams.ensure_log(record)
 
     async def _finish_instance(self, instance: Instance) -> None:
         if not instance.deleting:
@@ -332,54 +323,14 @@ class Administration:
                 else:
                     await self._store.delete(record.key)
         await self._devices.delete_instance(instance.instance_id)
-        await jetstream.delete_stream(self._js, subjects.event_stream(instance.instance_id))
-        await jetstream.delete_stream(self._js, subjects.retained_stream(instance.instance_id))
-        for name in await jetstream.stream_names(self._client, subjects.kept_filter(instance.instance_id)):
-            if name.startswith(subjects.KEPT_STREAM):
-                await jetstream.delete_stream(self._js, name)
+        await self._streams.delete_of_instance(instance.instance_id)
         await self._store.delete(instance.key)
 
     async def _finish_topic(self, topic: Topic) -> None:
         if not topic.deleting:
             await self._store.put(dataclasses.replace(topic, deleting=True))
-        await jetstream.delete_stream(self._js, subjects.log_stream(topic.instance_id, topic.topic))
+        await self._streams.delete_log(topic)
         await self._store.delete(topic.key)
-
-    async def _ensure_events(self, instance: Instance) -> None:
-        config = api.StreamConfig(
-            name=subjects.event_stream(instance.instance_id),
-            subjects=[subjects.event_filter(instance.instance_id)],
-            storage=api.StorageType.FILE,
-            retention=api.RetentionPolicy.LIMITS,
-            discard=api.DiscardPolicy.OLD,
-            max_age=EVENTS_MAX_AGE_S,
-            duplicate_window=EVENTS_DUPLICATE_WINDOW_S,
-        )
-        await self._ensure(config)
-
-    async def _ensure_log(self, topic: Topic) -> None:
-        if not topic.logged:
-            return
-        config = api.StreamConfig(
-            name=subjects.log_stream(topic.instance_id, topic.topic),
-            subjects=subjects.log_filter(topic.instance_id, topic.topic),
-            storage=api.StorageType.FILE,
-            retention=api.RetentionPolicy.LIMITS,
-            discard=api.DiscardPolicy.OLD,
-            max_age=topic.retention_s,
-            # JetStream refuses a window longer than the age.
-            duplicate_window=min(
-                ORDERED_LOG_DUPLICATE_WINDOW_S if topic.ordered else LOG_DUPLICATE_WINDOW_S, topic.retention_s
-            ),
-            allow_direct=True,
-        )
-        await self._ensure(config)
-
-    async def _ensure(self, config: api.StreamConfig) -> None:
-        # nats-py would hold the request and send it after the reconnection, long after the caller was refused.
-        if not self._client.is_connected:
-            raise UnavailableError("NATS is not connected", dependency=jetstream.DEPENDENCY)
-        await jetstream.ensure_stream(self._js, config)
 
     async def _create(self, record: records.Record, resource: str) -> None:
         try:

@@ -25,6 +25,7 @@ from services.auth.revocation_store import RevocationStore
 from services.auth.sealing import Sealer
 from services.auth.settings import AuthSettings
 from services.auth.store import Store
+from services.auth.streams import Streams
 from services.auth.token_http import TokenApi, application
 from services.auth.token_keys import TokenKeys
 from services.auth.token_servicer import TokenServicer
@@ -118,7 +119,7 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         store = Store(client=client, resources=resources, sealer=sealer, changed=watchers.tell)
         device_store = DeviceStore(client=client, view=view.devices, sealer=sealer, changed=watchers.tell)
         administration = Administration(
-            client=client, store=store, devices=device_store, resources=resources, sealer=sealer
+            streams=Streams(client), store=store, devices=device_store, resources=resources, sealer=sealer
         )
         revocation_store = RevocationStore(client=client, revocations=view.revocations, changed=watchers.tell)
         await dependencies.enter_async_context(background(store.run(), revocation_store.run(), device_store.run()))

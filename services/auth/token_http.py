@@ -32,8 +32,8 @@ from services.auth.domain.tokens import Token
 from services.auth.domain.view import View
 from services.auth.gate import Gate
 from services.auth.issuing import TokenIssuer
+from services.common import http_server
 from services.common.errors import DomainError, InvalidFieldError, NotServingError, UnavailableError
-from services.common.http_server import health_routes
 from services.common.readiness import Readiness
 
 logger = logging.getLogger(__name__)
@@ -172,10 +172,9 @@ class TokenApi:
 
 
 def _caller(request: Request, parameters: list[tuple[str, str]]) -> backoff.Attempt:
-    address = f"{request.client.host}:{request.client.port}" if request.client is not None else ""
     key = next((value for name, value in parameters if name == "accessKey"), "")
     # Not the path: who may apply for tokens may ask about them.
-    return backoff.Attempt(backoff.host_of(address), key, "token API")
+    return backoff.Attempt(backoff.host_of(http_server.peer(request)), key, "token API")
 
 
 async def _parameters(request: Request) -> list[tuple[str, str]]:
@@ -273,7 +272,7 @@ def application(api: TokenApi, readiness: Readiness) -> FastAPI:
                 operation_id=f"{method.lower()}_{path.rpartition('/')[2]}",
                 openapi_extra=described,
             )
-    app.router.routes.extend(health_routes(readiness))
+    app.router.routes.extend(http_server.health_routes(readiness))
     return app
 
 

@@ -141,6 +141,11 @@ def _bind(listen: str) -> socket.socket:
     return listener
 
 
+def peer(request: Request) -> str:
+    """Return who sent a request, `host:port`; empty when that is not known."""
+    return f"{request.client.host}:{request.client.port}" if request.client is not None else ""
+
+
 def health_routes(readiness: Readiness) -> list[Route]:
     """Return `/healthz` (the loop turns), `/readyz` (nothing is missing) and `/metrics` (Prometheus text)."""
 

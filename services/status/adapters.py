@@ -60,6 +60,7 @@ class Auth:
         client_id: str = "",
         group_id: str = "",
         topic: str = "",
+        address: str = "",
     ) -> Permission:
         """Check a query about a client, a group or a topic.
 
@@ -74,6 +75,7 @@ class Auth:
             topic=topic,
             signed_text=signed_text,
             signature=signature,
+            address=address,
         )
         with rpc_faults(AUTH):
             response = await self._stub.AuthorizeQuery(request, timeout=TIMEOUT_S)

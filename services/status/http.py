@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from services.common.errors import UnavailableError
-from services.common.http_server import health_routes
+from services.common.http_server import health_routes, peer
 from services.common.readiness import Readiness
 from services.status import metrics, query
 from services.status.adapters import Auth, Permission, Sessions
@@ -64,6 +64,7 @@ class OnlineQuery:
                 client_id=asked.client_id,
                 signed_text=asked.signed_text,
                 signature=asked.signature,
+                address=peer(request),
             )
         except UnavailableError:
             return Answer(503, Code.UNAVAILABLE, "the signature can't be checked now: retry")
