@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 
 from grpc import aio
 
+from services.auth import backend_api
 from services.auth.administration import Administration
 from services.auth.auth_servicer import AuthServicer
 from services.auth.bootstrap import bootstrap
@@ -122,7 +123,8 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
             streams=Streams(client), store=store, devices=device_store, resources=resources, sealer=sealer
         )
         revocation_store = RevocationStore(client=client, revocations=view.revocations, changed=watchers.tell)
-        await dependencies.enter_async_context(background(store.run(), revocation_store.run(), device_store.run()))
+        work = store.run(), revocation_store.run(), device_store.run(), backend_api.serve(client)
+        await dependencies.enter_async_context(background(*work))
         await unless_stopped(stop, revocation_store.loaded.wait())
         await unless_stopped(stop, device_store.loaded.wait())
         token_keys = TokenKeys(store=store, resources=resources, sealer=sealer)

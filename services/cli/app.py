@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from services import compiled
-from services.cli import clients, resources, up
+from services.cli import backends, clients, resources, up
 
 app = typer.Typer(
     name="weimq",
@@ -41,5 +41,11 @@ app.command()(clients.sign)
 app.command()(clients.status)
 app.command()(clients.clients)
 app.command()(clients.kick)
-for group in (resources.instance_app, resources.accesskey_app, resources.group_app, resources.topic_app):
+for group in (
+    backends.backend_app,
+    resources.instance_app,
+    resources.accesskey_app,
+    resources.group_app,
+    resources.topic_app,
+):
     app.add_typer(group)

@@ -32,15 +32,13 @@ def credentials(data: DataOption = DEFAULT_DATA, as_json: JsonOption = False) ->
     """Print the instance, AccessKey, group and parent topic made at the first start, and the NATS URL of backends."""
     directory = DataDir(data)
     bootstrap = directory.read_bootstrap()
-    # The services' URL tells where NATS is reached; backends have a user of their own.
-    address = directory.read_text(directory.nats_url).rpartition("@")[2]
     values = {
         "instance": bootstrap.instance,
         "access_key": bootstrap.access_key,
         "secret": bootstrap.secret,
         "group": bootstrap.group,
         "topic": bootstrap.topic,
-        "nats_url": nats_config.url(nats_config.BACKEND_USER, directory.read_nats_passwords().backend, address),
+        "nats_url": nats_config.backend_url(directory, directory.read_backends()[0]),
     }
     (print_json if as_json else print_record)(values)
 

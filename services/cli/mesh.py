@@ -155,6 +155,7 @@ def plan(
         processes.append(_service(name, "edge", environ, health, tuple(listens.values()), stage=0))
         endpoints.update({f"{label}-{index}" if index else label: address for label, address in listens.items()})
     endpoints["nats"] = f"{LOOPBACK}:{ports.nats}"
+    processes.append(_backends(data))
     return Mesh(processes=tuple(processes), endpoints=endpoints)
 
 
@@ -180,16 +181,28 @@ def _nats(data: DataDir, address: str, nats_server: str) -> Process:
     )
 
 
+def _backends(data: DataDir) -> Process:
+    return Process(
+        name="backends",
+        argv=(sys.executable, "-P", "-m", "services.cli", "backend", "follow", "--data", str(data.path)),
+        environ={**inherited(os.environ), **_found()},
+        stage=0,
+    )
+
+
+def _found() -> dict[str, str]:
+    # The same code as this process runs, wherever it was found; -P: not whatever lies in the working directory.
+    roots = (Path(services.__path__[0]).parent, Path(weimq.__path__[0]).parent)
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(str(root) for root in roots))}
+
+
 def _service(
     name: str, service: str, environ: Mapping[str, str], health: str, listens: tuple[str, ...], *, stage: int = 1
 ) -> Process:
-    # The same code as this process runs, wherever it was found; -P: not whatever lies in the working directory.
-    roots = (Path(services.__path__[0]).parent, Path(weimq.__path__[0]).parent)
-    found = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(str(root) for root in roots))}
     return Process(
         name=name,
         argv=(sys.executable, "-P", "-m", f"services.{service}"),
-        environ={**inherited(os.environ), **found, **environ},
+        environ={**inherited(os.environ), **_found(), **environ},
         health=health,
         listens=listens,
         stage=stage,

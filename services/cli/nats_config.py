@@ -1,83 +1,50 @@
-"""Configuration of NATS: two users, JetStream, where it listens.
+"""Configuration of NATS: accounts and users, JetStream, where it listens.
 
-`weimq` is what the services are. `backend` is for applications: it reads message logs and lifecycle events
-and publishes to `mq.in.>`, nothing else.
-
-NATS matches whole tokens only, so no rule can say "streams whose name begins with MQ_". What `backend` must not
-read is therefore denied by name, and `PRIVATE_STREAMS` has to list every stream of the mesh that is neither a
-message log nor lifecycle events; a test compares it with what the services create.
+- Account `WEIMQ` has every stream; its user `weimq` is what the services are.
+- The backend applications of each instance have an account of their own, so they can't see or name anything of
+  another instance: NATS lets through what an account imports, nothing else. These are the inbound subjects of the
+  instance; fetching and acknowledging for each of its streams by name, since NATS matches whole tokens only; and the
+  rest of JetStream's API, which goes to auth (`services.auth.backend_api`). Answers go back through NATS's own
+  reply subjects, so a backend can't have messages sent to a subject of `WEIMQ`, as it could inside one account.
+- Account `SYS` is NATS's own; its user may reload this file, which `weimq backend follow` does when topics change.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from services.cli.errors import CliError
-from services.cli.secrets import DataDir, NatsPasswords, write_private
-from services.common.subjects import IN
+from services.cli.secrets import Backend, DataDir, NatsPasswords, write_private
+from services.common import subjects
 
 WEIMQ_USER = "weimq"
-BACKEND_USER = "backend"
+SYSTEM_USER = "system"
+WEIMQ_ACCOUNT = "WEIMQ"
+SYSTEM_ACCOUNT = "SYS"
 
 MAX_PAYLOAD_BYTES = 8 << 20
 """Largest NATS message: the `standard` profile takes payloads of 1 MB and more."""
 
-PRIVATE_STREAMS = (
-    "KV_device_credentials",
-    "KV_presence",
-    "KV_resources",
-    "KV_revoked_tokens",
-    "KV_router_edges",
-    "KV_sessions",
-    "MQ_DEAD",
-    "MQ_IN",
-    "PRESENCE",
-)
-"""Streams that applications must not see into."""
-
 _API = "$JS.API"
+_FETCH = f"{_API}.CONSUMER.MSG.NEXT"
+_ACKNOWLEDGE = "$JS.ACK"
 
-_ALLOWED = (
-    f"{IN}.>",
-    f"{_API}.INFO",
-    f"{_API}.STREAM.NAMES",
-    f"{_API}.STREAM.LIST",
-    f"{_API}.STREAM.INFO.*",
-    f"{_API}.STREAM.MSG.GET.*",
-    f"{_API}.DIRECT.GET.*",
-    f"{_API}.DIRECT.GET.*.>",
-    f"{_API}.CONSUMER.CREATE.*",
-    f"{_API}.CONSUMER.CREATE.*.>",
-    f"{_API}.CONSUMER.DURABLE.CREATE.*.*",
-    f"{_API}.CONSUMER.INFO.*.*",
-    f"{_API}.CONSUMER.NAMES.*",
-    f"{_API}.CONSUMER.LIST.*",
-    f"{_API}.CONSUMER.DELETE.*.*",
-    f"{_API}.CONSUMER.MSG.NEXT.*.*",
-    "$JS.ACK.>",
-    "$JS.FC.>",
+_ASKED = (
+    "INFO",
+    "STREAM.>",
+    "DIRECT.GET.>",
+    "CONSUMER.CREATE.>",
+    "CONSUMER.DURABLE.CREATE.>",
+    "CONSUMER.INFO.>",
+    "CONSUMER.DELETE.>",
+    "CONSUMER.LIST.>",
+    "CONSUMER.NAMES.>",
 )
-
-
-def _denied() -> list[str]:
-    return [
-        subject.format(stream)
-        for stream in PRIVATE_STREAMS
-        for subject in (
-            f"{_API}.STREAM.INFO.{{}}",
-            f"{_API}.STREAM.MSG.GET.{{}}",
-            f"{_API}.DIRECT.GET.{{}}",
-            f"{_API}.DIRECT.GET.{{}}.>",
-            f"{_API}.CONSUMER.*.{{}}",
-            f"{_API}.CONSUMER.*.{{}}.>",
-            f"{_API}.CONSUMER.DURABLE.CREATE.{{}}.>",
-            f"{_API}.CONSUMER.MSG.NEXT.{{}}.>",
-            "$JS.ACK.{}.>",
-            "$JS.FC.{}.>",
-        )
-    ]
+"""Parts of JetStream's API that go to auth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,29 +54,91 @@ class NatsConfig:
     Attributes:
         listen: `host:port` of the clients' listener.
         store: directory of JetStream's files, as the NATS process sees it.
+        backends: of all instances.
+        topics: logged parent topics by instance id.
     """
 
     listen: str
     store: Path
     passwords: NatsPasswords
+    system_password: str
+    backends: Sequence[Backend] = ()
+    topics: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return the file; it holds passwords."""
-        permissions = {"publish": {"allow": list(_ALLOWED), "deny": _denied()}, "subscribe": {"allow": ["_INBOX.>"]}}
-        users = [
-            {"user": WEIMQ_USER, "password": self.passwords.weimq},
-            {"user": BACKEND_USER, "password": self.passwords.backend, "permissions": permissions},
-        ]
         # NATS's configuration language accepts JSON values, which saves quoting rules of our own.
         settings = {
             "server_name": "weimq",
             "listen": self.listen,
             "max_payload": MAX_PAYLOAD_BYTES,
             "jetstream": {"store_dir": str(self.store)},
-            "authorization": {"users": users},
+            "system_account": SYSTEM_ACCOUNT,
+            "accounts": self._accounts(),
         }
         lines = [f"{key}: {json.dumps(value, indent=1, ensure_ascii=False)}" for key, value in settings.items()]
-        return "\n".join(("# Written by weimq at every start; changes here are lost.", *lines, ""))
+        return "\n".join(("# Written by weimq at every start and change; changes here are lost.", *lines, ""))
+
+    def _accounts(self) -> dict[str, Any]:
+        instances = sorted({backend.instance for backend in self.backends})
+        accounts = [_account(instance_id) for instance_id in instances]
+        exports: list[dict[str, Any]] = []
+        if accounts:
+            exports += [
+                {"service": f"{_FETCH}.*.*", "response_type": "stream", "accounts": accounts},
+                {"service": f"{_ACKNOWLEDGE}.>", "response_type": "stream", "accounts": accounts},
+            ]
+        for instance_id, account in zip(instances, accounts, strict=True):
+            exports += [
+                {"service": f"{_asked(instance_id)}.>", "accounts": [account]},
+                {"service": _inbound(instance_id), "accounts": [account]},
+            ]
+        return {
+            SYSTEM_ACCOUNT: {"users": [{"user": SYSTEM_USER, "password": self.system_password}]},
+            WEIMQ_ACCOUNT: {
+                "jetstream": "enabled",
+                "users": [{"user": WEIMQ_USER, "password": self.passwords.weimq}],
+                "exports": exports,
+            },
+            **{
+                account: {
+                    "users": [
+                        {"user": backend.user, "password": backend.password}
+                        for backend in self.backends
+                        if backend.instance == instance_id
+                    ],
+                    "imports": _imports(instance_id, self.topics.get(instance_id, ())),
+                }
+                for instance_id, account in zip(instances, accounts, strict=True)
+            },
+        }
+
+
+def _imports(instance_id: str, topics: Sequence[str]) -> list[dict[str, Any]]:
+    imports = [_service(_inbound(instance_id))]
+    imports += [_service(f"{_asked(instance_id)}.{part}", f"{_API}.{part}") for part in _ASKED]
+    streams = [subjects.log_stream(instance_id, topic) for topic in topics]
+    for stream in (*streams, subjects.event_stream(instance_id)):
+        imports += [_service(f"{_FETCH}.{stream}.*"), _service(f"{_ACKNOWLEDGE}.{stream}.>")]
+    dead = f"{subjects.DEAD_STREAM}.{subjects.dead_consumer(instance_id)}"
+    return [*imports, _service(f"{_FETCH}.{dead}"), _service(f"{_ACKNOWLEDGE}.{dead}.>")]
+
+
+def _service(subject: str, local: str = "") -> dict[str, Any]:
+    imported: dict[str, Any] = {"service": {"account": WEIMQ_ACCOUNT, "subject": subject}}
+    return {**imported, "to": local} if local else imported
+
+
+def _account(instance_id: str) -> str:
+    return f"BACKENDS_{subjects.encode_token(instance_id)}"
+
+
+def _asked(instance_id: str) -> str:
+    return f"{subjects.BACKEND}.{subjects.encode_token(instance_id)}.api"
+
+
+def _inbound(instance_id: str) -> str:
+    return f"{subjects.IN}.{subjects.encode_token(instance_id)}.*"
 
 
 def url(user: str, password: str, address: str) -> str:
@@ -130,11 +159,52 @@ def write_files(data: DataDir, *, listen: str, address: str, store: Path) -> Non
         CliError: the directory can't be written.
     """
     passwords = data.read_nats_passwords()
-    config = NatsConfig(listen=listen, store=store, passwords=passwords)
+    place = {"listen": listen, "address": address, "store": str(store)}
     try:
-        write_private(data.nats_conf, config.text())
+        write_private(data.nats_place, json.dumps(place))
+        write_private(data.nats_conf, config_text(data, data.read_backend_topics()))
         write_private(data.nats_url, url(WEIMQ_USER, passwords.weimq, address))
     except OSError as error:
         raise CliError(
             f"Can't write {data.nats_conf}: {error.strerror}.", "Check its owner and permissions."
         ) from error
+
+
+def config_text(data: DataDir, topics: Mapping[str, Sequence[str]]) -> str:
+    """Return NATS's configuration for the backends of a data directory, where `write_files` says that NATS is.
+
+    Raises:
+        CliError: something can't be read.
+    """
+    place = json.loads(data.read_text(data.nats_place))
+    config = NatsConfig(
+        listen=place["listen"],
+        store=Path(place["store"]),
+        passwords=data.read_nats_passwords(),
+        system_password=data.read_text(data.nats_system_password),
+        backends=data.read_backends(),
+        topics=topics,
+    )
+    return config.text()
+
+
+def backend_url(data: DataDir, backend: Backend) -> str:
+    """Return the URL that a backend application connects with.
+
+    Raises:
+        CliError: `write_files` was not called yet.
+    """
+    return url(backend.user, backend.password, _address(data))
+
+
+def system_url(data: DataDir) -> str:
+    """Return the URL of the user that may reload the configuration.
+
+    Raises:
+        CliError: `write_files` was not called yet.
+    """
+    return url(SYSTEM_USER, data.read_text(data.nats_system_password), _address(data))
+
+
+def _address(data: DataDir) -> str:
+    return str(json.loads(data.read_text(data.nats_place))["address"])

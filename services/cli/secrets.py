@@ -6,9 +6,13 @@
         master.key            base64 of the 32 bytes that seal AccessKey secrets
         bootstrap.json        the first instance, AccessKey, group and parent topic
         nats.json             passwords of the NATS users `weimq` and `backend`
+        nats-system.password  of the NATS user that reloads its configuration
         nats.url              URL of NATS for the services; written anew at every start
+        backends.json         users of backend applications, beside the first one
       tls/                    certificate.pem and key.pem of the edges, self-signed unless replaced
-      nats.conf               0600, configuration of NATS; written anew at every start
+      nats.conf               0600, configuration of NATS; written anew at every start and change
+      nats-place.json         where NATS listens and keeps its files
+      backend-topics.json     logged topics of the instances that have backends, as last known
       nats/                   JetStream's files
       logs/                   one file per process
       lock, run.json          while `weimq up` runs
@@ -24,7 +28,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,6 +54,16 @@ class NatsPasswords:
     backend: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A NATS user for backend applications of one instance."""
+
+    instance: str
+    name: str
+    user: str
+    password: str
+
+
 class DataDir:
     """Paths of one data directory."""
 
@@ -61,7 +75,11 @@ class DataDir:
         self.master_key = self.secrets / "master.key"
         self.bootstrap = self.secrets / "bootstrap.json"
         self.nats_passwords = self.secrets / "nats.json"
+        self.nats_system_password = self.secrets / "nats-system.password"
         self.nats_url = self.secrets / "nats.url"
+        self.backends = self.secrets / "backends.json"
+        self.nats_place = self.path / "nats-place.json"
+        self.backend_topics = self.path / "backend-topics.json"
         self.tls_certificate = self.path / "tls" / "certificate.pem"
         self.tls_key = self.path / "tls" / "key.pem"
         self.nats_conf = self.path / "nats.conf"
@@ -105,6 +123,46 @@ class DataDir:
             CliError: nothing was made here yet, or the file is damaged.
         """
         return NatsPasswords(**self._read_json(self.nats_passwords, NatsPasswords))
+
+    def read_backends(self) -> list[Backend]:
+        """Return the users of backend applications, the one of the first start first.
+
+        Raises:
+            CliError: nothing was made here yet, or a file is damaged.
+        """
+        first = Backend(
+            instance=self.read_bootstrap().instance,
+            name="backend",
+            user="backend",
+            password=self.read_nats_passwords().backend,
+        )
+        return [first, *(Backend(**entry) for entry in self._read_list(self.backends))]
+
+    def write_backends(self, backends: Sequence[Backend]) -> None:
+        """Replace the users that `read_backends` returns after the first.
+
+        Raises:
+            CliError: the file can't be written.
+        """
+        try:
+            write_private(self.backends, json.dumps([asdict(backend) for backend in backends], indent=1))
+        except OSError as error:
+            raise _unusable(self.backends, error) from error
+
+    def read_backend_topics(self) -> dict[str, list[str]]:
+        """Return the logged parent topics by instance, as last known."""
+        try:
+            return {str(key): list(value) for key, value in json.loads(self.backend_topics.read_text()).items()}
+        except (OSError, ValueError, AttributeError):  # only a memory of what is asked for anyway
+            return {}
+
+    def _read_list(self, path: Path) -> list[dict[str, str]]:
+        try:
+            return list(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError) as error:
+            raise CliError(f"{path} is damaged: it must be a JSON list.", "Restore it from a backup.") from error
 
     def read_text(self, path: Path) -> str:
         """Return the text of a file of this directory, without white space around it.
@@ -194,5 +252,6 @@ _SECRETS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("cluster.token", lambda: secrets.token_hex(24)),
     ("master.key", lambda: base64.b64encode(secrets.token_bytes(32)).decode()),
     ("nats.json", _nats_passwords),
+    ("nats-system.password", lambda: secrets.token_hex(24)),
     ("bootstrap.json", _bootstrap),  # last: shows that all were made
 )

@@ -34,6 +34,9 @@ DEAD = "mq.dead"
 """Prefix of the subjects of inbound messages that can't be routed."""
 DEAD_STREAM = "MQ_DEAD"
 """Stream of those."""
+BACKEND = "backend"
+"""Prefix of the subjects under which requests of backend applications to JetStream reach auth:
+`backend.<instance>.api.<what follows $JS.API.>`."""
 EVENT = "mq.event"
 """Prefix of the subjects of lifecycle events."""
 RETAINED = "mq.retained"
@@ -156,6 +159,16 @@ def dead_subject(subject: str) -> str:
     """Return the subject under which an inbound message of `subject` is kept that can't be routed."""
     _, _, names = subject.removeprefix(f"{IN}.").partition(".")
     return f"{DEAD}.{names}"
+
+
+def log_stream_prefix(instance_id: str) -> str:
+    """Return what the names of the streams of all parent topics of an instance begin with, and no others'."""
+    return f"MQ_{_stream_part(instance_id)}_"
+
+
+def dead_consumer(instance_id: str) -> str:
+    """Return the name of the consumer by which backends of an instance read their messages in `MQ_DEAD`."""
+    return f"dead-{encode_token(instance_id)}"
 
 
 def event_stream(instance_id: str) -> str:

@@ -26,7 +26,7 @@ def test_every_secret_is_private(data: DataDir) -> None:
     data.initialize()
     assert mode(data.path) == mode(data.secrets) == 0o700
     files = sorted(path.name for path in data.secrets.iterdir())
-    assert files == ["bootstrap.json", "cluster.token", "master.key", "nats.json"]
+    assert files == ["bootstrap.json", "cluster.token", "master.key", "nats-system.password", "nats.json"]
     assert {mode(data.secrets / name) for name in files} == {0o600}
 
 

@@ -33,7 +33,7 @@ def environ(made: Mesh, name: str) -> dict[str, str]:
 
 def test_every_process_is_planned_once(tmp_path: Path) -> None:
     names = [process.name for process in plan(tmp_path, edges=3).processes]
-    assert sorted(names) == ["auth", "edge-0", "edge-1", "edge-2", "nats", "router", "session", "status"]
+    assert sorted(names) == ["auth", "backends", "edge-0", "edge-1", "edge-2", "nats", "router", "session", "status"]
 
 
 def test_environment_of_each_service(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_replicas_know_their_place_and_everybody_lists_them_in_order(tmp_path: P
     )
     names = [process.name for process in made.processes]
     assert sorted(names) == [
-        "auth", "edge-0", "nats", "router-0", "router-1", "session-0", "session-1", "session-2", "status",
+        "auth", "backends", "edge-0", "nats", "router-0", "router-1", "session-0", "session-1", "session-2", "status",
     ]  # fmt: skip
     routers, sessions = (
         "unix:/s/router-0.sock,unix:/s/router-1.sock",
@@ -119,7 +119,7 @@ def test_services_accept_what_is_planned(tmp_path: Path) -> None:
     )
     forms = {"auth": auth, "edge": edge, "router": router, "session": session, "status": status}
     for process in (*made.processes, *replicated.processes):
-        if process.name != "nats":
+        if process.name not in {"backends", "nats"}:
             load(forms[process.name.partition("-")[0]], process.environ)
 
 

@@ -1,13 +1,12 @@
-"""NATS as configured by us, with a real server: what the user of backend applications may and may not do."""
+"""NATS as configured by us, with a real server: what backend applications of an instance may and may not do."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,43 +15,56 @@ import nats.errors
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import api
+from nats.js.errors import APIError
 
+from services.auth import backend_api
 from services.cli import nats_config
+from services.cli.backends import _reload
 from services.cli.mesh import find_nats_server
-from services.cli.nats_config import BACKEND_USER, PRIVATE_STREAMS, WEIMQ_USER
+from services.cli.nats_config import WEIMQ_USER, config_text
 from services.cli.ports import split_address
-from services.cli.secrets import DataDir
+from services.cli.secrets import Backend, DataDir
 from services.common.jetstream import INBOX_PREFIX
-from services.common.subjects import event_filter, event_stream, event_subject, log_filter, log_stream, log_subject
+from services.common.runtime import background
+from services.common.subjects import (
+    dead_consumer,
+    event_filter,
+    event_stream,
+    event_subject,
+    in_subject,
+    log_filter,
+    log_stream,
+    log_subject,
+)
+from services.router.inbound_stream import dead_config, in_config
 
-LOG = log_stream("mqtt-demo", "demo")
-EVENTS = event_stream("mqtt-demo")
+MINE, THEIRS = "mqtt-demo", "mqtt_b.c"
+"""Instances; the second needs escaping."""
+PRIVATE = ("KV_resources", "KV_sessions", "PRESENCE", "MQ_IN", "RETAINED_mqtt-demo", "KEPT_mqtt-demo_0")
+
+pytestmark = pytest.mark.asyncio
 
 
 @dataclass
 class Broker:
-    """A server with both users connected."""
+    """A server with the services' user and a backend of each instance connected, and auth's answers to them."""
 
-    url: Callable[[str, str], str]
+    data: DataDir
     weimq: Client
     backend: Client
+    other: Client
     violations: list[str] = field(default_factory=list)
 
-    async def refused(self, work: Awaitable[object]) -> str:
-        """Return what NATS says about `work`, which must fail for want of permission."""
-        self.violations.clear()
-        with pytest.raises((nats.errors.Error, TimeoutError)):
-            await work
-        return await self.violation()
+    def url(self, user: str, password: str) -> str:
+        return nats_config.url(user, password, nats_config._address(self.data))
 
-    async def violation(self) -> str:
-        """Return the violation that NATS reports; nats-py calls back in a task of its own."""
-        await self.backend.flush()
-        async with asyncio.timeout(5):
-            while not self.violations:  # noqa: ASYNC110 - a list filled by a callback
-                await asyncio.sleep(0.01)
-        return self.violations[0]
+
+async def refused(work: Awaitable[object]) -> None:
+    """Expect that `work` fails: NATS knows no such subject, or auth denies it."""
+    with pytest.raises((nats.errors.Error, TimeoutError)):
+        await work
 
 
 async def _greeted(address: str) -> None:
@@ -74,6 +86,9 @@ async def _greeted(address: str) -> None:
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     data = DataDir(tmp_path / "data")
     data.initialize()
+    other = Backend(instance=THEIRS, name="app", user="other.app", password="0123")
+    data.write_backends([other])
+    data.backend_topics.write_text(f'{{"{MINE}": ["demo"], "{THEIRS}": ["demo", "a_b"]}}')
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     nats_config.write_files(data, listen=address, address=address, store=data.nats_store)
@@ -89,24 +104,20 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     async def on_error(error: Exception) -> None:
         violations.append(str(error))
 
-    async def connect(user: str, password: str, prefix: str) -> Client:
-        return await nats.connect(
-            nats_config.url(user, password, address), inbox_prefix=prefix, error_cb=on_error, allow_reconnect=False
-        )
+    async def connect(url: str, prefix: str = "_INBOX") -> Client:
+        return await nats.connect(url, inbox_prefix=prefix, error_cb=on_error, allow_reconnect=False)
 
     try:
         await _greeted(address)
-        weimq = await connect(WEIMQ_USER, passwords.weimq, INBOX_PREFIX)
-        backend = await connect(BACKEND_USER, passwords.backend, "_INBOX")
+        weimq = await connect(nats_config.url(WEIMQ_USER, passwords.weimq, address), INBOX_PREFIX)
+        mine, theirs = [await connect(nats_config.backend_url(data, each)) for each in data.read_backends()]
         violations.clear()
-        yield Broker(
-            url=lambda user, password: nats_config.url(user, password, address),
-            weimq=weimq,
-            backend=backend,
-            violations=violations,
-        )
-        await backend.close()
-        await weimq.close()
+        async with background(backend_api.serve(weimq)):
+            made = Broker(data=data, weimq=weimq, backend=mine, other=theirs, violations=violations)
+            await fill(made)
+            yield made
+        for client in (mine, theirs, weimq):
+            await client.close()
     finally:
         process.terminate()
         process.wait()
@@ -115,129 +126,201 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 async def fill(broker: Broker) -> None:
     """Make what the services make."""
     js = broker.weimq.jetstream()
-    await js.add_stream(name=LOG, subjects=log_filter("mqtt-demo", "demo"), allow_direct=True)
-    await js.add_stream(name=EVENTS, subjects=[event_filter("mqtt-demo")])
-    await js.add_stream(name="MQ_IN", subjects=["mq.in.>"])
-    await js.publish(log_subject("mqtt-demo", "demo/a"), b"message")
-    await js.publish(event_subject("mqtt-demo", "GID_demo", "connect"), b"event")
+    for instance, topics in ((MINE, ["demo"]), (THEIRS, ["demo", "a_b"])):
+        for topic in topics:
+            name, filters = log_stream(instance, topic), log_filter(instance, topic)
+            await js.add_stream(name=name, subjects=filters, allow_direct=True)
+            await js.publish(log_subject(instance, f"{topic}/a"), f"message of {instance}".encode())
+        await js.add_stream(name=event_stream(instance), subjects=[event_filter(instance)])
+        await js.publish(event_subject(instance, "GID_demo", "connect"), f"event of {instance}".encode())
+    await js.add_stream(in_config())
+    await js.add_stream(dead_config())
+    await js.publish("mq.dead.mqtt-demo.demo", b"my dead letter")
+    await js.publish("mq.dead.mqtt_b=2Ec.demo", b"their dead letter")
     await (await js.create_key_value(bucket="resources")).put("key", b"secret")
+    for name in PRIVATE:
+        if name not in {"KV_resources", "MQ_IN"}:
+            await js.add_stream(name=name, subjects=[f"private.{name}.>"], allow_direct=True)
+    await broker.weimq.flush()
 
 
-@pytest.mark.asyncio
-async def test_backend_reads_logs_and_events_and_publishes_inbound(broker: Broker) -> None:
-    await fill(broker)
-    js = broker.backend.jetstream(timeout=5)
-    assert {info.config.name for info in await js.streams_info()} >= {LOG, EVENTS}
-    for stream, subject, payload in (
-        (LOG, log_filter("mqtt-demo", "demo")[1], b"message"),
-        (EVENTS, event_filter("mqtt-demo"), b"event"),
-    ):
-        subscription = await js.pull_subscribe(subject, durable="app", stream=stream)
-        (message,) = await subscription.fetch(1, timeout=5)
-        assert message.data == payload
-        await message.ack_sync(timeout=5)
-        assert (await subscription.consumer_info()).num_ack_pending == 0
-        await js.delete_consumer(stream, "app")
-    ordered = await js.subscribe(log_subject("mqtt-demo", "demo/a"), ordered_consumer=True)
-    assert (await ordered.next_msg(timeout=5)).data == b"message"
-    assert (await js.get_msg(LOG, 1, direct=True)).data == b"message"
-    await js.publish("mq.in.mqtt-demo.demo", b"from backend")
+async def read_one(client: Client, stream: str, consumer: str = "app") -> bytes:
+    """Return the first message of a stream as an application reads it."""
+    js = client.jetstream(timeout=5)
+    subscription = await js.pull_subscribe("", durable=consumer, stream=stream)
+    (message,) = await subscription.fetch(1, timeout=5)
+    await message.ack_sync(timeout=5)
+    assert (await subscription.consumer_info()).num_ack_pending == 0
+    return message.data
+
+
+async def test_backend_reads_the_logs_and_events_of_its_instance(broker: Broker) -> None:
+    for client, instance, topics in ((broker.backend, MINE, ["demo"]), (broker.other, THEIRS, ["demo", "a_b"])):
+        js = client.jetstream(timeout=5)
+        own = {event_stream(instance), *(log_stream(instance, topic) for topic in topics)}
+        assert {info.config.name for info in await js.streams_info()} == own
+        assert await read_one(client, event_stream(instance)) == f"event of {instance}".encode()
+        for topic in topics:
+            stream = log_stream(instance, topic)
+            assert await js.find_stream_name_by_subject(log_subject(instance, topic)) == stream
+            assert await read_one(client, stream) == f"message of {instance}".encode()
+            assert (await js.get_msg(stream, 1, direct=True)).data == f"message of {instance}".encode()
+            assert (await js.get_msg(stream, 1)).data == f"message of {instance}".encode()
+            assert (await js.stream_info(stream)).state.messages == 1
+            assert [info.name for info in await js.consumers_info(stream)] == ["app"]
+            await js.delete_consumer(stream, "app")
+        assert (await js.account_info()).streams == 0
     assert broker.violations == []
 
 
-@pytest.mark.asyncio
-async def test_backend_reads_no_private_stream(broker: Broker) -> None:
-    await fill(broker)
+async def test_backend_publishes_to_topics_of_its_instance_only(broker: Broker) -> None:
+    js = broker.backend.jetstream(timeout=1)
+    assert (await js.publish(in_subject(MINE, "demo"), b"")).stream == "MQ_IN"
+    await refused(js.publish(in_subject(THEIRS, "demo"), b""))
+    assert (await broker.weimq.jetstream().stream_info("MQ_IN")).state.messages == 1
+
+
+async def test_backend_reads_nothing_of_another_instance_nor_of_the_services(broker: Broker) -> None:
     admin = broker.weimq.jetstream()
-    js = broker.backend.jetstream(timeout=0.05)
-    for name in PRIVATE_STREAMS:
-        if name not in {"KV_resources", "MQ_IN"}:
-            await admin.add_stream(name=name, subjects=[f"private.{name}.>"], allow_direct=True)
-    for name in PRIVATE_STREAMS:
-        pull = api.ConsumerConfig(durable_name="thief", ack_policy=api.AckPolicy.EXPLICIT)
-        await admin.add_consumer(name, pull)
+    js = broker.backend.jetstream(timeout=0.3)
+    hostile = (log_stream(THEIRS, "demo"), event_stream(THEIRS), *PRIVATE)
+    for name in hostile:
+        await admin.add_consumer(name, api.ConsumerConfig(durable_name="victim", ack_policy=api.AckPolicy.EXPLICIT))
         for work in (
             js.stream_info(name),
             js.get_msg(name, 1),
             js.get_msg(name, 1, direct=True),
             js.get_last_msg(name, "$KV.resources.key", direct=True),
-            js.add_consumer(name, api.ConsumerConfig(durable_name="other", ack_policy=api.AckPolicy.EXPLICIT)),
-            js.add_consumer(name, api.ConsumerConfig(deliver_subject="_INBOX.thief")),
-            js.consumer_info(name, "thief"),
+            js.add_consumer(name, api.ConsumerConfig(durable_name="thief", ack_policy=api.AckPolicy.EXPLICIT)),
+            js.consumer_info(name, "victim"),
             js.consumers_info(name),
-            js.delete_consumer(name, "thief"),
-            broker.backend.request(f"$JS.API.CONSUMER.MSG.NEXT.{name}.thief", b"", timeout=0.05),
-            broker.backend.request(f"$JS.API.CONSUMER.CREATE.{name}.x.>", b"{}", timeout=0.05),
+            js.delete_consumer(name, "victim"),
         ):
-            assert "publish" in await broker.refused(work)
-    await broker.refused(js.key_value("resources"))
+            await refused(work)
+        # A fetch and an acknowledgement reach nobody.
+        for subject in (f"$JS.API.CONSUMER.MSG.NEXT.{name}.victim", f"$JS.ACK.{name}.victim.1.1.1.1.0"):
+            with pytest.raises(nats.errors.NoRespondersError):
+                await broker.backend.request(subject, b"", timeout=1)
+        assert [info.name for info in await admin.consumers_info(name)] == ["victim"]
+    await refused(js.key_value("resources"))
 
 
-@pytest.mark.asyncio
-async def test_backend_changes_nothing_but_the_inbound_queue(broker: Broker) -> None:
-    await fill(broker)
-    js = broker.backend.jetstream(timeout=0.05)
-    for work in (
-        js.publish(log_subject("mqtt-demo", "demo/forged"), b"", timeout=0.05),
-        js.publish(event_subject("mqtt-demo", "GID_demo", "connect"), b"", timeout=0.05),
-        js.publish("$KV.resources.key", b"", timeout=0.05),
-        js.add_stream(name="mine", subjects=["mine"]),
-        js.update_stream(name=LOG, subjects=["elsewhere"]),
-        js.purge_stream(LOG),
-        js.delete_stream(LOG),
-        js.delete_msg(LOG, 1),
-    ):
-        assert "publish" in await broker.refused(work)
-
-
-@pytest.mark.asyncio
-async def test_backend_hears_no_answers_to_services(broker: Broker) -> None:
-    await fill(broker)
+async def test_backend_hears_nothing_of_others(broker: Broker) -> None:
     heard: list[str] = []
 
     async def note(message: object) -> None:
         heard.append(repr(message))
 
-    await broker.backend.subscribe("_INBOX.>", cb=note)
+    for subject in (">", "_INBOX.>", f"{INBOX_PREFIX}.>", "mq.>", "$JS.>", "_R_.>"):
+        await broker.backend.subscribe(subject, cb=note)
     await broker.backend.flush()
     bucket = await broker.weimq.jetstream().key_value("resources")
     assert (await bucket.get("key")).value == b"secret"
-    watcher = await bucket.watchall()
-    assert await watcher.updates(timeout=5) is not None  # type: ignore[no-untyped-call]  # nats-py has no types here
-    await watcher.stop()  # type: ignore[no-untyped-call]
+    await broker.weimq.jetstream().publish(log_subject(THEIRS, "demo/x"), b"theirs")
+    assert await read_one(broker.other, log_stream(THEIRS, "demo")) == f"message of {THEIRS}".encode()
+    await broker.other.jetstream().publish(in_subject(THEIRS, "demo"), b"theirs")
     await broker.backend.flush()
     assert heard == []
-    for subject in (f"{INBOX_PREFIX}.>", "$KV.>", "mq.>", ">"):
-        broker.violations.clear()
-        await broker.backend.subscribe(subject)
-        assert "subscription" in await broker.violation()
 
 
-@pytest.mark.asyncio
-async def test_backend_plants_nothing_in_a_bucket_through_a_push_consumer(broker: Broker) -> None:
-    await fill(broker)
-    plant = api.ConsumerConfig(deliver_subject="$KV.resources.planted", ack_policy=api.AckPolicy.NONE)
-    with contextlib.suppress(nats.errors.Error, TimeoutError):
-        await broker.backend.jetstream(timeout=1).add_consumer(LOG, plant)
-    js = broker.weimq.jetstream()
-    for _ in range(10):
-        await js.publish(log_subject("mqtt-demo", "demo/a"), b"planted")
-    assert await (await js.key_value("resources")).keys() == ["key"]
+async def test_backend_changes_nothing_but_the_inbound_queue(broker: Broker) -> None:
+    js = broker.backend.jetstream(timeout=0.3)
+    mine = log_stream(MINE, "demo")
+    for work in (
+        js.publish(log_subject(MINE, "demo/forged"), b""),
+        js.publish(event_subject(MINE, "GID_demo", "connect"), b""),
+        js.publish("$KV.resources.key", b""),
+        js.publish("mq.dead.mqtt-demo.demo", b""),
+        js.add_stream(name="mine", subjects=["mine"]),
+        js.update_stream(name=mine, subjects=["elsewhere"]),
+        js.purge_stream(mine),
+        js.delete_stream(mine),
+        js.delete_msg(mine, 1),
+        js.add_consumer(mine, api.ConsumerConfig(deliver_subject="mq.out.mqtt_b=2Ec.demo")),
+        js.add_consumer(mine, api.ConsumerConfig(durable_name="x", deliver_subject="$JS.API.STREAM.DELETE.PRESENCE")),
+        broker.backend.request(f"$JS.API.CONSUMER.CREATE.{mine}.x", b"not JSON", timeout=0.3),
+    ):
+        with contextlib.suppress(nats.errors.Error, TimeoutError, APIError):
+            answer = await work
+            assert isinstance(answer, Msg)
+            assert b'"code": 403' in answer.data
+    admin = broker.weimq.jetstream()
+    for name, count in ((mine, 1), ("MQ_DEAD", 2), (event_stream(MINE), 1)):
+        assert (await admin.stream_info(name)).state.messages == count
+    assert await admin.consumers_info(mine) == []
 
 
-@pytest.mark.asyncio
+async def test_answers_to_a_fetch_can_not_be_sent_into_a_stream(broker: Broker) -> None:
+    """The forgery that one account could not prevent: NATS does not check reply subjects."""
+    mine = log_stream(MINE, "demo")
+    js = broker.backend.jetstream(timeout=5)
+    await js.add_consumer(mine, api.ConsumerConfig(durable_name="app", ack_policy=api.AckPolicy.EXPLICIT))
+    forged = log_subject(THEIRS, "demo/forged")
+    for subject in (forged, in_subject(THEIRS, "demo"), "mq.dead.mqtt-demo.demo"):
+        await broker.backend.publish(f"$JS.API.CONSUMER.MSG.NEXT.{mine}.app", b'{"batch":1}', reply=subject)
+        await broker.backend.publish(f"$JS.API.STREAM.INFO.{mine}", b"", reply=subject)
+    await broker.backend.flush()
+    await js.stream_info(mine)
+    admin = broker.weimq.jetstream()
+    assert (await admin.stream_info(log_stream(THEIRS, "demo"))).state.messages == 1
+    assert (await admin.stream_info("MQ_IN")).state.messages == 0
+    assert (await admin.stream_info("MQ_DEAD")).state.messages == 2
+
+
+async def test_backend_reads_its_own_dead_letters_only(broker: Broker) -> None:
+    js = broker.backend.jetstream(timeout=1)
+    name = dead_consumer(MINE)
+
+    def config(durable: str, subject: str | None) -> api.ConsumerConfig:
+        return api.ConsumerConfig(durable_name=durable, filter_subject=subject, ack_policy=api.AckPolicy.EXPLICIT)
+
+    for durable, subject in (
+        (name, None),
+        (name, "mq.dead.>"),
+        (name, "mq.dead.mqtt_b=2Ec.>"),
+        ("app", "mq.dead.mqtt-demo.>"),
+        (dead_consumer(THEIRS), "mq.dead.mqtt-demo.>"),
+    ):
+        await refused(js.add_consumer("MQ_DEAD", config(durable, subject)))
+    await refused(js.stream_info("MQ_DEAD"))
+    await refused(js.get_msg("MQ_DEAD", 2, direct=True))
+    await js.add_consumer("MQ_DEAD", config(name, "mq.dead.mqtt-demo.>"))
+    subscription = await js.pull_subscribe_bind(name, "MQ_DEAD")
+    assert [each.data for each in await subscription.fetch(10, timeout=1)] == [b"my dead letter"]
+    other = await broker.other.jetstream(timeout=0.3).pull_subscribe_bind(name, "MQ_DEAD")
+    await refused(other.fetch(1, timeout=0.3))
+
+
+async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> None:
+    await broker.weimq.jetstream().add_stream(name=log_stream(MINE, "new"), subjects=log_filter(MINE, "new"))
+    js = broker.backend.jetstream(timeout=1)
+    subscription = await js.pull_subscribe("", durable="app", stream=log_stream(MINE, "demo"))
+    await (await subscription.fetch(1, timeout=1))[0].ack()
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(subscription.fetch(1, timeout=10))
+        made = Backend(instance=MINE, name="more", user="more", password="4567")
+        broker.data.write_backends([*broker.data.read_backends()[1:], made])
+        await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}))
+        for subject in ("demo", "new"):
+            await broker.weimq.jetstream().publish(log_subject(MINE, subject), b"after")
+        (message,) = await waiting
+        assert message.data == b"after"
+        await message.ack_sync(timeout=1)
+    async with await nats.connect(nats_config.backend_url(broker.data, made)) as client:
+        assert await read_one(client, log_stream(MINE, "new")) == b"after"
+    assert broker.weimq.is_connected
+    broker.data.write_backends([])
+    await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}))
+    await is_refused(nats_config.backend_url(broker.data, made))
+
+
+async def is_refused(url: str) -> None:
+    client = Client()
+    with pytest.raises(nats.errors.Error):
+        await client.connect(url, max_reconnect_attempts=0, allow_reconnect=False, connect_timeout=5)
+    await client.close()
+
+
 async def test_wrong_or_missing_password_is_refused(broker: Broker) -> None:
-    for url in (broker.url(BACKEND_USER, "wrong"), broker.url("", "").replace(":@", "")):
-        client = Client()
-        with pytest.raises(nats.errors.Error):
-            await client.connect(url, max_reconnect_attempts=0, allow_reconnect=False, connect_timeout=5)
-        await client.close()
-
-
-def test_every_bucket_of_the_services_is_private() -> None:
-    """NATS can't deny by prefix, so the list has to keep up with the services: read from their sources."""
-    sources = Path(nats_config.__file__).parents[1].glob("*/**/*.py")
-    named = re.compile(r'BUCKET\w*\s*(?::[^=\n]*)?=\s*"(\w+)"|ensure_bucket\(\s*[\w.]+,\s*"(\w+)"')
-    buckets = {name for path in sources for match in named.findall(path.read_text()) for name in match if name}
-    assert "resources" in buckets
-    assert {f"KV_{name}" for name in buckets} <= set(PRIVATE_STREAMS)
+    await is_refused(broker.url("backend", "wrong"))
+    await is_refused(broker.url("", "").replace(":@", ""))

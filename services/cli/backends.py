@@ -1,0 +1,204 @@
+"""`weimq backend create|list|show|delete`: NATS users of backend applications; `follow` keeps NATS up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import secrets
+import signal
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated
+
+import nats
+import nats.errors
+import typer
+from grpc import aio
+from nats.aio.client import Client
+
+from services.cli import nats_config
+from services.cli.errors import WRONG_USE, CliError
+from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption
+from services.cli.output import Record, print_json, print_record, print_table
+from services.cli.rpc import TIMEOUT_S, Target, instance_or_bootstrap
+from services.cli.secrets import Backend, DataDir, write_private
+from services.common import logging as json_logging
+from weimq.auth.v1 import resource_pb2 as pb
+from weimq.auth.v1 import resource_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+"""How often `follow` looks for changes."""
+READY_S = 10.0
+"""How long `create` waits until NATS lets the new user in."""
+
+backend_app = typer.Typer(name="backend", help="NATS users of backend applications.", no_args_is_help=True)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="3 to 64 letters, digits, `-` and `_`.")]
+_NAME = re.compile(r"[A-Za-z0-9_-]{3,64}")
+
+
+@backend_app.command("create")
+def create_backend(
+    name: NameArgument, instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, as_json: JsonOption = False
+) -> None:
+    """Create a user that publishes to and consumes from one instance."""
+    directory = DataDir(data)
+    instance = instance_or_bootstrap(instance, data)
+    if not _NAME.fullmatch(name):
+        raise CliError(f"{name} is no name: 3 to 64 letters, digits, `-` and `_`.", status=WRONG_USE)
+    backends = directory.read_backends()
+    if any((backend.instance, backend.name) == (instance, name) for backend in backends):
+        raise CliError(f"Backend {name} of instance {instance} exists already.")
+    made = Backend(instance=instance, name=name, user=f"{instance}.{name}", password=secrets.token_hex(24))
+    directory.write_backends([*backends[1:], made])
+    if not asyncio.run(_is_let_in(nats_config.backend_url(directory, made))):
+        raise CliError(
+            f"Backend {name} is made, but NATS does not let it in yet.", "See whether `weimq backend follow` runs."
+        )
+    (print_json if as_json else print_record)(_record(directory, made))
+
+
+@backend_app.command("list")
+def list_backends(data: DataOption = DEFAULT_DATA, as_json: JsonOption = False) -> None:
+    """List the users of all instances, without passwords."""
+    records: list[Record] = [
+        {"instance": backend.instance, "name": backend.name, "user": backend.user}
+        for backend in DataDir(data).read_backends()
+    ]
+    if as_json:
+        print_json(records)
+    else:
+        print_table(records, nothing="There are no backends.")
+
+
+@backend_app.command("show")
+def show_backend(
+    name: NameArgument, instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, as_json: JsonOption = False
+) -> None:
+    """Show the URL that a backend connects with; it holds the password."""
+    directory = DataDir(data)
+    found = _find(directory.read_backends(), instance_or_bootstrap(instance, data), name)
+    (print_json if as_json else print_record)(_record(directory, found))
+
+
+@backend_app.command("delete")
+def delete_backend(
+    name: NameArgument, instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, as_json: JsonOption = False
+) -> None:
+    """Delete a user; its connections are closed."""
+    directory = DataDir(data)
+    backends = directory.read_backends()
+    found = _find(backends, instance_or_bootstrap(instance, data), name)
+    if found is backends[0]:
+        raise CliError("The backend of the first start can't be deleted.")
+    directory.write_backends([backend for backend in backends[1:] if backend is not found])
+    if as_json:
+        print_json({"deleted": name})
+    else:
+        typer.echo(f"Backend {name} deleted")
+
+
+@backend_app.command("follow")
+def follow(data: DataOption = DEFAULT_DATA, auth: AuthOption = "") -> None:
+    """Keep NATS's accounts up to date with backends and topics; `weimq up` runs it."""
+    json_logging.configure("backends", "INFO")
+    signal.signal(signal.SIGTERM, lambda *_: _stop())
+    with contextlib.suppress(KeyboardInterrupt):
+        _follow(DataDir(data), auth)
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
+def _follow(directory: DataDir, auth: str) -> None:
+    topics = directory.read_backend_topics()
+    problem = applied = ""
+    while True:
+        try:
+            instances = {backend.instance for backend in directory.read_backends()}
+            topics = Target("auth", auth, directory.path).call(lambda channel: _topics(channel, instances))  # noqa: B023
+            problem = _note(problem, "")
+        except CliError as error:  # auth is away: what is known stays
+            problem = _note(problem, str(error))
+        try:
+            text = nats_config.config_text(directory, topics)
+            if text != applied:  # also at the start: an earlier process may have ended between writing and reloading
+                write_private(directory.backend_topics, json.dumps(topics))
+                asyncio.run(_reload(directory, text))
+                applied = text
+                logger.info("accounts of backends changed", extra={"instances": len(topics)})
+        except (CliError, OSError, nats.errors.Error, TimeoutError) as error:
+            logger.warning("can't change the accounts of backends, trying on", extra={"error": str(error)})
+        time.sleep(LOOK_S)
+
+
+def _note(before: str, problem: str) -> str:
+    if problem and problem != before:
+        logger.warning("auth does not tell the topics", extra={"error": problem})
+    return problem
+
+
+async def _topics(channel: aio.Channel, instances: set[str]) -> dict[str, list[str]]:
+    stub = resource_pb2_grpc.ResourceServiceStub(channel)
+    existing = await stub.ListInstances(pb.ListInstancesRequest(), timeout=TIMEOUT_S)
+    found: dict[str, list[str]] = {}
+    for instance_id in sorted(instances & {instance.instance_id for instance in existing.instances}):
+        answer = await stub.ListTopics(pb.ListTopicsRequest(instance_id=instance_id), timeout=TIMEOUT_S)
+        found[instance_id] = [topic.topic for topic in answer.topics if topic.logged]
+    return found
+
+
+async def _reload(directory: DataDir, text: str) -> None:
+    """Write NATS's configuration and have it taken; without NATS nothing is written, so that it is tried again."""
+    async with _connected(nats_config.system_url(directory)) as client:
+        write_private(directory.nats_conf, text)
+        answer = await client.request(f"$SYS.REQ.SERVER.{client._server_info['server_id']}.RELOAD", b"", timeout=5)  # noqa: SLF001 - nats-py has no other door to it
+        if error := json.loads(answer.data).get("error"):
+            raise CliError(f"NATS refuses its configuration: {error}.")
+
+
+@contextlib.asynccontextmanager
+async def _connected(url: str) -> AsyncGenerator[Client]:
+    client: Client = await nats.connect(url, allow_reconnect=False, connect_timeout=2, error_cb=_ignore)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _ignore(_error: Exception) -> None:
+    pass
+
+
+async def _is_let_in(url: str) -> bool:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            async with _connected(url):
+                return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+def _find(backends: Sequence[Backend], instance: str, name: str) -> Backend:
+    for backend in backends:
+        if (backend.instance, backend.name) == (instance, name):
+            return backend
+    raise CliError(
+        f"There is no backend {name} of instance {instance}.", "`weimq backend list` shows those that exist."
+    )
+
+
+def _record(directory: DataDir, backend: Backend) -> Record:
+    return {
+        "instance": backend.instance,
+        "name": backend.name,
+        "user": backend.user,
+        "nats_url": nats_config.backend_url(directory, backend),
+    }
