@@ -39,7 +39,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.common.log_lanes import FIRST_PAUSE_S, LONGEST_PAUSE_S, REFUSED, WAITING, Lane, Message
+from services.common.log_lanes import FIRST_PAUSE_S, LONGEST_PAUSE_S, REFUSED, WAITING, Fullness, Lane, Message
 from services.common.raw_nats import Tap, with_header, write
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class LogWriter:
         is_ordered: says whether a lane, by its tokens, is ordered; asked whenever a lane begins. None: no lane is.
         is_gone: says whether the stream of a lane that fails is gone for good: its messages are then reported as
             failed. None: it never is.
+        is_full: called with the tokens of a lane, and whether it is full (`log_lanes.Fullness`), when that changes.
         ack_timeout_s: time without an acknowledgement after which a lane is sent again, in seconds.
     """
 
@@ -98,6 +99,7 @@ class LogWriter:
         ack_timeout_s: float = 5.0,
         is_ordered: Callable[[str], bool] | None = None,
         is_gone: Callable[[str], bool] | None = None,
+        is_full: Callable[[str, bool], None] | None = None,
     ) -> None:
         self._client = client
         self._stored = stored
@@ -108,6 +110,7 @@ class LogWriter:
         self._ack_timeout_s = ack_timeout_s
         self._is_ordered = is_ordered
         self._is_gone = is_gone
+        self._fullness = Fullness(is_full) if is_full is not None else None
         self._inbox = f"{client.new_inbox()}."
         self._inbox_size = len(self._inbox)
         self._number = 0
@@ -162,10 +165,17 @@ class LogWriter:
         self.backlog_messages += 1
         self.backlog_bytes += message.size
         lane.waiting.append(message)
+        if self._fullness is not None:
+            self._fullness.grew(lane, message.size, is_connected=self._client.is_connected)
         if not lane.is_queued and lane.retry_at == 0.0 and not (lane.is_probing and lane.flight):
             lane.is_queued = True
             self._queue.append(lane)
             self._wake.set()
+
+    def is_stuck(self, subject: str) -> bool:
+        """Say whether the stream of a subject takes nothing for now, and its lane is full."""
+        lane = self._lane(subject)
+        return lane.is_full and (lane.is_probing or not self._client.is_connected)
 
     def probe(self, subject: str) -> None:
         """Send what is written next alone until it is acknowledged: the stream may be about to be made.
@@ -345,6 +355,8 @@ class LogWriter:
             self._flight_bytes -= message.size
             self.backlog_messages -= 1
             self.backlog_bytes -= message.size
+            if self._fullness is not None:
+                self._fullness.shrank(lane, message.size)
             if message.sequence != REFUSED:
                 if message.token is not None:
                     self._stored(message.token, message.sequence, message.is_duplicate)

@@ -87,6 +87,7 @@ class Connection(SharingClient):
         self._is_dirty = False
         self._is_paused = False
         self._is_peer_slow = False
+        self._waits_for_answers = False
         self._is_stopping = False
         self._closed = False
         self._target_id = 0
@@ -157,7 +158,7 @@ class Connection(SharingClient):
                 self._on_acknowledged(event.token)
             if self._closed:
                 return
-        if self._is_peer_slow or self._hub.router.is_congested or self._machine.wants_pause:
+        if self._is_peer_slow or self._hub.router.is_congested or self._machine.wants_pause or self._waits_for_answers:
             self._pause()
         if self._machine.has_output:
             self._mark_dirty()
@@ -322,6 +323,11 @@ class Connection(SharingClient):
         elif not self._closed:
             self._answered()
 
+    @override
+    def wait_for_answers(self) -> None:
+        """Read no more until all publications are answered; see `ports.Client`."""
+        self._waits_for_answers = True
+
     def _answered(self) -> None:
         if self._is_paused:
             self.resume()
@@ -442,6 +448,10 @@ class Connection(SharingClient):
             return
         if self._is_peer_slow or self._machine.wants_pause or self._machine.state is State.CONNECTING:
             return
+        if self._waits_for_answers:
+            if self._machine.outstanding_received:
+                return
+            self._waits_for_answers = False
         if self._hub.router.is_congested:
             self._hub.pause(self)
             return

@@ -90,6 +90,10 @@ class Client:
         """End the connection; `reason` is a `weimq.session.v1.CloseReason`."""
         raise NotImplementedError
 
+    def wait_for_answers(self) -> None:
+        """Read no more until all that the client published is taken over: a log that it publishes to is full."""
+        raise NotImplementedError
+
     def evict(self) -> None:
         """Close the connection: the session service wants it."""
         raise NotImplementedError

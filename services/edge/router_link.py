@@ -171,6 +171,7 @@ class RouterLink:
         self._gathered_bytes = 0
         self._sequences = sequences
         self._unacknowledged: dict[int, Unacknowledged] = {}
+        self._full_logs: set[tuple[str, str]] = set()  # instance and parent topic
         self._snapshot_complete = False
         self._goodbye = False
         self.is_congested = False
@@ -232,6 +233,8 @@ class RouterLink:
         sequence = next(self._sequences)
         if qos:
             self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
+            if self._full_logs and (rule.instance_id, rule.topic.partition("/")[0]) in self._full_logs:
+                client.wait_for_answers()
         self._gather(rule, client.client_id, sequence, publication.payload, flags)
 
     def say_goodbye(self) -> None:
@@ -348,6 +351,7 @@ class RouterLink:
         self._added = [_target(target) for target in self._hub.interests()]
         self._removed = []
         self._returns.start_anew()
+        self._full_logs.clear()
         self._queries = deque(self._unanswered.values())
         self._notices[:0] = [done for _, notices in self._waiting for done in notices]
         self._waiting.clear()
@@ -386,6 +390,9 @@ class RouterLink:
         for query_id in frame.answered_query_ids:
             if self._unanswered.pop(query_id, None) is not None:
                 self._hub.end_query(query_id)
+        for state in frame.log_states:
+            log = (state.instance_id, state.parent_topic)
+            (self._full_logs.add if state.is_full else self._full_logs.discard)(log)
         self.link.confirm(frame.frame)
 
     def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:

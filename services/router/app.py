@@ -79,6 +79,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             stream_tokens=STREAM_TOKENS,
             is_ordered=rules.is_ordered,
             is_gone=rules.is_gone,
+            is_full=router.full_logs.note,
         )
         figures = metrics.RouterMetrics(router=router, retained=retained_messages, shards=shards, log=log)
         prometheus_client.REGISTRY.register(figures)

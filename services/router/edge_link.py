@@ -95,6 +95,7 @@ class EdgeLink:
         self._again: deque[_Owed] = deque()  # frames of an earlier numbering, to be sent first
         self._owed_bytes = 0
         self._acknowledged: list[int] = []
+        self._log_states: dict[tuple[str, str], bool] = {}
         self.targets: dict[int, router_pb2.Target] = {}
         """Interests by target id."""
         self.snapshot: set[int] | None = set()
@@ -188,6 +189,11 @@ class EdgeLink:
             self._acknowledged.append(sequence)
             self.link.wake()
 
+    def tell(self, log: tuple[str, str], *, is_full: bool) -> None:
+        """Tell the edge that the log of a parent topic, with its instance, is full or has room again."""
+        self._log_states[log] = is_full
+        self.link.wake()
+
     def resume(self, received_through: int) -> None:
         """Go on over a new stream; see `Link.resume`."""
         self.link.resume(received_through)
@@ -199,6 +205,7 @@ class EdgeLink:
         # What was sent and not confirmed stays owed: target ids are not reused while deliveries are on their way.
         self._again.extendleft(reversed(self._owed))
         self._owed.clear()
+        self._log_states.clear()
         self._acknowledged.clear()  # the edge sends again what it has no acknowledgement of
         self._forget_queries()  # it asks again
         self.snapshot = set()
@@ -253,12 +260,17 @@ class EdgeLink:
             owed.frame = self.link.next_frame
             del owed.response.acknowledged_sequences[:]
             del owed.response.answered_query_ids[:]
+            del owed.response.log_states[:]
             self._owed.append(owed)
             return owed.response
         batch = self._outbox.take()
-        if batch is None and not self._acknowledged:
+        if batch is None and not self._acknowledged and not self._log_states:
             return None
         response = router_pb2.LinkResponse()
+        if self._log_states:
+            for (instance_id, parent_topic), is_full in self._log_states.items():
+                response.log_states.add(instance_id=instance_id, parent_topic=parent_topic, is_full=is_full)
+            self._log_states.clear()
         if self._acknowledged:
             response.acknowledged_sequences.extend(self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS])
             del self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS]

@@ -149,6 +149,8 @@ class Members:
         edge.stream = stream
         self._streams.add(stream)
         self._router.pressure.linked(edge, is_linked=True)
+        if not stream.is_resumed and not edge.is_shard:
+            self._router.full_logs.tell_all(edge)
         logger.info("edge linked", extra={"edge_id": edge.edge_id, "resumed": stream.is_resumed})
         return stream
 

@@ -14,6 +14,8 @@ class Log(Protocol):
     @property
     def backlog_bytes(self) -> int: ...  # noqa: D102 - as above
 
+    def is_stuck(self, subject: str) -> bool: ...  # noqa: D102
+
     def probe(self, subject: str) -> None: ...  # noqa: D102
 
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None: ...  # noqa: D102

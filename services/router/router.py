@@ -4,7 +4,8 @@ A message of QoS 1 or 2 goes to its log first, when its topic has one. One witho
 keep goes to the stream of `services.router.kept` first, so that it has a position. What is pending is measured and
 bounded, see `services.router.pressure`. Two things don't wait:
 
-- a message of QoS 0 is not written to a log above the high mark while NATS is away; it is delivered all the same;
+- a message of QoS 0 is not written to a full log that takes nothing, nor above the high mark while NATS is away; it is
+  delivered all the same;
 - an edge that confirms nothing is not waited for longer than `services.router.members` says.
 
 A retained message counts like one of QoS 1 even at QoS 0: were its copy not written, an older one would come back.
@@ -22,6 +23,7 @@ from services.router.delivery import Delivery
 from services.router.domain.columns import CLEAN_SESSION, KEPT_IF_OFFLINE, LOGGED, P2P, QOS, RETAIN, Columns
 from services.router.domain.routing import Leg, Route, Routing, p2p_receiver
 from services.router.edge_link import EdgeLink
+from services.router.full_logs import FullLogs
 from services.router.interests import Interests, check_filter
 from services.router.kept import Kept
 from services.router.ports import DeadLetter, Log, Source
@@ -85,6 +87,8 @@ class Router:
         self._delivery = Delivery(
             edges=self._edges, kept=kept, retained=retained, shares=self.shares, pressure=self.pressure
         )
+        self.full_logs = FullLogs(self.edges)
+        """Logs whose publishers wait."""
         self._log: Log | None = None
         self._waiting: deque[tuple[EdgeLink, Columns]] = deque()  # until `begin`
         self._delivered_before = [0, 0]  # to edges and shards that are gone
@@ -324,7 +328,7 @@ class Router:
             elif flag & RETAIN:
                 retained_by = columns.publishers[publisher]
             if topic_flag & LOGGED:
-                is_written = self._may_log(log, qos, source)
+                is_written = self._may_log(log, route, qos, source)
                 in_kept = False
             else:
                 is_written = in_kept = qos > 0 and (
@@ -378,7 +382,10 @@ class Router:
         legs = [Leg(topic, shard.slot, [])] if shard is not None else []
         return Route(instance_id, topic, (), shard_legs=legs, is_kept=True)
 
-    def _may_log(self, log: Log, qos: int, source: Source) -> bool:
+    def _may_log(self, log: Log, route: Route, qos: int, source: Source) -> bool:
+        if qos == 0 and self.full_logs.logs and log.is_stuck(route.subject):
+            self.unlogged_messages += 1
+            return False
         if log.backlog_bytes > self._high_bytes:
             if qos == 0 and not log.is_connected:
                 self.unlogged_messages += 1

@@ -100,6 +100,35 @@ async def test_publications_arrive_at_the_router_in_order(qos: int) -> None:
         assert [payload for _, payload, _, _, _ in w.router.published] == [b"%d" % n for n in range(1000)]
 
 
+async def test_publishers_of_a_full_log_wait_for_their_answers_and_others_do_not() -> None:
+    async with world() as w:
+        w.router.acknowledges = False
+        device, other = await w.connected(), await w.connected("GID_demo@@@2")
+        for n, is_full in ((1, True), (2, False)):
+            await device.send(packets.Publish("demo/x", b"", 1, False, False, n))
+            await until(lambda n=n: len(w.router.published) == 4 * n - 3)  # type: ignore[misc]  # bound at once
+            w.router.to_send.acknowledged_sequences.append(w.router.published[-1][3])
+            w.router.to_send.log_states.add(instance_id="i", parent_topic="demo", is_full=is_full)
+            w.router.link.wake()
+            assert await device.receive() == packets.PubAck(n)
+            await device.send(packets.Publish("demo/x", b"", 0, False, False, 0), packets.PingReq())
+            assert await device.receive() == packets.PingResp()  # QoS 0 does not wait
+            await device.send(packets.Publish("demo/x", b"", 1, False, False, 9))
+            await until(lambda n=n: len(w.router.published) == 4 * n - 1)  # type: ignore[misc]
+            held = w.router.published[-1][3]
+            await device.send(packets.PingReq())
+            if not is_full:
+                assert await device.receive() == packets.PingResp()
+            await other.send(packets.Publish("fast/x", b"", 1, False, False, n), packets.PingReq())
+            assert await other.receive() == packets.PingResp()
+            await until(lambda n=n: len(w.router.published) == 4 * n)  # type: ignore[misc]
+            w.router.to_send.acknowledged_sequences.append(held)
+            w.router.link.wake()
+            assert await device.receive() == packets.PubAck(9)
+            if is_full:
+                assert await device.receive() == packets.PingResp()
+
+
 async def test_unacknowledged_publications_are_sent_again_to_a_new_router() -> None:
     async with world() as w:
         device = await w.connected()

@@ -113,6 +113,7 @@ class FakeEdge:
         self.is_confirming = True
         self.deliveries: list[Delivery] = []
         self.acknowledged: list[int] = []
+        self.full_logs: set[str] = set()
         self.targets: dict[int, router_pb2.Target] = {}
         self._unacknowledged: dict[int, router_pb2.LinkRequest] = {}
         self._sequence = 0
@@ -203,6 +204,8 @@ class FakeEdge:
         for sequence in response.acknowledged_sequences:
             self.acknowledged.append(sequence)
             self._unacknowledged.pop(sequence, None)
+        for state in response.log_states:
+            (self.full_logs.add if state.is_full else self.full_logs.discard)(state.parent_topic)
         batch = response.deliveries
         starts = [0]
         for count in batch.target_counts:
@@ -267,6 +270,7 @@ class FakeEdge:
         else:
             self.router_incarnation = first.opened.router_incarnation
             self.link.reset()
+            self.full_logs.clear()
             self._outgoing.clear()
             self.send(router_pb2.LinkRequest(added_targets=list(self.targets.values()), snapshot_complete=True))
             for request in self._unacknowledged.values():

@@ -89,6 +89,9 @@ class FakeLog:
         self.backlog_bytes = 0
         self.written: list[tuple[str, bytes, dict[str, str], RetainedWrite]] = []
 
+    def is_stuck(self, subject: str) -> bool:
+        return False
+
     def probe(self, subject: str) -> None:
         pass
 

@@ -27,6 +27,9 @@ class FakeLog:
     def backlog_bytes(self) -> int:
         return sum(len(payload) for payload, _ in self.written)
 
+    def is_stuck(self, subject: str) -> bool:
+        return False
+
     def probe(self, subject: str) -> None:
         pass
 

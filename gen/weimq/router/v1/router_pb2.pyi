@@ -492,6 +492,7 @@ class LinkResponse(_message.Message):
     DELIVERIES_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_SEQUENCES_FIELD_NUMBER: _builtins.int
     ANSWERED_QUERY_IDS_FIELD_NUMBER: _builtins.int
+    LOG_STATES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -516,6 +517,13 @@ class LinkResponse(_message.Message):
         asked again by the edge after `opened` without `resumed`.
         """
 
+    @_builtins.property
+    def log_states(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogState]:
+        """Logs that have become full, or have room again. The edge has clients that publish to a full log at QoS 1 or 2 wait until
+        all that they published is acknowledged; whatever comes nevertheless is taken. A link that is not resumed begins with
+        all logs that are full.
+        """
+
     def __init__(
         self,
         *,
@@ -525,14 +533,45 @@ class LinkResponse(_message.Message):
         deliveries: Global___DeliveryBatch | None = ...,
         acknowledged_sequences: _abc.Iterable[_builtins.int] | None = ...,
         answered_query_ids: _abc.Iterable[_builtins.int] | None = ...,
+        log_states: _abc.Iterable[Global___LogState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequences", b"acknowledged_sequences", "answered_query_ids", b"answered_query_ids", "deliveries", b"deliveries", "frame", b"frame", "opened", b"opened", "received_through", b"received_through"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequences", b"acknowledged_sequences", "answered_query_ids", b"answered_query_ids", "deliveries", b"deliveries", "frame", b"frame", "log_states", b"log_states", "opened", b"opened", "received_through", b"received_through"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkResponse: _TypeAlias = LinkResponse  # noqa: Y015
+
+@_typing.final
+class LogState(_message.Message):
+    """State of the log of a parent topic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PARENT_TOPIC_FIELD_NUMBER: _builtins.int
+    IS_FULL_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Instance."""
+    parent_topic: _builtins.str
+    """Parent topic."""
+    is_full: _builtins.bool
+    """Whether more waits for it than it should."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        parent_topic: _builtins.str = ...,
+        is_full: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "is_full", b"is_full", "parent_topic", b"parent_topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogState: _TypeAlias = LogState  # noqa: Y015
 
 @_typing.final
 class LinkOpened(_message.Message):
@@ -636,7 +675,10 @@ class DeliveryBatch(_message.Message):
 
     @_builtins.property
     def log_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For each message, its sequence in that stream."""
+        """For each message, its sequence in that stream. Those of one stream rise, except that a message which JetStream failed
+        while it stored those behind it comes in its turn with a later sequence; in logs of ordered topics and streams of kept
+        messages that does not happen.
+        """
 
     def __init__(
         self,

@@ -1,0 +1,67 @@
+"""A log that takes nothing slows its own publishers only: `LinkResponse.log_states`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.common.log_lanes import FULL_AWAY_BYTES, FULL_BYTES
+from tests.support.nats import NatsServer
+from tests.support.router import LOGGED, FakeEdge, Mesh, make_log, mesh, read_log, until
+
+__all__ = ["mesh"]  # a fixture
+
+pytestmark = pytest.mark.asyncio
+
+PIECE = 64 << 10
+
+
+async def fill(edge: FakeEdge, topic: str, size: int) -> None:
+    """Publish as much as makes the log of a topic full, and wait for word of it."""
+    for _ in range(size // PIECE + 2):
+        edge.publish(topic, bytes(PIECE), topic_flags=LOGGED)
+    await until(lambda: topic.partition("/")[0] in edge.full_logs)
+
+
+async def test_log_without_a_stream_is_full_and_others_go_on(mesh: Mesh, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "other")
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, FakeEdge(mesh, "two").running() as two:
+        two.subscribe(1, "#")
+        await two.settled()
+        await mesh.serving()
+        await fill(one, "p/a", FULL_BYTES)
+        await until(lambda: two.full_logs == {"p"})
+        safe = one.publish("other/a", b"safe", topic_flags=LOGGED)
+        await until(lambda: safe in one.acknowledged)
+        one.publish("p/a", b"at most once", qos=0, topic_flags=LOGGED)
+        await until(lambda: len(two.deliveries) == 2)
+        assert two.payloads == [b"safe", b"at most once"]
+        two.router_incarnation = "another router"  # so that it starts anew
+        two.cut()
+        await until(lambda: two.links == 2)
+        await until(lambda: two.full_logs == {"p"})
+        await make_log(nats_server.url, "p")
+        await one.all_acknowledged()
+        await until(lambda: not one.full_logs and not two.full_logs)
+        logged = await read_log(nats_server.url, "p")
+        assert len(logged) == FULL_BYTES // PIECE + 2
+        assert not any(message.data == b"at most once" for message in logged)
+
+
+async def test_logs_are_full_sooner_while_nats_is_away(mesh: Mesh, nats_server: NatsServer) -> None:
+    topics = [f"p{number}" for number in range(20)]
+    for topic in topics:
+        await make_log(nats_server.url, topic)
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+        await mesh.serving()
+        nats_server.kill()
+        warm_up = one.publish("unlogged", b"")
+        await until(lambda: warm_up in one.acknowledged)
+        await asyncio.gather(*(fill(one, f"{topic}/a", FULL_AWAY_BYTES) for topic in topics))
+        unlogged = one.publish("unlogged", b"")
+        await until(lambda: unlogged in one.acknowledged)
+        await asyncio.to_thread(nats_server.start)
+        await one.all_acknowledged()
+        await until(lambda: not one.full_logs)
+        assert sorted(one.acknowledged) == list(range(1, unlogged + 1))
