@@ -19,6 +19,7 @@ from prometheus_client import Counter
 from services.common import jetstream, subjects
 from services.common.errors import UnavailableError
 from services.common.log_writer import LogWriter
+from services.session import stored
 from services.session.clock import Clock
 from services.session.domain.logs import Logs
 from services.session.domain.positions import sequence_of
@@ -114,8 +115,7 @@ class Announcer:
 
             def take(message: StoredMessage | None, delivery_id: int = delivery_id) -> None:
                 if message is not None:
-                    header = message.headers.get(subjects.TOPIC_HEADER)
-                    topics[delivery_id] = subjects.message_topic(message.subject, header)[1]
+                    topics[delivery_id] = stored.parse(message).topic
                 missing.discard(delivery_id)
                 if not missing:
                     done.set()

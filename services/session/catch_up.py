@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from services.common import subjects
 from services.common.errors import UnavailableError
 from services.common.sharding import router_of
+from services.session import stored
 from services.session.clock import Clock
 from services.session.domain.sessions import Log
 from services.session.domain.shard import Shard
@@ -168,23 +169,15 @@ class CatchUp:
         return count
 
     def _take(self, log: Log, message: StoredMessage) -> None:
-        headers = message.headers
+        fanout = self._shard.fanout
         try:
-            _, topic = subjects.message_topic(message.subject, headers.get(subjects.TOPIC_HEADER))
-            qos = int(headers.get("qoslevel", "0"))
-        except ValueError:
-            logger.warning("message of a log not understood", extra={"log": log.name, "sequence": message.sequence})
-            topic, qos = "", 0
-        self._shard.fanout.read(
-            log,
-            message.sequence,
-            topic,
-            message.payload,
-            qos,
-            message.time_ms,
-            self._clock.now_ms(),
-            clean_session=headers.get("cleansessionflag") != "false",
-        )
+            published = stored.parse(message)
+        except ValueError as error:
+            extra = {"log": log.name, "sequence": message.sequence, "error": str(error)}
+            logger.warning("message of a log not understood", extra=extra)
+            fanout.logs.note_read(log, message.sequence)
+        else:
+            fanout.read(log, message.sequence, published, message.payload, message.time_ms, self._clock.now_ms())
 
     async def _sort(self) -> None:
         """Put what was read from several logs in the order of its time."""

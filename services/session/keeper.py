@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import secrets
 import sqlite3
 import time
 from collections import OrderedDict
@@ -19,11 +18,12 @@ from services.common import subjects
 from services.common.errors import UnavailableError
 from services.common.log_writer import LogWriter
 from services.common.sharding import shard_of
-from services.session import subscriptions
+from services.session import stored, subscriptions
 from services.session.announcer import Announcer
 from services.session.clock import Clock
 from services.session.domain.fanout import Locate
-from services.session.domain.positions import MAX_LOGS, Met, sequence_of
+from services.session.domain.positions import Met, sequence_of
+from services.session.domain.sessions import Log
 from services.session.domain.shard import Shard
 from services.session.files import Files
 from services.session.log_reader import LogReader, StoredMessage
@@ -131,14 +131,13 @@ class Keeper:
         """Read what is stored; tries on until NATS answers."""
         began = time.monotonic()
         self._files = files
-        self.shard.logs.begin(secrets.randbelow(MAX_LOGS))
         if files is not None:
             await self._load_files(files)
         restored = 0
         while True:
             try:
-                async for stored in subscriptions.read_all(js, reader):
-                    for each in stored:
+                async for sessions in subscriptions.read_all(js, reader):
+                    for each in sessions:
                         if self.is_ours(each.instance_id, each.client_id):
                             restored += 1
                             self.shard.restore(*each)
@@ -200,6 +199,19 @@ class Keeper:
         if pump.dropped and self._announcer is not None:
             dropped, pump.dropped = pump.dropped, []
             self._announcer.add(dropped)
+
+    def read_again(self, log: Log, sequence: int) -> None:
+        """Look a live message up in its log; see `Fanout.read_again`."""
+
+        def take(message: StoredMessage | None) -> None:
+            if message is not None:
+                published = stored.parse(message)
+                fanout, now_ms = self.shard.fanout, self._clock.now_ms()
+                fanout.read_again(log, sequence, published, message.payload, message.time_ms, now_ms)
+                self.flush()
+
+        if self._reader is not None:
+            self._reader.fetch(log.name, sequence, take)
 
     def is_caught_up(self) -> bool:
         """Say whether every log has been read."""
@@ -311,8 +323,7 @@ class Keeper:
     def _on_fetched(self, delivery_id: int, message: StoredMessage | None) -> None:
         topic, payload = "", b""
         if message is not None:
-            header = message.headers.get(subjects.TOPIC_HEADER)
-            topic, payload = subjects.message_topic(message.subject, header)[1], message.payload
+            topic, payload = stored.parse(message).shown_topic, message.payload
             self._cache[delivery_id] = (topic, payload)
             self._cached_bytes += len(payload) + CACHED_OVERHEAD
             while self._cached_bytes > CACHE_BYTES:

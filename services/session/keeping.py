@@ -69,6 +69,7 @@ async def keeping(
                 shard=keeper.shard,
                 clock=clock,
                 flush=keeper.flush,
+                read_again=keeper.read_again,
             )
             for number, channel in enumerate(channels)
         ]

@@ -21,8 +21,9 @@ from services.common.readiness import Readiness
 from services.common.settings import Secret
 from services.common.subjects import stream_names
 from services.session.clock import Clock
+from services.session.domain.fanout import p2p_receiver
 from services.session.domain.interests import Interest
-from services.session.domain.sessions import Session
+from services.session.domain.sessions import Log, Session
 from services.session.domain.shard import Shard
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
@@ -49,6 +50,7 @@ class RouterLink:
         shard: takes the messages.
         clock: tells the time.
         flush: called after each frame.
+        read_again: looks a message up in its log, for `Fanout.read_again`.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class RouterLink:
         shard: Shard,
         clock: Clock,
         flush: Callable[[], None],
+        read_again: Callable[[Log, int], None],
     ) -> None:
+        self._read_again = read_again
         self.index = index
         self._stub = router_pb2_grpc.RouterServiceStub(channel)
         self._metadata = call_metadata(token)
@@ -208,7 +212,9 @@ class RouterLink:
         ):
             log = logs[log_index]
             topic = topics[topic_index]
-            if flags & KEPT_P2P:
-                fanout.deliver_p2p(log, sequence, topic, payload, now_ms)
-            else:
+            if not flags & KEPT_P2P:
                 fanout.deliver(log, sequence, topic, payload, flags & QOS, targets[topic_index], now_ms)
+            elif client_id := p2p_receiver(topic):
+                fanout.deliver_p2p(log, sequence, client_id, topic, payload, now_ms)
+            else:  # a backend had another topic shown; the log has the one that names the client
+                self._read_again(log, sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from services.session.domain.interests import Interests, qos_of, since_ms_of
 from services.session.domain.logs import Logs
@@ -19,6 +20,32 @@ Locate = Callable[[str, str], "tuple[str, Outbox[Channel], bool] | None"]
 """From instance and client id to channel id, outbox of the edge, and whether the connection is held; None: offline."""
 IsOurs = Callable[[str, str], bool]
 """Whether a client of an instance belongs to this shard."""
+
+
+class Published(Protocol):
+    """What a message says of itself."""
+
+    @property
+    def topic(self) -> str:
+        """By which it is routed."""
+
+    @property
+    def shown_topic(self) -> str:
+        """That clients see."""
+
+    @property
+    def qos(self) -> int:
+        """Of the publication."""
+
+    @property
+    def clean_session(self) -> bool:
+        """Flag of the publisher."""
+
+
+def p2p_receiver(topic: str) -> str:
+    """Return the client of a P2P topic, `<parent>/p2p/<client id>`; empty: it is none."""
+    levels = topic.split("/", 2)
+    return levels[2] if len(levels) == 3 and levels[1] == "p2p" else ""  # noqa: PLR2004 - parent, p2p, client id
 
 
 class Fanout:
@@ -52,49 +79,48 @@ class Fanout:
             receivers = self._receivers(target_ids, qos, before_ms=0)
             self._offer(log, sequence, topic, payload, receivers, now_ms // 1000, now_ms)
 
-    def deliver_p2p(self, log: Log, sequence: int, topic: str, payload: bytes, now_ms: int) -> None:
-        """Take a live kept P2P message, of QoS 1."""
+    def deliver_p2p(self, log: Log, sequence: int, client_id: str, topic: str, payload: bytes, now_ms: int) -> None:
+        """Take a live kept P2P message, of QoS 1, for a client."""
         if self.logs.meet(log, sequence):
-            self._offer_p2p(log, sequence, topic, payload, now_ms // 1000, now_ms)
+            self._offer_p2p(log, sequence, client_id, topic, payload, now_ms // 1000, now_ms)
 
-    def read(
-        self,
-        log: Log,
-        sequence: int,
-        topic: str,
-        payload: bytes,
-        qos: int,
-        time_ms: int,
-        now_ms: int,
-        *,
-        clean_session: bool,
-    ) -> None:
+    def read(self, log: Log, sequence: int, published: Published, payload: bytes, time_ms: int, now_ms: int) -> None:
         """Take a message that was read from a log, in order, whether or not it is for this shard.
 
         Args:
             log: that has it.
             sequence: in the log.
-            topic: it was published to.
+            published: what it is.
             payload: of it.
-            qos: of the publication.
             time_ms: when the log got it.
             now_ms: the time.
-            clean_session: flag of the publisher.
         """
-        if qos and not log.met.has(sequence):
-            levels = topic.split("/", 2)
-            # Plain MQTT has no P2P: the `standard` profile, which keeps QoS 2.
-            instance = self._roster.instances.get(log.instance_id)
-            is_plain = instance is not None and instance.rules.keeps_qos2
-            if len(levels) == 3 and levels[1] == "p2p" and not is_plain:  # noqa: PLR2004 - parent, p2p, client id
-                if qos == 1 and not clean_session and self._is_ours(log.instance_id, levels[2]):
-                    self._offer_p2p(log, sequence, topic, payload, time_ms // 1000, now_ms)
-            else:
-                targets = self._interests.match(log.instance_id, topic)
-                if targets:
-                    receivers = self._receivers(targets, qos, before_ms=time_ms + self.skew_ms)
-                    self._offer(log, sequence, topic, payload, receivers, time_ms // 1000, now_ms)
+        if published.qos and not log.met.has(sequence):
+            self._offer_read(log, sequence, published, payload, time_ms, now_ms)
         self.logs.note_read(log, sequence)
+
+    def read_again(
+        self, log: Log, sequence: int, published: Published, payload: bytes, time_ms: int, now_ms: int
+    ) -> None:
+        """Take a live message that had to be looked up in its log; see `read`."""
+        if self.logs.meet(log, sequence):
+            self._offer_read(log, sequence, published, payload, time_ms, now_ms)
+
+    def _offer_read(
+        self, log: Log, sequence: int, published: Published, payload: bytes, time_ms: int, now_ms: int
+    ) -> None:
+        client_id = p2p_receiver(published.topic)
+        # Plain MQTT has no P2P: the `standard` profile, which keeps QoS 2.
+        instance = self._roster.instances.get(log.instance_id)
+        is_plain = instance is not None and instance.rules.keeps_qos2
+        if client_id and not is_plain:
+            if published.qos == 1 and not published.clean_session and self._is_ours(log.instance_id, client_id):
+                self._offer_p2p(log, sequence, client_id, published.shown_topic, payload, time_ms // 1000, now_ms)
+            return
+        targets = self._interests.match(log.instance_id, published.topic)
+        if targets:
+            receivers = self._receivers(targets, published.qos, before_ms=time_ms + self.skew_ms)
+            self._offer(log, sequence, published.shown_topic, payload, receivers, time_ms // 1000, now_ms)
 
     def _receivers(self, target_ids: Iterable[int], qos: int, *, before_ms: int) -> dict[Session, int]:
         """Return the subscribers of targets and their QoS; those since `before_ms` or later not, 0: all."""
@@ -132,8 +158,10 @@ class Fanout:
         if instance is not None:
             self._roster.bounds.limit(instance)
 
-    def _offer_p2p(self, log: Log, sequence: int, topic: str, payload: bytes, time_s: int, now_ms: int) -> None:
-        instance_id, client_id = log.instance_id, topic.split("/", 2)[2]
+    def _offer_p2p(
+        self, log: Log, sequence: int, client_id: str, topic: str, payload: bytes, time_s: int, now_ms: int
+    ) -> None:
+        instance_id = log.instance_id
         roster = self._roster
         session = roster.find(instance_id, client_id)
         if session is None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from services.session.domain.positions import FLAG_BITS, MAX_LOGS, Met, log_index_of
 from services.session.domain.pump import LOG_DELETED, Pump
 from services.session.domain.sessions import Log, Session
 
 
 class Logs:
-    """Logs by name and by index. An index stays with its log as long as the shard's files do.
+    """Logs by name and by index.
+
+    An index follows from the name, so that delivery ids mean the same to the process after this one, with files or not;
+    but for the second of two names that agree in it, which is a matter of chance: 1 in 500,000 for each pair.
 
     Args:
         pump: is told which logs changed.
@@ -18,18 +23,12 @@ class Logs:
         self._pump = pump
         self._by_name: dict[str, Log] = {}
         self._by_index: dict[int, Log] = {}
-        self._next_index = 0
-
-    def begin(self, first_index: int) -> None:
-        """Say where a shard without files starts to number: anywhere, so that old delivery ids mean nothing."""
-        self._next_index = first_index % MAX_LOGS
 
     def restore(self, index: int, name: str, instance_id: str, created: str, met: Met) -> None:
         """Enter a log that was stored."""
         log = Log(index, name, instance_id, created)
         log.met = met
         self._by_name[name] = self._by_index[index] = log
-        self._next_index = (index + 1) % MAX_LOGS
 
     def get(self, name: str) -> Log | None:
         """Return a log that is known."""
@@ -47,9 +46,10 @@ class Logs:
         """Return a log, which may be new."""
         log = self._by_name.get(name)
         if log is None:
-            while self._next_index in self._by_index:
-                self._next_index = (self._next_index + 1) % MAX_LOGS
-            log = Log(self._next_index, name, instance_id)
+            index = crc32(name.encode()) % MAX_LOGS
+            while index in self._by_index:
+                index = (index + 1) % MAX_LOGS
+            log = Log(index, name, instance_id)
             self._by_name[name] = self._by_index[log.index] = log
             self._pump.changes.touch_log(log)
         return log

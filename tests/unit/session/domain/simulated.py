@@ -12,7 +12,7 @@ class Message:
     """A message in a log."""
 
     def __init__(self, topic: str, qos: int, time_ms: int, *, clean_session: bool) -> None:
-        self.topic = topic
+        self.topic = self.shown_topic = topic
         self.qos = qos
         self.time_ms = time_ms
         self.clean_session = clean_session

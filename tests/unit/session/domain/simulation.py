@@ -11,7 +11,7 @@ from collections import Counter, deque
 
 from services.common.topics import matches
 from services.session.domain.outbox import Outbox
-from services.session.domain.positions import MAX_LOGS, Met, sequence_of
+from services.session.domain.positions import Met, sequence_of
 from services.session.domain.rules import Rules
 from services.session.domain.sessions import Carried, Channel, Log
 from services.session.domain.shard import Shard
@@ -54,7 +54,6 @@ class World:
     def start(self) -> Shard:
         shard = Shard(count=1, locate=self.locate, is_ours=lambda _instance, _client: True)
         shard.fanout.skew_ms = 0
-        shard.logs.begin(self.random.randrange(MAX_LOGS))
         for log in sorted(self.database.logs.values(), key=lambda row: row.index):
             shard.logs.restore(log.index, log.name, INSTANCE, "", Met(log.read_through, log.top, log.bits))
         for row in self.database.sessions.values():
@@ -137,16 +136,7 @@ class World:
                 break
             self.reading[name] = sequence
             message = self.logs[name][sequence - 1]
-            self.shard.fanout.read(
-                log,
-                sequence,
-                message.topic,
-                b"",
-                message.qos,
-                message.time_ms,
-                self.now_ms,
-                clean_session=message.clean_session,
-            )
+            self.shard.fanout.read(log, sequence, message, b"", message.time_ms, self.now_ms)
         self.flush()
 
     def publish(self) -> None:
@@ -185,7 +175,7 @@ class World:
     def offer(self, log: Log, topic: str, sequence: int, targets: list[int]) -> None:
         message = self.logs[log.name][sequence - 1]
         if message.receiver:
-            self.shard.fanout.deliver_p2p(log, sequence, topic, b"", self.now_ms)
+            self.shard.fanout.deliver_p2p(log, sequence, message.receiver, topic, b"", self.now_ms)
         else:
             self.shard.fanout.deliver(log, sequence, topic, b"", message.qos, targets, self.now_ms)
 

@@ -1,0 +1,391 @@
+"""Persistent sessions with real NATS, a real router and real gRPC; edges are made of the stub."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+import pytest_asyncio
+from grpc import aio
+from nats.js import api
+
+from services.common import grpc_client, healthcheck, subjects
+from services.common.runtime import background
+from services.common.settings import Secret
+from services.router import app as router_app
+from services.router.settings import RouterSettings
+from services.session import app as session_app
+from services.session.settings import SessionSettings
+from tests.support.nats import NatsServer, unique
+from tests.support.session_edge import RULES, SessionEdge
+from weimq.router.v1 import router_pb2, router_pb2_grpc
+from weimq.session.v1 import session_pb2 as pb
+from weimq.session.v1 import session_pb2_grpc
+
+pytestmark = pytest.mark.asyncio
+
+TOKEN = Secret("a-cluster-token-for-tests")
+INSTANCE = "mqtt-demo"
+CLIENT = "GID_Test@@@0001"
+ROOT = Path(__file__).parents[2]
+UNPACED = pb.SessionRules(
+    acknowledgement_timeout_ms=5_000, offline_retention_ms=86_400_000, max_offline_messages=1_000_000
+)
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - the condition is of another process or of the service
+            await asyncio.sleep(0.01)
+
+
+class Mesh:
+    """A router, and a session shard that tests start, stop and kill."""
+
+    def __init__(self, server: NatsServer, directory: Path) -> None:
+        self.server = server
+        self.directory = directory
+        self.router_address = f"unix:{directory}/router.sock"
+        self.session_address = f"unix:{directory}/session.sock"
+        self.data = directory / "data"
+        self.number = 0
+        self.router: router_pb2_grpc.RouterServiceStub
+        self.sessions: session_pb2_grpc.SessionServiceStub
+        self.channel: aio.Channel
+
+    def router_settings(self) -> RouterSettings:
+        return RouterSettings(
+            cluster_token=TOKEN,
+            nats_url=Secret(self.server.url),
+            grpc_listen=(self.router_address,),
+            shard_count=1,
+            drain_s=0.0,
+            auth=f"unix:{self.directory}/auth.sock",  # nobody
+        )
+
+    @contextlib.asynccontextmanager
+    async def serving(self, **changes: Any) -> AsyncGenerator[None]:
+        """Run the session service; stopped gracefully on leaving."""
+        settings = SessionSettings(
+            cluster_token=TOKEN,
+            nats_url=Secret(self.server.url),
+            grpc_listen=(self.session_address,),
+            router=(self.router_address,),
+            data_dir=self.data,
+            drain_s=2.0,
+            **changes,
+        )
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session_app.serve(settings, stop))
+            try:
+                await self.is_serving()
+                yield
+            finally:
+                stop.set()
+
+    @contextlib.asynccontextmanager
+    async def process(self) -> AsyncGenerator[subprocess.Popen[bytes]]:
+        """Run the session service as a process; killed on leaving."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
+            "WEIMQ_CLUSTER_TOKEN": TOKEN.reveal(),
+            "SESSION_NATS_URL": self.server.url,
+            "SESSION_GRPC_LISTEN": self.session_address,
+            "SESSION_ROUTER": self.router_address,
+            "SESSION_DATA_DIR": str(self.data),
+        }
+        command = [sys.executable, "-m", "services.session"]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - takes no time
+        try:
+            await self.is_serving()
+            yield process
+        finally:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+
+    async def is_serving(self) -> None:
+        async with asyncio.timeout(20):
+            while not await healthcheck.is_serving(self.session_address):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.02)
+
+    @contextlib.asynccontextmanager
+    async def edge(self) -> AsyncGenerator[SessionEdge]:
+        edge = SessionEdge(self.channel, TOKEN, INSTANCE)
+        async with background(edge.run()):
+            await until(lambda: edge.links)
+            yield edge
+
+    async def publish(self, topic: str, *payloads: bytes, qos: int = 1, p2p: bool = False, clean: bool = True) -> None:
+        """Publish messages; they are acknowledged."""
+        messages = []
+        for payload in payloads:
+            self.number += 1
+            messages.append(
+                router_pb2.PublishedMessage(
+                    instance_id=INSTANCE,
+                    topic=topic,
+                    payload=payload,
+                    qos=qos,
+                    logged=topic.startswith("demo"),
+                    p2p=p2p,
+                    kept_if_offline=p2p,
+                    clean_session=clean,
+                    client_id="GID_Test@@@sender",
+                    message_id=f"m-{self.number}",
+                )
+            )
+        await self.router.Publish(router_pb2.PublishRequest(messages=messages), timeout=10, wait_for_ready=True)
+
+    async def create_log(self, topic: str = "demo") -> None:
+        client = await nats.connect(self.server.url)
+        config = api.StreamConfig(
+            name=subjects.log_stream(INSTANCE, topic), subjects=subjects.log_filter(INSTANCE, topic), allow_direct=True
+        )
+        await client.jetstream().add_stream(config)
+        await client.close()
+
+
+@pytest_asyncio.fixture
+async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncGenerator[Mesh]:
+    directory = Path("/tmp") / unique("weimq-test-")  # short: a socket's path has 107 bytes
+    directory.mkdir()
+    mesh = Mesh(nats_server, directory)
+    await mesh.create_log()
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(router_app.serve(mesh.router_settings(), stop))
+        async with (
+            grpc_client.channel(mesh.router_address, TOKEN) as router,
+            grpc_client.channel(mesh.session_address, TOKEN) as session,
+        ):
+            mesh.router = router_pb2_grpc.RouterServiceStub(router)
+            mesh.sessions = session_pb2_grpc.SessionServiceStub(session)
+            mesh.channel = session
+            yield mesh
+        stop.set()
+
+
+async def connected(edge: SessionEdge, client_id: str = CLIENT, **options: Any) -> str:
+    channel_id = edge.connect(client_id, **options)
+    await until(lambda: edge.is_accepted(channel_id))
+    return channel_id
+
+
+async def subscribed(edge: SessionEdge, channel_id: str, topic_filter: str, qos: int = 1) -> None:
+    change = edge.subscribe(channel_id, topic_filter, qos)
+    await until(lambda: change in edge.stored)
+
+
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [b"%d" % n for n in range(start, start + count)]
+
+
+async def test_messages_wait_for_a_client_that_is_away(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge)
+        assert not edge.decisions[first].session_present
+        await subscribed(edge, first, "demo/#")
+        await mesh.publish("demo/a", b"live")
+        await until(lambda: edge.payloads(first) == [b"live"])
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(3))
+        await mesh.publish("demo/a", b"qos 0", qos=0)
+        second = await connected(edge)
+        decision = edge.decisions[second]
+        assert decision.session_present
+        assert [(each.topic_filter, each.qos) for each in decision.subscriptions] == [("demo/#", 1)]
+        await until(lambda: edge.payloads(second) == numbered(3))
+
+
+@pytest.mark.parametrize("topic", ["demo/a", "plain/a"])
+async def test_nothing_is_lost_when_the_shard_is_killed(mesh: Mesh, topic: str) -> None:
+    edge = SessionEdge(mesh.channel, TOKEN, INSTANCE)
+    async with background(edge.run()):
+        async with mesh.process():
+            channel_id = await connected(edge, rules=UNPACED)
+            away = await connected(edge, "GID_Test@@@away", rules=UNPACED)
+            await subscribed(edge, channel_id, "+/a")
+            await subscribed(edge, away, "+/a")
+            edge.disconnect(away)
+            await mesh.publish(topic, *numbered(10))
+            await until(lambda: len(edge.payloads(channel_id)) == 10)
+        await mesh.publish(topic, *numbered(10, 10))  # while it is away
+        async with mesh.process():
+            await mesh.publish(topic, *numbered(10, 20))
+            await until(lambda: set(edge.payloads(channel_id)) >= set(numbered(30)))
+            back = await connected(edge, "GID_Test@@@away", rules=UNPACED)
+            await until(lambda: set(edge.payloads(back)) >= set(numbered(30)))
+            assert edge.decisions[back].session_present
+            await until(lambda: edge.is_confirmed)
+        assert edge.payloads(channel_id) == numbered(30), "acknowledged messages came again"
+        assert edge.payloads(back) == numbered(30)
+
+
+async def test_a_shard_rebuilds_itself_from_jetstream_alone(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await mesh.publish("demo/a", b"before the subscription")
+        await asyncio.sleep(2.1)  # the resolution of the times in logs
+        await subscribed(edge, channel_id, "demo/#")
+        edge.disconnect(channel_id)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(5))
+        await mesh.publish(f"demo/p2p/{CLIENT}", b"p2p", p2p=True, clean=False)
+    for path in mesh.data.iterdir():
+        path.unlink()
+    async with mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await until(lambda: len(edge.payloads(channel_id)) == 6)
+        assert edge.payloads(channel_id) == [*numbered(5), b"p2p"]
+
+
+@pytest.mark.parametrize("clean_receiver", [True, False])
+async def test_p2p_is_kept_by_the_flag_of_the_sender(mesh: Mesh, clean_receiver: bool) -> None:
+    topic = f"demo/p2p/{CLIENT}"
+    async with mesh.serving(), mesh.edge() as edge:
+        await mesh.publish(topic, b"kept", p2p=True, clean=False)
+        await mesh.publish(topic, b"not kept", p2p=True, clean=True)
+        await mesh.publish(topic, b"qos 0", p2p=True, clean=False, qos=0)
+        channel_id = await connected(edge, clean_session=clean_receiver)
+        await until(lambda: edge.payloads(channel_id) == [b"kept"])
+        await mesh.publish(topic, b"live", p2p=True, clean=False)
+        await until(lambda: edge.payloads(channel_id) == [b"kept", b"live"])
+        assert {each.topic for each in edge.deliveries} == {topic}
+
+
+async def test_a_backlog_comes_in_batches_and_live_messages_beside_it(mesh: Mesh) -> None:
+    rules = pb.SessionRules()
+    rules.CopyFrom(RULES)
+    rules.batch_messages = 10
+    rules.batch_interval_ms = 600
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge, rules=rules)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(25))
+        second = await connected(edge, rules=rules)
+        await until(lambda: edge.payloads(second) == numbered(10))
+        await mesh.publish("demo/a", b"live")
+        await until(lambda: edge.payloads(second)[10:11] == [b"live"])
+        edge.pull(second, 3, descending=True)
+        await until(lambda: edge.payloads(second)[11:14] == [b"24", b"23", b"22"])
+        await until(lambda: len(edge.payloads(second)) == 26)
+        assert edge.payloads(second)[14:] == numbered(12, 10)
+
+
+async def test_in_strict_order_live_messages_wait_for_acknowledgements(mesh: Mesh) -> None:
+    rules = pb.SessionRules()
+    rules.CopyFrom(RULES)
+    rules.batch_messages = 5
+    rules.strict_order = True
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge, rules=rules)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(8))
+        edge.acknowledges = False
+        second = await connected(edge, rules=rules)
+        await until(lambda: len(edge.deliveries) == 5)
+        await mesh.publish("demo/a", b"8")
+        for delivery in edge.deliveries[:4]:
+            edge.acknowledge(delivery)
+        await until(lambda: edge.is_confirmed)
+        assert edge.payloads(second) == numbered(5)
+        edge.acknowledge(edge.deliveries[4])
+        await until(lambda: edge.payloads(second) == numbered(9))
+
+
+@pytest.mark.spec("MQTT-4.4.0-1")
+async def test_what_is_under_way_comes_again_under_its_packet_identifier(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        edge.acknowledges = False
+        first = await connected(edge)
+        await subscribed(edge, first, "demo/#")
+        await mesh.publish("demo/a", *numbered(3))
+        await until(lambda: len(edge.deliveries) == 3)
+        state = pb.InflightState(
+            delivery_ids=[each.delivery_id for each in edge.deliveries],
+            packet_identifiers=[7, 8, 9],
+            stages=bytes(3),
+            received_packet_identifiers=[77],
+        )
+        edge.disconnect(first, state)
+        second = await connected(edge)
+        assert edge.decisions[second].inflight == state
+        await until(lambda: len(edge.deliveries) == 6)
+        again = [(each.payload, each.packet_identifier, each.dup) for each in edge.deliveries[3:]]
+        assert again == [(b"0", 7, True), (b"1", 8, True), (b"2", 9, True)]
+
+
+async def test_clean_session_discards_what_was_kept(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await mesh.publish("demo/a", *numbered(3))
+        clean = await connected(edge, clean_session=True)
+        assert not edge.decisions[clean].session_present
+        edge.disconnect(clean)
+        again = await connected(edge)
+        assert not edge.decisions[again].session_present
+        assert not edge.decisions[again].subscriptions
+        await subscribed(edge, again, "demo/b")
+        await mesh.publish("demo/b", b"new")
+        await until(lambda: edge.payloads(again) == [b"new"])
+
+
+async def test_a_held_connection_gets_nothing_until_it_is_released(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await mesh.publish("demo/a", b"offline")
+        second = await connected(edge, is_held=True)
+        await mesh.publish("demo/a", b"live")
+        await until(lambda: edge.is_confirmed)
+        assert not edge.deliveries
+        edge.release(second)
+        await until(lambda: set(edge.payloads(second)) == {b"offline", b"live"})
+
+
+async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> None:
+    rules = pb.SessionRules()
+    rules.CopyFrom(UNPACED)
+    rules.max_offline_messages = 5
+    client = await nats.connect(mesh.server.url)
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge, rules=rules)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(8))
+        body: dict[str, Any] = {"messages": []}
+        async with asyncio.timeout(10):
+            while len(body["messages"]) < 3:
+                with contextlib.suppress(nats.js.errors.NotFoundError):
+                    stored = await client.jetstream().get_last_msg(
+                        subjects.dropped_stream(INSTANCE), subjects.dropped_subject(INSTANCE)
+                    )
+                    body = json.loads(stored.data or b"")
+                await asyncio.sleep(0.05)
+        assert body["reason"] == "over_limit"
+        assert [(each["clientId"], each["topic"], each["sequence"]) for each in body["messages"]] == [
+            (CLIENT, "demo/a", n) for n in (1, 2, 3)
+        ]
+        second = await connected(edge, rules=rules)
+        await until(lambda: edge.payloads(second) == numbered(5, 3))
+    await client.close()
