@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from services import compiled
-from services.cli import backends, clients, resources, up
+from services.cli import access_keys, backends, clients, devices, instances, resources, tokens, up
 
 app = typer.Typer(
     name="weimq",
@@ -43,9 +43,11 @@ app.command()(clients.clients)
 app.command()(clients.kick)
 for group in (
     backends.backend_app,
-    resources.instance_app,
-    resources.accesskey_app,
+    instances.instance_app,
+    access_keys.accesskey_app,
     resources.group_app,
     resources.topic_app,
+    tokens.token_app,
+    devices.device_app,
 ):
     app.add_typer(group)

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 import typer
 from google.protobuf.message import Message
 
+from services.cli.errors import CliError
+
 Record = dict[str, object]
 
 
@@ -22,6 +24,8 @@ def record(message: Message) -> Record:
         value = getattr(message, field.name)
         if field.is_repeated:
             values[field.name] = [record(one) if isinstance(one, Message) else one for one in value]
+        elif isinstance(value, Message):
+            values[field.name] = record(value)
         elif field.enum_type is not None:
             names = field.enum_type.values_by_number
             prefix = names[0].name.removesuffix("UNSPECIFIED")
@@ -56,6 +60,45 @@ def print_table(records: Sequence[Mapping[str, object]], *, nothing: str) -> Non
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def print_created(kind: str, name: str, values: Record, *, as_json: bool) -> None:
+    """Print something that was made or changed."""
+    if as_json:
+        print_json(values)
+        return
+    typer.echo(f"{kind} {name} created")
+    print_record(values)
+
+
+def print_list(messages: Sequence[Message], *, as_json: bool, nothing: str, columns: Sequence[str] = ()) -> None:
+    """Print messages; the table for people has `columns` only, all when empty."""
+    records = [record(message) for message in messages]
+    if as_json:
+        print_json(records)
+        return
+    print_table([{name: one[name] for name in columns or one} for one in records], nothing=nothing)
+
+
+def print_one(messages: Sequence[Message], key: str, name: str, *, as_json: bool, kind: str) -> None:
+    """Print the message whose field `key` is `name`.
+
+    Raises:
+        CliError: there is none.
+    """
+    for message in messages:
+        if getattr(message, key) == name:
+            (print_json if as_json else print_record)(record(message))
+            return
+    raise CliError(f"There is no {kind} {name}.", f"`weimq {kind.lower()} list` shows those that exist.")
+
+
+def print_deleted(kind: str, name: str, *, as_json: bool) -> None:
+    """Print that something is gone."""
+    if as_json:
+        print_json({"deleted": name})
+    else:
+        typer.echo(f"{kind} {name} deleted")
+
+
 def _label(name: str) -> str:
     return name.removesuffix("_ms").removesuffix("_s").replace("_", " ")
 
@@ -63,8 +106,12 @@ def _label(name: str) -> str:
 def _shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name.endswith("_ms") and isinstance(value, int):
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "-"
+    if name.endswith("_time_ms") and isinstance(value, int):
         return datetime.fromtimestamp(value / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if name.endswith("_ms") and isinstance(value, int):
+        return duration(value // 1_000) if value % 1_000 == 0 else f"{value}ms"
     if name.endswith("_s") and isinstance(value, int):
         return duration(value)
     return str(value)

@@ -6,8 +6,9 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
 from services.cli.errors import WRONG_USE, CliError
@@ -75,6 +76,24 @@ class Target:
         except aio.AioRpcError as error:
             raise self._explain(error) from None
 
+    def request(self, stub: Callable[[aio.Channel], Any], method: str, message: Message) -> Any:  # noqa: ANN401 - the response type of the method
+        """Return the response to one call.
+
+        Args:
+            stub: class of the stub.
+            method: name of the call.
+            message: the request.
+
+        Raises:
+            CliError: the call failed.
+        """
+
+        async def work(opened: aio.Channel) -> Message:
+            send: Callable[..., Awaitable[Message]] = getattr(stub(opened), method)
+            return await send(message, timeout=TIMEOUT_S)
+
+        return self.call(work)
+
     def _explain(self, error: aio.AioRpcError) -> CliError:
         where = f"{self._service} at {self._address}"
         domain_error = grpc_errors.from_rpc_error(error)
@@ -125,3 +144,21 @@ def instance_or_bootstrap(instance: str, data: Path) -> str:
             status=WRONG_USE,
         )
     return directory.read_bootstrap().instance
+
+
+def access_key_or_bootstrap(access_key: str, data: Path) -> str:
+    """Return the AccessKey given by the user, else the one of the first start of the data directory.
+
+    Raises:
+        CliError: neither is there.
+    """
+    if access_key:
+        return access_key
+    directory = DataDir(data)
+    if not directory.is_initialized:
+        raise CliError(
+            "Which AccessKey? There is no data directory to take the first one from.",
+            "Add --access-key ID.",
+            status=WRONG_USE,
+        )
+    return directory.read_bootstrap().access_key

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from services.cli.app import app
 from services.cli.errors import CliError
-from services.cli.resources import parse_duration
+from services.cli.options import parse_duration
 from services.cli.run_file import Run, locked
 from services.cli.secrets import DataDir
 from services.common.errors import AlreadyExistsError, NotFoundError, NotServingError
