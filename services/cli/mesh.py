@@ -109,7 +109,11 @@ def plan(
             "AUTH_HTTP_LISTEN": f"{LOOPBACK}:{ports.token_http}",
         },
         "session": {"SESSION_NATS_URL_FILE": str(data.nats_url), "SESSION_ROUTER": peers["router"]},
-        "router": {"ROUTER_NATS_URL_FILE": str(data.nats_url), "ROUTER_AUTH": peers["auth"]},
+        "router": {
+            "ROUTER_NATS_URL_FILE": str(data.nats_url),
+            "ROUTER_AUTH": peers["auth"],
+            "ROUTER_SHARD_COUNT": str(sessions),
+        },
         "status": {
             "STATUS_HTTP_LISTEN": f"{LOOPBACK}:{ports.status_http}",
             "STATUS_AUTH": peers["auth"],

@@ -44,7 +44,12 @@ class RouterSettings(CommonSettings):
         minimum=1,
         maximum=ROUTER_SLOTS,
     )
-    shard_count: int = setting(0, text="Number of session shards; 0: no sessions are kept.", minimum=0, maximum=1_000)
+    shard_count: int = setting(
+        1,
+        text="Number of session shards; until each was there, all messages of QoS 1 and 2 are written. 0: none.",
+        minimum=0,
+        maximum=1_024,
+    )
     auth: str = setting("127.0.0.1:7001", text="Address of the auth service.", check=check_peer)
     edge_grace_s: float = setting(
         5.0, text="Seconds that an edge whose link broke is waited for.", minimum=0.1, maximum=600

@@ -54,7 +54,7 @@ class Mesh:
             grpc_listen=(address,),
             edge_grace_s=edge_grace_s,
             drain_s=0,
-            **settings,
+            **{"shard_count": 0, **settings},
         )
 
     @contextlib.asynccontextmanager

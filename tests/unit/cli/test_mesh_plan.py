@@ -55,6 +55,7 @@ def test_environment_of_each_service(tmp_path: Path) -> None:
         "ROUTER_NATS_URL_FILE": f"{secrets}/nats.url",
         "ROUTER_GRPC_LISTEN": "127.0.0.1:20008,unix:/s/router.sock",
         "ROUTER_AUTH": "unix:/s/auth.sock",
+        "ROUTER_SHARD_COUNT": "1",
     }
     assert environ(made, "status") == token | {
         "STATUS_GRPC_LISTEN": "127.0.0.1:20009,unix:/s/status.sock",
@@ -96,7 +97,7 @@ def test_replicas_know_their_place_and_everybody_lists_them_in_order(tmp_path: P
     assert last["SESSION_GRPC_LISTEN"] == "unix:/s/session-2.sock"
     assert environ(made, "session-0")["SESSION_GRPC_LISTEN"] == "127.0.0.1:20007,unix:/s/session-0.sock"
     second = environ(made, "router-1")
-    assert (second["ROUTER_INDEX"], second["ROUTER_COUNT"]) == ("1", "2")
+    assert (second["ROUTER_INDEX"], second["ROUTER_COUNT"], second["ROUTER_SHARD_COUNT"]) == ("1", "2", "3")
     assert made.endpoints["router"] == "127.0.0.1:20008"
 
 
