@@ -48,9 +48,9 @@ fmt: .venv/.developing ## Format the sources and apply safe fixes
 	$(BIN)/buf format --write
 
 .PHONY: bench
-bench: .venv/.developing ## Run the benchmarks
-	@if [ -f benchmarks/throughput.py ]; then $(BIN)/python -m benchmarks.throughput $(ARGS); \
-	else echo "There are no benchmarks yet."; fi
+bench: .venv/.developing ## Measure the mesh next to other brokers; options: make bench ARGS="--rows qos0 --rounds 5"
+	@$(COMPILE)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: proto
 proto: .venv/.developing ## Generate gen/ from protos/

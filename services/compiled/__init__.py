@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 """Directory that holds the package `services`."""
 DIRECTORY = Path(__file__).parents[1] / "_compiled"
 """Extension modules and their `manifest.json`."""
+PACKAGES = ("common", "compiled", "edge", "router")
+"""Of `services`, those whose sources a build depends on."""
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 """End of the names of extension modules; names version and platform of Python."""
 
@@ -53,9 +55,17 @@ class _Finder(MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, file, loader=ExtensionFileLoader(fullname, str(file)))
 
 
-def digest(path: Path) -> str:
-    """Return what tells a version of a source from another."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def fingerprint(root: Path = ROOT) -> str:
+    """Return what tells these sources from all others: of every package that has a part in the hot path.
+
+    Files that are not compiled count, too: a type that changes, or a new class derived from a compiled one.
+    """
+    found = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted(root.joinpath("services", package).glob("**/*.py")):
+            found.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def check(directory: Path = DIRECTORY, root: Path = ROOT) -> tuple[dict[str, Path], str]:
@@ -65,9 +75,8 @@ def check(directory: Path = DIRECTORY, root: Path = ROOT) -> tuple[dict[str, Pat
         files = {name: directory / file for name, file in manifest["files"].items()}
         if manifest["suffix"] != SUFFIX:
             return {}, f"built for Python {manifest['suffix']}"
-        for name, wanted in manifest["sources"].items():
-            if digest(root / name) != wanted:
-                return {}, f"{name} was changed after the build"
+        if manifest["sources"] != fingerprint(root):
+            return {}, "sources were changed after the build"
         if missing := [str(file) for file in files.values() if not file.exists()]:
             return {}, f"{missing[0]} is missing"
     except FileNotFoundError as error:

@@ -7,7 +7,6 @@ compiler or a failure is told in one line and is no error, since pure Python doe
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import json
 import os
@@ -17,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from services.compiled import DIRECTORY, PURE_VARIABLE, ROOT, SUFFIX, check, digest
+from services.compiled import DIRECTORY, PURE_VARIABLE, ROOT, SUFFIX, check, fingerprint
 from services.compiled.modules import sources
 
 CONFIGURATION = """
@@ -45,18 +44,6 @@ setup(
 """
 
 
-def inputs(files: list[Path]) -> list[Path]:
-    """Return all files that a build depends on: the modules, what they import types from, and how it is made."""
-    found = {*files, *Path(__file__).parent.glob("*.py")}
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("services."):
-                base = ROOT / Path(*node.module.split("."))
-                names = [base / f"{alias.name}.py" for alias in node.names]
-                found.update(path for path in (base.with_suffix(".py"), *names) if path.exists())
-    return sorted(found)
-
-
 def build() -> None:
     """Compile, and replace the build of before.
 
@@ -64,7 +51,7 @@ def build() -> None:
         subprocess.CalledProcessError: with the compiler's output.
     """
     files = sources(ROOT)
-    before = {str(path.relative_to(ROOT)): digest(path) for path in inputs(files)}
+    before = fingerprint()
     with tempfile.TemporaryDirectory(prefix="weimq-compiled-", dir=DIRECTORY.parent) as name:
         work = Path(name)
         (work / "mypy.ini").write_text(CONFIGURATION)

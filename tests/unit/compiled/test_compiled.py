@@ -11,7 +11,6 @@ import pytest
 
 from services import compiled
 from services.common import topics
-from services.compiled.__main__ import inputs
 from services.compiled.modules import sources
 from services.edge.mqtt import codec
 
@@ -19,8 +18,8 @@ from services.edge.mqtt import codec
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A source, and a build of it."""
-    source = tmp_path / "services" / "hot.py"
-    source.parent.mkdir()
+    source = tmp_path / "services" / "edge" / "hot.py"
+    source.parent.mkdir(parents=True)
     source.write_text("X = 1\n")
     build = tmp_path / "build"
     build.mkdir()
@@ -28,7 +27,7 @@ def root(tmp_path: Path) -> Path:
     (build / file).write_bytes(b"")
     manifest = {
         "suffix": compiled.SUFFIX,
-        "sources": {"services/hot.py": compiled.digest(source)},
+        "sources": compiled.fingerprint(tmp_path),
         "files": {"services.hot": file},
     }
     (build / "manifest.json").write_text(json.dumps(manifest))
@@ -44,15 +43,18 @@ def test_a_build_of_the_sources_is_used(root: Path) -> None:
 
 
 def test_an_edited_source_turns_the_build_off(root: Path) -> None:
-    (root / "services" / "hot.py").write_text("X = 2\n")
-    assert _check(root) == ({}, "services/hot.py was changed after the build")
+    (root / "services" / "edge" / "hot.py").write_text("X = 2\n")
+    assert _check(root) == ({}, "sources were changed after the build")
 
 
-def test_a_source_that_is_gone_turns_the_build_off(root: Path) -> None:
-    (root / "services" / "hot.py").unlink()
-    files, why = _check(root)
-    assert not files
-    assert why.endswith("hot.py is missing")
+def test_a_source_that_comes_or_goes_turns_the_build_off(root: Path) -> None:
+    new = root / "services" / "edge" / "new.py"
+    new.write_text("")
+    assert _check(root) == ({}, "sources were changed after the build")
+    new.unlink()
+    assert not _check(root)[1]
+    (root / "services" / "edge" / "hot.py").unlink()
+    assert _check(root) == ({}, "sources were changed after the build")
 
 
 def test_a_build_for_another_python_is_not_used(root: Path) -> None:
@@ -80,11 +82,10 @@ def test_nothing_built_is_told(tmp_path: Path) -> None:
     assert compiled.check(tmp_path, tmp_path) == ({}, "not built")
 
 
-def test_every_module_of_the_hot_path_exists() -> None:
-    found = sources(compiled.ROOT)
-    assert Path(str(codec.__file__)).name.startswith("codec.")
-    assert compiled.ROOT / "services" / "edge" / "mqtt" / "codec.py" in found
-    assert set(found) < set(inputs(found))
+def test_classes_on_both_sides_of_an_inheritance_are_compiled() -> None:
+    names = {str(path.relative_to(compiled.ROOT)) for path in sources(compiled.ROOT)}
+    assert "services/edge/mqtt/codec.py" in names
+    assert "services/edge/shared.py" in names  # its client is the base of the connection
 
 
 def test_all_or_none_of_the_hot_path_is_compiled() -> None:

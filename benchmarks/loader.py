@@ -1,0 +1,72 @@
+"""The load generator: mqload, a C program that checks every payload it gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_SOURCE = Path(__file__).parents[2] / "shared" / "bench" / "mqload.c"
+
+
+class LoadError(Exception):
+    """A run that failed: a message was lost, repeated or reordered, or a connection refused."""
+
+
+def find() -> str:
+    """Return the path of mqload, built when its source is at hand.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    if path := os.environ.get("MQLOAD") or shutil.which("mqload"):
+        return path
+    if _SOURCE.exists() and (compiler := shutil.which("cc") or shutil.which("gcc")):
+        target = Path(tempfile.gettempdir()) / f"mqload-{os.getuid()}"
+        if not target.exists() or target.stat().st_mtime < _SOURCE.stat().st_mtime:
+            command = [compiler, "-O2", "-std=gnu11", "-pthread", "-o", str(target), str(_SOURCE)]
+            subprocess.run(command, check=True)
+        return str(target)
+    sys.exit("mqload is missing: set MQLOAD to its path, or put its source into ../shared/bench")
+
+
+def run(loader: str, arguments: Iterable[str], pids: Iterable[int], *, timeout_s: float) -> dict[str, Any]:
+    """Run the loader once and return what it measured.
+
+    Args:
+        loader: path of mqload.
+        arguments: mode and options.
+        pids: processes of the broker, whose CPU time and memory it adds up.
+        timeout_s: seconds after which it is given up.
+
+    Raises:
+        LoadError: with its output.
+    """
+    command = [loader, *arguments, "--json", "-q", "--strict", "--pid", ",".join(map(str, pids))]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"mqload did not end within {timeout_s:.0f} s") from None
+    if done.returncode:
+        raise LoadError(f"mqload exited with {done.returncode}: {_faults(done.stdout) or done.stderr.strip()}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _faults(text: str) -> str:
+    """Return the counters of a failed run that are not as they must be."""
+    try:
+        result = json.loads(text)
+    except ValueError:
+        return ""
+    names = (
+        "error", "lost", "dup", "order_violations", "corrupt", "disconnects", "pub_rejected", "unacked", "conn_fail",
+        "conn_refused", "conn_timeout", "conn_error", "conn_closed", "closed_while_held", "pingresp_late", "sub_fail",
+    )  # fmt: skip
+    return ", ".join(f"{name} {result[name]}" for name in names if result.get(name))
