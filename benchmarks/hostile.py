@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import rss
-from benchmarks.throughput import HERE, Mesh, commit, machine
+from benchmarks.peers import Mesh
+from benchmarks.report import HERE, commit, machine
 from benchmarks.wire import UPGRADE, Client, Login, connected, raise_file_limit
 from services.edge.mqtt import codec, packets
 

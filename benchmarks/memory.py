@@ -17,7 +17,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.throughput import HERE, Mesh, commit, machine
+from benchmarks.peers import Mesh
+from benchmarks.report import HERE, commit, machine
 from benchmarks.wire import TRANSPORTS, Client, Login, connected, raise_file_limit
 
 AT_ONCE = 100

@@ -52,33 +52,54 @@ class Broker:
         return {n: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for n, pid in self.pids.items()}
 
 
+class Mesh:
+    """A `weimq up` of its own, with a parent topic without a log.
+
+    Args:
+        directory: for its data.
+        base: first of its ports.
+        edges: how many.
+    """
+
+    def __init__(self, directory: Path, base: int, edges: int = 2) -> None:
+        self.base = base
+        self._data = directory / "data"
+        command = [sys.executable, "-m", "services.cli", "up", "--data", str(self._data), "--port-base", str(base)]
+        self._process = subprocess.Popen([*command, "--edges", str(edges)], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        if not any(line.strip() == "weimq ready" for line in self._process.stdout):
+            sys.exit("the mesh did not start")
+        self.credentials: dict[str, str] = json.loads(self._cli("credentials", "--json"))
+        self._cli("topic", "create", FREE_TOPIC, "--no-log")
+
+    def _cli(self, *args: str) -> str:
+        command = [sys.executable, "-m", "services.cli", *args, "--data", str(self._data)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def pids(self) -> dict[str, int]:
+        """Return process ids by name."""
+        return dict(json.loads((self._data / "run.json").read_text())["pids"])
+
+    def stop(self) -> None:
+        """Stop it."""
+        self._process.terminate()
+        self._process.wait(30)
+
+
 @contextlib.contextmanager
 def weimq(directory: Path, base: int, edges: int) -> Iterator[Broker]:
-    """Run a mesh of its own, on the ports from `base` on."""
-    data = directory / "data"
-    command = [sys.executable, "-m", "services.cli", "up", "--data", str(data), "--port-base", str(base)]
-    process = subprocess.Popen([*command, "--edges", str(edges)], stdout=subprocess.PIPE, text=True)
+    """Run a mesh on the ports from `base` on."""
+    mesh = Mesh(directory, base, edges)
     try:
-        assert process.stdout is not None
-        if not any(line.strip() == "weimq ready" for line in process.stdout):
-            sys.exit("the mesh did not start")
-
-        def cli(*args: str) -> str:
-            argv = [sys.executable, "-m", "services.cli", *args, "--data", str(data)]
-            return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
-        made = json.loads(cli("credentials", "--json"))
-        cli("topic", "create", FREE_TOPIC, "--no-log")
+        made = mesh.credentials
         identity = [
             "--client-id", made["group"] + "@@@%08d",
             "--user", f"Signature|{made['access_key']}|{made['instance']}",
             "--lmq-sign", made["secret"],
         ]  # fmt: skip
-        pids = dict(json.loads((data / "run.json").read_text())["pids"])
-        yield Broker("weimq", [f"127.0.0.1:{base + 20 * n}" for n in range(edges)], pids, identity)
+        yield Broker("weimq", [f"127.0.0.1:{base + 20 * n}" for n in range(edges)], mesh.pids(), identity)
     finally:
-        process.terminate()
-        process.wait(30)
+        mesh.stop()
 
 
 @contextlib.contextmanager
