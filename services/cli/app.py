@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from services import compiled
-from services.cli import access_keys, backends, clients, devices, instances, resources, tokens, up
+from services.cli import access_keys, backends, clients, devices, instances, resources, sessions, tokens, up
 
 app = typer.Typer(
     name="weimq",
@@ -49,5 +49,6 @@ for group in (
     resources.topic_app,
     tokens.token_app,
     devices.device_app,
+    sessions.session_app,
 ):
     app.add_typer(group)

@@ -23,8 +23,8 @@ from services.session.announcer import Announcer
 from services.session.clock import Clock
 from services.session.domain.fanout import Locate
 from services.session.domain.positions import Met, sequence_of
-from services.session.domain.sessions import Log
-from services.session.domain.shard import Shard
+from services.session.domain.sessions import Log, Session
+from services.session.domain.shard import Shard, Store
 from services.session.files import Files
 from services.session.log_reader import LogReader, StoredMessage
 from services.session.router_link import RouterLink
@@ -199,6 +199,16 @@ class Keeper:
         if pump.dropped and self._announcer is not None:
             dropped, pump.dropped = pump.dropped, []
             self._announcer.add(dropped)
+
+    def delete(self, session: Session, stored: Callable[[], None]) -> int:
+        """Delete a session, and have `stored` called when that is stored; returns how many messages waited for it."""
+        if self._writer is None:
+            raise AssertionError("sessions are known after the start")
+        store = Store(session.instance.instance_id, session.client_id, None, session.rules, number=1)
+        dropped = self.shard.delete(session)
+        self.flush()
+        subscriptions.write(self._writer, store, lambda _channel_id, _number, _is_stored: stored())
+        return dropped
 
     def read_again(self, log: Log, sequence: int) -> None:
         """Look a live message up in its log; see `Fanout.read_again`."""

@@ -23,6 +23,7 @@ from services.common.errors import (
 from services.common.link import LinkBrokenError
 from services.common.runtime import first_of
 from services.session.hub import Hub
+from services.session.kept_sessions import KeptSessions
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._kept = KeptSessions(hub.keeper)
         self._incarnation = secrets.token_hex(8)
         self._streams: dict[str, _Stream] = {}
         self._stopping = asyncio.Event()
@@ -146,19 +148,23 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Context
     ) -> session_pb2.ListSessionsResponse:
-        return session_pb2.ListSessionsResponse()  # it keeps no sessions yet
+        return self._kept.page(request)
 
     @override
     async def GetSession(
         self, request: session_pb2.GetSessionRequest, context: Context
     ) -> session_pb2.GetSessionResponse:
-        raise NotFoundError("there is no session", resource=f"session/{request.client_id}")
+        _check_names(request.instance_id, request.client_id)
+        return session_pb2.GetSessionResponse(session=self._kept.get(request.instance_id, request.client_id))
 
     @override
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Context
     ) -> session_pb2.DeleteSessionResponse:
-        raise NotFoundError("there is no session", resource=f"session/{request.client_id}")
+        _check_names(request.instance_id, request.client_id)
+        count = await self._kept.delete(request.instance_id, request.client_id)
+        self._hub.evict(request.instance_id, request.client_id)
+        return session_pb2.DeleteSessionResponse(dropped_message_count=count)
 
 
 async def _read(context: Context) -> session_pb2.LinkRequest | None:

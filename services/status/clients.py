@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from grpc import aio
 
-from services.common.errors import DomainError, UnavailableError
+from services.common.errors import DomainError, InvalidFieldError, UnavailableError
 from services.common.runtime import background
 from services.common.sharding import shard_of
 from services.status.adapters import SESSION, TIMEOUT_S, rpc_faults
@@ -52,6 +52,43 @@ class Clients:
         with rpc_faults(SESSION):
             answer = await self._sessions[self._shard(instance_id, client_id)].GetSession(request, timeout=TIMEOUT_S)
         return answer.session
+
+    async def sessions(
+        self, instance_id: str, client_id_prefix: str, page_token: str, page_size: int
+    ) -> tuple[list[session_pb2.Session], str]:
+        """Return a page of the sessions of an instance, shard after shard, and the token of the next page.
+
+        Raises:
+            InvalidFieldError: the token is of something else.
+            UnavailableError: a shard does not answer.
+        """
+        text, _, token = page_token.partition(":")
+        if page_token and not (
+            text.isdecimal() and int(text) < len(self._sessions) and (not token or token.isdecimal())
+        ):
+            raise InvalidFieldError("page_token is none of ours", field="page_token")
+        shard = int(text or 0)
+        request = session_pb2.ListSessionsRequest(
+            instance_id=instance_id, page_size=page_size, page_token=token, client_id_prefix=client_id_prefix
+        )
+        with rpc_faults(SESSION):
+            answer = await self._sessions[shard].ListSessions(request, timeout=TIMEOUT_S)
+        if answer.next_page_token:
+            return list(answer.sessions), f"{shard}:{answer.next_page_token}"
+        return list(answer.sessions), f"{shard + 1}:" if shard + 1 < len(self._sessions) else ""
+
+    async def delete_session(self, instance_id: str, client_id: str) -> int:
+        """Delete the session of a client; returns how many messages waited for it.
+
+        Raises:
+            NotFoundError: there is none.
+            UnavailableError: its shard does not answer.
+        """
+        request = session_pb2.DeleteSessionRequest(instance_id=instance_id, client_id=client_id)
+        with rpc_faults(SESSION):
+            stub = self._sessions[self._shard(instance_id, client_id)]
+            answer = await stub.DeleteSession(request, timeout=DESCRIBE_S)
+        return answer.dropped_message_count
 
     async def batch(self, instance_id: str, client_ids: Sequence[str]) -> list[presence_pb2.ClientPresence]:
         """Return clients in request order.

@@ -103,6 +103,34 @@ class Queries:
             next_page_token=page[-1].client_id if len(page) == size else "",
         )
 
+    async def list_sessions(self, request: status_pb2.ListSessionsRequest) -> status_pb2.ListSessionsResponse:
+        """Return a page of the sessions of an instance."""
+        _check(request, "instance_id")
+        page, token = await self._clients.sessions(
+            request.instance_id, request.client_id_prefix, request.page_token, _page_size(request.page_size)
+        )
+        return status_pb2.ListSessionsResponse(
+            sessions=[
+                status_pb2.SessionSummary(
+                    client_id=each.client_id,
+                    persistent=each.persistent,
+                    subscription_count=each.subscription_count,
+                    offline_message_count=each.offline_message_count,
+                    oldest_message_time_ms=each.oldest_message_time_ms,
+                    connected=bool(each.channel_id),
+                    disconnect_time_ms=each.disconnect_time_ms,
+                )
+                for each in page
+            ],
+            next_page_token=token,
+        )
+
+    async def delete_session(self, request: status_pb2.DeleteSessionRequest) -> status_pb2.DeleteSessionResponse:
+        """Delete the session of a client."""
+        _check(request, "instance_id", "client_id")
+        count = await self._clients.delete_session(request.instance_id, request.client_id)
+        return status_pb2.DeleteSessionResponse(dropped_message_count=count)
+
     async def watch_group(
         self,
         request: status_pb2.WatchGroupRequest,

@@ -58,3 +58,15 @@ class StatusServicer(status_pb2_grpc.StatusServiceServicer):
         self, request: status_pb2.WatchGroupRequest, context: Context
     ) -> None:
         await self._queries.watch_group(request, context.write)
+
+    @override
+    async def ListSessions(
+        self, request: status_pb2.ListSessionsRequest, context: Context
+    ) -> status_pb2.ListSessionsResponse:
+        return await self._queries.list_sessions(request)
+
+    @override
+    async def DeleteSession(
+        self, request: status_pb2.DeleteSessionRequest, context: Context
+    ) -> status_pb2.DeleteSessionResponse:
+        return await self._queries.delete_session(request)

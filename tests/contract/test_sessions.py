@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import nats
 import pytest
 import pytest_asyncio
@@ -389,3 +390,51 @@ async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> N
         second = await connected(edge, rules=rules)
         await until(lambda: edge.payloads(second) == numbered(5, 3))
     await client.close()
+
+
+async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        clients = [f"GID_Test@@@{n}" for n in range(3)]
+        for client_id in clients:
+            channel_id = await connected(edge, client_id)
+            await subscribed(edge, channel_id, "demo/#")
+            edge.disconnect(channel_id)
+        await mesh.publish("demo/p2p/GID_Other@@@1", b"kept", p2p=True, clean=False)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(4))
+        await until_kept(mesh, clients[0], 4)
+        first = await mesh.sessions.ListSessions(pb.ListSessionsRequest(instance_id=INSTANCE, page_size=3))
+        second = await mesh.sessions.ListSessions(
+            pb.ListSessionsRequest(instance_id=INSTANCE, page_size=3, page_token=first.next_page_token)
+        )
+        found = [*first.sessions, *second.sessions]
+        assert [each.client_id for each in found] == [*clients, "GID_Other@@@1"]
+        assert [each.persistent for each in found] == [True, True, True, False]
+        assert [each.offline_message_count for each in found] == [4, 4, 4, 1]
+        assert not second.next_page_token
+        prefixed = pb.ListSessionsRequest(instance_id=INSTANCE, client_id_prefix="GID_Other")
+        assert len((await mesh.sessions.ListSessions(prefixed)).sessions) == 1
+        names = pb.DeleteSessionRequest(instance_id=INSTANCE, client_id=clients[0])
+        assert (await mesh.sessions.DeleteSession(names)).dropped_message_count == 4
+        with pytest.raises(aio.AioRpcError) as error:
+            await mesh.sessions.DeleteSession(names)
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+        for request in (pb.ListSessionsRequest(), pb.ListSessionsRequest(instance_id="i", page_token="x")):
+            with pytest.raises(aio.AioRpcError) as error:
+                await mesh.sessions.ListSessions(request)
+            assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    async with mesh.serving(), mesh.edge() as edge:  # it stays deleted
+        channel_id = await connected(edge, clients[0])
+        assert not edge.decisions[channel_id].session_present
+        wanted = pb.GetSessionRequest(instance_id=INSTANCE, client_id=clients[1])
+        session = (await mesh.sessions.GetSession(wanted)).session
+        assert [each.topic_filter for each in session.subscriptions] == ["demo/#"]
+        assert session.disconnect_time_ms > 0
+        assert session.oldest_message_time_ms > 0
+
+
+async def until_kept(mesh: Mesh, client_id: str, count: int) -> None:
+    request = pb.GetSessionRequest(instance_id=INSTANCE, client_id=client_id)
+    async with asyncio.timeout(10):
+        while (await mesh.sessions.GetSession(request)).session.offline_message_count < count:  # noqa: ASYNC110 - the service's
+            await asyncio.sleep(0.01)

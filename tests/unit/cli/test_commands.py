@@ -129,6 +129,23 @@ class FakeStatus(status_pb2_grpc.StatusServiceServicer):
         )
 
     @override
+    async def ListSessions(
+        self, request: status_pb2.ListSessionsRequest, context: object
+    ) -> status_pb2.ListSessionsResponse:
+        summary = status_pb2.SessionSummary(
+            client_id=f"GID_demo@@@{request.page_token or 1}", persistent=True, offline_message_count=4
+        )
+        return status_pb2.ListSessionsResponse(sessions=[summary], next_page_token="" if request.page_token else "2")
+
+    @override
+    async def DeleteSession(
+        self, request: status_pb2.DeleteSessionRequest, context: object
+    ) -> status_pb2.DeleteSessionResponse:
+        if request.client_id != "GID_demo@@@1":
+            raise NotFoundError("there is no session", resource="session")
+        return status_pb2.DeleteSessionResponse(dropped_message_count=4)
+
+    @override
     async def WatchGroup(
         self, request: status_pb2.WatchGroupRequest, context: object
     ) -> AsyncIterator[status_pb2.WatchGroupResponse]:
@@ -330,6 +347,16 @@ def test_client_that_is_not(mesh: FakeMesh) -> None:
 def test_kick_tells_how_many(mesh: FakeMesh) -> None:
     assert mesh.weimq("kick", "GID_demo@@@1") == "GID_demo@@@1: 1 connection(s) closed\n"
     assert mesh.json("kick", "GID_demo@@@1") == {"connection_count": 1}
+
+
+def test_sessions_are_listed_shown_and_deleted(mesh: FakeMesh) -> None:
+    address = ["--data", str(mesh.data.path)]
+    assert [each["client_id"] for each in mesh.json("session", "list")] == ["GID_demo@@@1", "GID_demo@@@2"]
+    assert mesh.json("session", "show", "GID_demo@@@1")["offline_message_count"] == 4
+    assert "demo/# (1)" in mesh.weimq("session", "show", "GID_demo@@@1")
+    assert "no session" in failure("session", "show", "GID_demo@@@2", *address).cause
+    assert mesh.weimq("session", "delete", "GID_demo@@@1") == "GID_demo@@@1: deleted, 4 message(s) dropped\n"
+    assert "no session" in failure("session", "delete", "GID_demo@@@2", *address).cause
 
 
 def test_mesh_elsewhere_needs_its_token(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

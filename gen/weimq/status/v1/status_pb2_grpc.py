@@ -70,6 +70,16 @@ class StatusServiceStub:
                 request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupRequest.SerializeToString,
                 response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/weimq.status.v1.StatusService/ListSessions',
+                request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/weimq.status.v1.StatusService/DeleteSession',
+                request_serializer=weimq_dot_status_dot_v1_dot_status__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
 
 
 class StatusServiceServicer:
@@ -147,6 +157,27 @@ class StatusServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSessions(self, request, context):
+        """Lists the sessions of an instance, shard after shard: persistent ones, and clients with kept P2P messages. A page may
+        be shorter than asked for; the last one has no `next_page_token`. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, a page of more than 1,000, a page token of something else),
+        `UNAVAILABLE` (the session service does not answer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Deletes the session of a client with its subscriptions and the messages that wait for it, and closes its connections.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (there is none), `UNAVAILABLE` (the session service does
+        not answer, and then the session may be deleted).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StatusServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -184,6 +215,16 @@ def add_StatusServiceServicer_to_server(servicer, server):
                     servicer.WatchGroup,
                     request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupRequest.FromString,
                     response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSessionsRequest.FromString,
+                    response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=weimq_dot_status_dot_v1_dot_status__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=weimq_dot_status_dot_v1_dot_status__pb2.DeleteSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -376,6 +417,60 @@ class StatusService:
             '/weimq.status.v1.StatusService/WatchGroup',
             weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupRequest.SerializeToString,
             weimq_dot_status_dot_v1_dot_status__pb2.WatchGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.status.v1.StatusService/ListSessions',
+            weimq_dot_status_dot_v1_dot_status__pb2.ListSessionsRequest.SerializeToString,
+            weimq_dot_status_dot_v1_dot_status__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.status.v1.StatusService/DeleteSession',
+            weimq_dot_status_dot_v1_dot_status__pb2.DeleteSessionRequest.SerializeToString,
+            weimq_dot_status_dot_v1_dot_status__pb2.DeleteSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,19 @@ class StatusServiceStub:
     Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (a session service does not answer any more: watch
     again), `RESOURCE_EXHAUSTED` (the caller reads too slowly, or there are too many watches).
     """
+    ListSessions: _aio.UnaryUnaryMultiCallable[_status_pb2.ListSessionsRequest, _status_pb2.ListSessionsResponse]
+    """Lists the sessions of an instance, shard after shard: persistent ones, and clients with kept P2P messages. A page may
+    be shorter than asked for; the last one has no `next_page_token`. Idempotent.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty, a page of more than 1,000, a page token of something else),
+    `UNAVAILABLE` (the session service does not answer).
+    """
+    DeleteSession: _aio.UnaryUnaryMultiCallable[_status_pb2.DeleteSessionRequest, _status_pb2.DeleteSessionResponse]
+    """Deletes the session of a client with its subscriptions and the messages that wait for it, and closes its connections.
+
+    Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (there is none), `UNAVAILABLE` (the session service does
+    not answer, and then the session may be deleted).
+    """
 
 class StatusServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what the HTTP online query answers, and more, to callers with the cluster token."""
@@ -146,6 +159,31 @@ class StatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: `INVALID_ARGUMENT` (a name is empty), `UNAVAILABLE` (a session service does not answer any more: watch
         again), `RESOURCE_EXHAUSTED` (the caller reads too slowly, or there are too many watches).
+        """
+
+    @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _status_pb2.ListSessionsRequest,
+        context: _aio.ServicerContext[_status_pb2.ListSessionsRequest, _abc.Awaitable[_status_pb2.ListSessionsResponse]],
+    ) -> _abc.Awaitable[_status_pb2.ListSessionsResponse]:
+        """Lists the sessions of an instance, shard after shard: persistent ones, and clients with kept P2P messages. A page may
+        be shorter than asked for; the last one has no `next_page_token`. Idempotent.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty, a page of more than 1,000, a page token of something else),
+        `UNAVAILABLE` (the session service does not answer).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSession(
+        self,
+        request: _status_pb2.DeleteSessionRequest,
+        context: _aio.ServicerContext[_status_pb2.DeleteSessionRequest, _abc.Awaitable[_status_pb2.DeleteSessionResponse]],
+    ) -> _abc.Awaitable[_status_pb2.DeleteSessionResponse]:
+        """Deletes the session of a client with its subscriptions and the messages that wait for it, and closes its connections.
+
+        Statuses: `INVALID_ARGUMENT` (a name is empty), `NOT_FOUND` (there is none), `UNAVAILABLE` (the session service does
+        not answer, and then the session may be deleted).
         """
 
 def add_StatusServiceServicer_to_server(servicer: StatusServiceServicer, server: _aio.Server) -> None: ...
