@@ -90,6 +90,7 @@ class Streams:
         """
         await jetstream.delete_stream(self._js, subjects.event_stream(instance_id))
         await jetstream.delete_stream(self._js, subjects.retained_stream(instance_id))
+        await jetstream.delete_stream(self._js, subjects.dropped_stream(instance_id))
         for name in await jetstream.stream_names(self._client, subjects.kept_filter(instance_id)):
             if name.startswith(subjects.KEPT_STREAM):
                 await jetstream.delete_stream(self._js, name)
