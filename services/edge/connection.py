@@ -37,6 +37,7 @@ from services.edge.ports import Access, Sessions, StoredSession
 from services.edge.shared import SharingClient, Token
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
+from services.edge.throttle import Throttle, throttle_of
 from services.edge.tokens import READ, WRITE
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ class Connection(SharingClient):
         self._is_peer_slow = False
         self._waits_for_answers = False
         self._is_stopping = False
+        self._throttle: Throttle | None = None
+        self._held: asyncio.TimerHandle | None = None
         self._closed = False
         self._target_id = 0
         self._subscriptions = Subscriptions(hub, self)
@@ -116,7 +119,11 @@ class Connection(SharingClient):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""
-        self._handle(self._machine.feed(data, self._loop.time()))
+        now = self._loop.time()
+        events = self._machine.feed(data, now)
+        self._handle(events)
+        if self._throttle is not None and not self._closed:
+            self._hold(self._throttle.take(len(data), events, now))
         if not (self._is_admitted or self._closed or self._hub.may_hold(self, self._machine.pending_bytes)):
             logger.warning("too many large CONNECT packets at once", extra={"address": self.address})
             self.close(reasons.PROTOCOL_ERROR)
@@ -287,6 +294,7 @@ class Connection(SharingClient):
             return
         self._is_admitted = True
         self._hub.let_in(self)
+        self._throttle = throttle_of(self._grant.instance, None, self._loop.time())
         state = self._machine.session
         if session.identifiers is not None:
             state.restore(session.identifiers)
@@ -441,10 +449,20 @@ class Connection(SharingClient):
         if self._hub.router.is_congested:
             self._hub.pause(self)
 
+    def _hold(self, seconds: float) -> None:
+        """Read no more for a while: the client is beyond its rate."""
+        if seconds and self._held is None:
+            self._held = self._loop.call_later(seconds, self._release)
+            self._pause()
+
+    def _release(self) -> None:
+        self._held = None
+        self.resume()
+
     @override
     def resume(self) -> None:
         """Read again, unless there still is a reason not to."""
-        if self._closed or self._is_stopping or not self._is_paused:
+        if self._closed or self._is_stopping or not self._is_paused or self._held is not None:
             return
         if self._is_peer_slow or self._machine.wants_pause or self._machine.state is State.CONNECTING:
             return
@@ -475,6 +493,8 @@ class Connection(SharingClient):
             if now >= self._admission_deadline:
                 self._refuse(ConnectReturnCode.SERVER_UNAVAILABLE, "not let in in time")
             return
+        if self._is_admitted:  # the rates may have been changed
+            self._throttle = throttle_of(self._grant.instance, self._throttle, now)
         latest = self._machine.session.sent.last_identifier
         if self._stall_clock.is_stalled(now, self._machine.queued_count, latest):
             self.close(reasons.SLOW_CONSUMER)
@@ -514,6 +534,8 @@ class Connection(SharingClient):
         self._closed = True
         if self._will is not None and self._is_admitted and reason != reasons.CLIENT_DISCONNECT:
             self._publish_will(self._will)
+        if self._held is not None:
+            self._held.cancel()
         self._subscriptions.clear(self._machine.session)
         if self._target_id:
             self._hub.remove_client(self._target_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from services.edge.mqtt.events import Event
 from services.edge.mqtt.packets import Publish
+from services.edge.policy import Instance
 
 BURST_S = 1.0
 """Seconds of its rate that a client may save up."""
@@ -59,10 +60,11 @@ class Throttle:
         return pause_s
 
 
-def throttle_for(current: Throttle | None, messages_per_s: int, bytes_per_s: int, now: float) -> Throttle | None:
-    """Return `current` if it has these rates, else one that has; None without any rate: reading costs nothing then."""
-    if not (messages_per_s or bytes_per_s):
+def throttle_of(instance: Instance, current: Throttle | None, now: float) -> Throttle | None:
+    """Return `current` if it has the rates of the instance, else one that has; None: there are none, reading is free."""
+    rates = (instance.max_publish_rate, instance.max_publish_bytes_rate)
+    if rates == (0, 0):
         return None
-    if current is not None and (current.messages_per_s, current.bytes_per_s) == (messages_per_s, bytes_per_s):
+    if current is not None and (current.messages_per_s, current.bytes_per_s) == rates:
         return current
-    return Throttle(messages_per_s, bytes_per_s, now)
+    return Throttle(*rates, now)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from services.edge.mqtt.events import Event
 from services.edge.mqtt.packets import Publish, Subscribe
-from services.edge.throttle import Bucket, Throttle, throttle_for
+from services.edge.policy import Instance
+from services.edge.throttle import Bucket, Throttle, throttle_of
 
 
 def _publications(count: int) -> list[Event]:
@@ -34,15 +35,29 @@ def test_the_slower_of_both_rates_counts() -> None:
     assert throttle.take(300, _publications(4), 0.0) == pytest.approx(3.0)
 
 
+def _instance(messages: int, size: int) -> Instance:
+    return Instance(
+        instance_id="i",
+        is_standard=True,
+        max_topic_characters=0,
+        max_payload_bytes=1,
+        max_subscriptions=1,
+        takeover=True,
+        refuse_filters=True,
+        max_publish_rate=messages,
+        max_publish_bytes_rate=size,
+    )
+
+
 def test_no_rate_is_no_throttle_and_a_new_rate_a_new_one() -> None:
-    assert throttle_for(None, 0, 0, 0.0) is None
-    first = throttle_for(None, 5, 0, 0.0)
+    assert throttle_of(_instance(0, 0), None, 0.0) is None
+    first = throttle_of(_instance(5, 0), None, 0.0)
     assert first is not None
-    assert throttle_for(first, 5, 0, 9.0) is first
-    second = throttle_for(first, 5, 7, 9.0)
+    assert throttle_of(_instance(5, 0), first, 9.0) is first
+    second = throttle_of(_instance(5, 7), first, 9.0)
     assert second is not None
     assert (second.messages_per_s, second.bytes_per_s) == (5, 7)
-    assert throttle_for(second, 0, 0, 9.0) is None
+    assert throttle_of(_instance(0, 0), second, 9.0) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 3)), min_size=1, max_size=50), st.integers(1, 100))
