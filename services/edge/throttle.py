@@ -61,7 +61,7 @@ class Throttle:
 
 
 def throttle_of(instance: Instance, current: Throttle | None, now: float) -> Throttle | None:
-    """Return `current` if it has the rates of the instance, else one that has; None: there are none, reading is free."""
+    """Return `current` if it has the rates of the instance, else one that has; None: there are none."""
     rates = (instance.max_publish_rate, instance.max_publish_bytes_rate)
     if rates == (0, 0):
         return None
