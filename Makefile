@@ -23,6 +23,10 @@ up: .venv/.compiling ## Run the whole mesh on this machine; options: make up ARG
 test: .venv/.developing ## Run the tests; options: make test ARGS="tests/unit -k topics"
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: .venv/.developing ## Run the long tests that break things
+	$(BIN)/python -m pytest -m chaos $(ARGS)
+
 .PHONY: setup
 setup: .venv/.developing ## Make .venv with weimq and the tools to work on it, and compile the hot path
 	@$(COMPILE)

@@ -20,3 +20,11 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run async tests on the loop that the services run on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long runs to those who ask for them: `pytest -m chaos`."""
+    if not config.option.markexpr:
+        chosen = [item for item in items if item.get_closest_marker("chaos") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
