@@ -221,12 +221,17 @@ class Administration:
     async def put_group(self, instance_id: str, group_id: str, account_id: str) -> Group:
         """Create a group without asking whether its instance exists, for the first start."""
         group = Group(instance_id=instance_id, group_id=group_id, account_id=account_id, create_time_ms=_now_ms())
+        instance = self._resources.instance(instance_id)
         async with self._lock:
+            # What is left of a group of this name must not come back to life, perhaps for another account.
+            is_lmq = instance is not None and instance.profile is Profile.LMQ
+            if is_lmq and self._resources.group(instance_id, group_id) is None:
+                await self._devices.delete_group(instance_id, group_id)
             await self._create(group, f"group/{group_id}")
         return group
 
     async def delete_group(self, instance_id: str, group_id: str) -> None:
-        """Delete a group.
+        """Delete a group and the credentials of its devices.
 
         Raises:
             NotFoundError: there is no such group.
@@ -236,7 +241,10 @@ class Administration:
             group = self._resources.group(instance_id, group_id)
             if group is None:
                 raise _missing(f"group/{group_id}")
+            # First the group, without which no device gets in; a crash leaves credentials that the next
+            # group of this name deletes.
             await self._store.delete(group.key)
+            await self._devices.delete_group(instance_id, group_id)
 
     async def create_topic(self, topic: Topic) -> Topic:
         """Create a parent topic and, when it is logged, its stream.

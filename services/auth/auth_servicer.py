@@ -53,6 +53,12 @@ TOKEN_TYPES = {
 }
 TOKEN_TYPES_OF = {number: token_type for token_type, number in TOKEN_TYPES.items()}
 
+# Looked up once: a label costs as much as the check of a signature.
+_ATTEMPTS = {outcome: metrics.ATTEMPTS.labels(outcome.name.lower()) for outcome in Outcome}
+_BLOCKED_ATTEMPTS = metrics.ATTEMPTS.labels("blocked")
+_TOKENS = {code: metrics.TOKENS.labels(code.name.lower()) for code in TokenCode}
+_BLOCKED_TOKENS = metrics.TOKENS.labels("blocked")
+
 
 class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     """Answers the edges and the status service."""
@@ -78,7 +84,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     def _result(self, message: auth_pb2.ConnectAttempt, now_ms: int, now: float) -> auth_pb2.ConnectResult:
         who = backoff.Attempt(backoff.host_of(message.address), message.user_name, message.client_id)
         if not self._guard.admits(who, now):
-            metrics.ATTEMPTS.labels("blocked").inc()
+            _BLOCKED_ATTEMPTS.inc()
             return auth_pb2.ConnectResult(
                 outcome=auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, reason="not checked: too many failures before"
             )
@@ -89,7 +95,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             default_instance_id=message.default_instance_id,
         )
         result = credentials.authenticate(attempt, self._view, now_ms)
-        metrics.ATTEMPTS.labels(result.outcome.name.lower()).inc()
+        _ATTEMPTS[result.outcome].inc()
         if result.outcome is Outcome.ACCEPTED:
             self._guard.succeeded(who)
         elif result.is_guess and self._guard.failed(who, now):
@@ -119,7 +125,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         # A client that is connected has an address of its own; what counts here is who it says it is.
         who = backoff.Attempt(key=f"{message.instance_id}|{message.client_id}")
         if not self._guard.admits(who, now):
-            metrics.TOKENS.labels("blocked").inc()
+            _BLOCKED_TOKENS.inc()
             return auth_pb2.TokenResult(code=TokenCode.FORGED)
         token_type = TOKEN_TYPES_OF.get(message.type)
         if token_type is None:
@@ -132,7 +138,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             view=self._view,
             now_ms=now_ms,
         )
-        metrics.TOKENS.labels(verdict.code.name.lower()).inc()
+        _TOKENS[verdict.code].inc()
         if verdict.code in {TokenCode.FORGED, TokenCode.BAD_SIGNATURE}:
             self._guard.failed(who, now)
         grant = _grant(verdict) if verdict.code is TokenCode.VALID else None

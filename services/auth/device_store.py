@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from services.auth import metrics
 from services.auth.bucket import Bucket
-from services.auth.domain import devices
+from services.auth.domain import devices, names
 from services.auth.domain.devices import BadDeviceError, DeviceCredential, Devices
 from services.auth.domain.resources import ChangeSet
 from services.auth.sealing import Sealer, SealError
@@ -97,6 +97,17 @@ class DeviceStore(Bucket[DeviceCredential]):
         # Again and again: another replica may have registered more before it saw the mark of the instance.
         while client_ids := list(self._view.of_instance(instance_id)):
             await self.delete_entries(_key(instance_id, client_id) for client_id in client_ids)
+
+    async def delete_group(self, instance_id: str, group_id: str) -> None:
+        """Delete every credential of a group's devices. Idempotent.
+
+        Raises:
+            UnavailableError: NATS does not answer; some may be deleted.
+        """
+        of_group = [
+            client_id for client_id in self._view.of_instance(instance_id) if names.group_of(client_id) == group_id
+        ]
+        await self.delete_entries(_key(instance_id, client_id) for client_id in of_group)
 
     def _make(self, instance_id: str, client_id: str) -> DeviceCredential:
         return DeviceCredential(

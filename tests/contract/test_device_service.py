@@ -226,8 +226,37 @@ async def test_a_group_that_is_gone_lets_its_devices_in_no_more(service: AuthSer
     (made,) = await register(service, instance, "GID_mine@@@1")
     await service.resources.DeleteGroup(resource_pb2.DeleteGroupRequest(instance_id=instance, group_id="GID_mine"))
     credential_id = made.device_credential.device_credential_id
+    bad = auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS
+    assert await outcome(service, instance, "GID_mine@@@1", credential_id, made.secret) == bad
+    await service.create_group(instance, "GID_mine", "yours")
+    assert await outcome(service, instance, "GID_mine@@@1", credential_id, made.secret) == bad
+
+
+async def test_what_a_crash_left_of_a_deleted_group_stays_dead(
+    service: AuthService, instance: str, nats_of_module: str
+) -> None:
+    (made,) = await register(service, instance, "GID_mine@@@1")
+    client = await nats.connect(nats_of_module)
+    await (await client.jetstream().key_value("resources")).purge(f"group.{instance}.GID_mine")
+    await client.close()
+    credential_id = made.device_credential.device_credential_id
+
+    async def is_dead() -> bool:
+        answer = await outcome(service, instance, "GID_mine@@@1", credential_id, made.secret)
+        return answer == auth_pb2.CONNECT_OUTCOME_NOT_AUTHORIZED
+
+    await in_time(is_dead, "the device is refused without its group")
+    await service.create_group(instance, "GID_mine", "yours")
     answer = await outcome(service, instance, "GID_mine@@@1", credential_id, made.secret)
-    assert answer == auth_pb2.CONNECT_OUTCOME_NOT_AUTHORIZED
+    assert answer == auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS
+
+
+async def test_creating_a_group_twice_costs_its_devices_nothing(service: AuthService, instance: str) -> None:
+    (made,) = await register(service, instance, "GID_mine@@@1")
+    with refused(StatusCode.ALREADY_EXISTS, errors.AlreadyExistsError, resource="group/GID_mine"):
+        await service.create_group(instance, "GID_mine")
+    credential_id = made.device_credential.device_credential_id
+    assert await outcome(service, instance, "GID_mine@@@1", credential_id, made.secret) == 1
 
 
 async def test_devices_go_with_their_instance(service: AuthService) -> None:

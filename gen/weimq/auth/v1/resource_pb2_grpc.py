@@ -188,7 +188,7 @@ class ResourceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteGroup(self, request, context):
-        """Deletes a Group ID. `NOT_FOUND`.
+        """Deletes a Group ID and the device credentials of its devices; its clients are closed. `NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class ResourceServiceStub:
     ListGroups: _aio.UnaryUnaryMultiCallable[_resource_pb2.ListGroupsRequest, _resource_pb2.ListGroupsResponse]
     """Lists the groups of an instance by id. Idempotent."""
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_resource_pb2.DeleteGroupRequest, _resource_pb2.DeleteGroupResponse]
-    """Deletes a Group ID. `NOT_FOUND`."""
+    """Deletes a Group ID and the device credentials of its devices; its clients are closed. `NOT_FOUND`."""
     CreateTopic: _aio.UnaryUnaryMultiCallable[_resource_pb2.CreateTopicRequest, _resource_pb2.CreateTopicResponse]
     """Creates a parent topic and, when it is logged, its JetStream stream. `NOT_FOUND`: no such instance;
     `ALREADY_EXISTS`.
@@ -150,7 +150,7 @@ class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _resource_pb2.DeleteGroupRequest,
         context: _aio.ServicerContext[_resource_pb2.DeleteGroupRequest, _abc.Awaitable[_resource_pb2.DeleteGroupResponse]],
     ) -> _abc.Awaitable[_resource_pb2.DeleteGroupResponse]:
-        """Deletes a Group ID. `NOT_FOUND`."""
+        """Deletes a Group ID and the device credentials of its devices; its clients are closed. `NOT_FOUND`."""
 
     @_abc_1.abstractmethod
     def CreateTopic(
