@@ -96,6 +96,10 @@ class UpReport(Report):
         """Say that the processes are being started."""
         self._note("weimq", f"starting {count} processes; data in {data}", "")
 
+    def few_files(self, limit: int) -> None:
+        """Say that the system allows few connections."""
+        self._note("weimq", f"at most {limit:,} open files, so fewer clients: raise ulimit -n", "yellow")
+
     def stopping(self) -> None:
         """Say that the mesh was told to stop."""
         self._is_stopping = True

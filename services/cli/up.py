@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ from services.cli.options import DataOption, data_options
 from services.cli.ports import LOOPBACK, check_free, plan_ports, split_address
 from services.cli.secrets import DataDir
 from services.cli.supervisor import Supervisor, WrongSettingsError
+
+ENOUGH_FILES = 16_384
+"""Open files for each process below which `weimq up` says that they limit the clients."""
 
 
 def up(
@@ -77,6 +81,9 @@ def up(
             run.write(directory)
 
         changed({})
+        _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the launcher lets each process have all of them
+        if files < ENOUGH_FILES:
+            report.few_files(files)
         report.starting(len(planned.processes), _shortest(directory.path))
         # Not on uvloop: it starts processes by fork(), which runs gRPC's fork handlers in the child; they crash now and
         # then. asyncio's own loop uses vfork().

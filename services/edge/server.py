@@ -11,11 +11,13 @@ from collections.abc import AsyncGenerator, Callable
 from services.common.runtime import background
 from services.common.settings import SettingsError
 from services.edge.connection import Connection
+from services.edge.descriptors import Descriptors, raise_limit, refuse
 from services.edge.hub import Hub
 from services.edge.mqtt.machine import Limits
 from services.edge.reasons import SHUTDOWN
 from services.edge.settings import EdgeSettings
 from services.edge.transports.flash_policy import FlashPolicyProtocol, policy
+from services.edge.transports.layer import ByteProtocol
 from services.edge.transports.listen import ListenerSpec, open_listener
 from services.edge.transports.tls import Reloader, TlsError, TlsFiles, build_context
 from services.edge.transports.websocket_handshake import WebSocketOptions
@@ -26,6 +28,8 @@ BACKLOG = 4096
 """Connections that the kernel holds until we accept them."""
 SWEEP_S = 0.5
 """How often deadlines are looked at; one timer for all connections."""
+SWEEP_BATCH = 500
+"""Connections that are looked at in one go."""
 CLOSE_BATCH = 200
 """Clients that are closed in one go when the edge stops."""
 
@@ -157,6 +161,11 @@ async def listening(
             slow_consumer_s=settings.slow_consumer_s,
         )
 
+    descriptors = Descriptors(raise_limit())
+
+    def refusal() -> ByteProtocol | None:
+        return None if descriptors.has_room(loop.time()) else refuse()
+
     listeners, reloader = specs(settings)
     try:
         async with contextlib.AsyncExitStack() as stack:
@@ -164,7 +173,8 @@ async def listening(
             if reloader is not None:
                 await stack.enter_async_context(background(reloader.run()))
             ports = {
-                spec.name: await stack.enter_async_context(open_listener(spec, new_connection)) for spec in listeners
+                spec.name: await stack.enter_async_context(open_listener(spec, new_connection, refusal))
+                for spec in listeners
             }
             if settings.flash_policy_listen:
                 host, port = split_address(settings.flash_policy_listen)
@@ -172,7 +182,7 @@ async def listening(
                 flash = ListenerSpec(name="flash", host=host, port=port, backlog=BACKLOG)
                 timeout_s = settings.connect_timeout_s
                 await stack.enter_async_context(
-                    open_listener(flash, lambda: FlashPolicyProtocol(loop, answer, timeout_s=timeout_s))
+                    open_listener(flash, lambda: FlashPolicyProtocol(loop, answer, timeout_s=timeout_s), refusal)
                 )
             yield ports
     finally:
@@ -182,9 +192,12 @@ async def listening(
 async def _sweep(hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
     while True:
         await asyncio.sleep(SWEEP_S)
-        now = loop.time()
-        for connection in list(hub.connections):
-            connection.check_deadline(now)
+        connections = list(hub.connections)
+        for start in range(0, len(connections), SWEEP_BATCH):
+            now = loop.time()
+            for connection in connections[start : start + SWEEP_BATCH]:
+                connection.check_deadline(now)
+            await asyncio.sleep(0)  # messages go on meanwhile
         hub.credentials.sweep()
 
 

@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 
 from services.common.runtime import background
-from services.edge.transports.layer import ProtocolFactory, as_protocol
+from services.edge.transports.layer import ByteProtocol, ProtocolFactory, as_protocol
 from services.edge.transports.proxy_protocol import ProxyProtocolLayer, TlsStart
 from services.edge.transports.websocket import WebSocketLayer
 from services.edge.transports.websocket_handshake import WebSocketOptions
@@ -42,13 +42,16 @@ class ListenerSpec:
 
 
 @contextlib.asynccontextmanager
-async def open_listener(spec: ListenerSpec, inner_factory: ProtocolFactory) -> AsyncGenerator[list[int]]:
+async def open_listener(
+    spec: ListenerSpec, inner_factory: ProtocolFactory, refusal: Callable[[], ByteProtocol | None] = lambda: None
+) -> AsyncGenerator[list[int]]:
     """Accept connections while the body runs; those that were accepted stay when it ends.
 
     Args:
         spec: address and layers.
         inner_factory: makes the protocol of a connection. Its `connection_made` comes when all layers below are
             up; a connection that does not get there never calls it.
+        refusal: asked for each connection; what it returns is the protocol of the socket instead of all layers.
 
     Yields:
         The bound ports.
@@ -75,7 +78,7 @@ async def open_listener(spec: ListenerSpec, inner_factory: ProtocolFactory) -> A
         tls = None
     async with background(handshakes.run()) if spec.proxy_protocol and spec.tls else contextlib.nullcontext():
         server = await loop.create_server(
-            lambda: as_protocol(factory()),
+            lambda: as_protocol(refusal() or factory()),
             spec.host,
             spec.port,
             ssl=tls,

@@ -1,0 +1,73 @@
+"""Room for connections, and what happens without."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+
+import pytest
+
+from services.edge.descriptors import ENOUGH, Descriptors, raise_limit, refuse
+from services.edge.transports.listen import ListenerSpec, open_listener
+
+
+def _lowest_free() -> int:
+    free = os.dup(2)
+    os.close(free)
+    return free
+
+
+def test_the_reserve_is_not_given_to_connections(caplog: pytest.LogCaptureFixture) -> None:
+    free = _lowest_free()
+    assert Descriptors(limit=free + 11, reserve=10).has_room(100.0)
+    full = Descriptors(limit=free + 10, reserve=10)
+    assert not full.has_room(100.0)
+    assert not full.has_room(105.0)
+    assert len(caplog.records) == 1, "one line in ten seconds"
+    assert not full.has_room(110.0)
+    assert len(caplog.records) == 2
+
+
+def test_no_descriptor_at_all_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptor: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", fail)
+    assert not Descriptors(limit=1 << 20).has_room(100.0)
+
+
+def test_the_limit_is_raised_and_a_low_one_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, ENOUGH - 1))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    assert raise_limit() == ENOUGH - 1
+    assert raised == [(ENOUGH - 1, ENOUGH - 1)]
+    assert "few file descriptors" in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_a_connection_without_room_is_closed_and_the_next_one_served() -> None:
+    made: list[asyncio.Protocol] = []
+
+    def inner() -> asyncio.Protocol:
+        made.append(asyncio.Protocol())
+        return made[-1]
+
+    answers = iter([refuse(), None])
+    spec = ListenerSpec(name="tcp", host="127.0.0.1", port=0)
+    async with open_listener(spec, inner, lambda: next(answers)) as (port,):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert not made
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(5):
+            while not made:  # noqa: ASYNC110 - the accept has no event here
+                await asyncio.sleep(0.01)
+        writer.close()
+        await writer.wait_closed()
