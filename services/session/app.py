@@ -8,7 +8,7 @@ import logging
 
 from grpc import aio
 
-from services.common import grpc_client, grpc_server, jetstream
+from services.common import grpc_client, grpc_server, http_server, jetstream
 from services.common.readiness import Readiness
 from services.common.runtime import background, unless_stopped
 from services.session.checkpoints import Checkpoints
@@ -58,12 +58,15 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
                 drain_s=settings.drain_s,
             )
         )
+        await enter(
+            http_server.serving_health(listen=settings.http_listen, readiness=readiness, drain_s=settings.drain_s)
+        )
         stack.push_async_callback(servicer.end_links)  # open streams would use the grace up
         connecting = jetstream.connect(settings.nats_url, name="weimq-session", readiness=readiness)
         client = await enter(jetstream.closing(await unless_stopped(stop, connecting)))
         js = client.jetstream(timeout=5)
 
-        store = Store(client, js)
+        store = Store(client, js, place=place)
         fold = Fold()
         sequences = await unless_stopped(stop, store.recover(fold))
         # Routers may be away: clients are let in without it, and wills wait.

@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from services.common.settings import CommonSettings, Secret, check_grpc_listen, check_nats_urls, check_peers, setting
+from services.common.settings import (
+    CommonSettings,
+    Secret,
+    SettingsError,
+    check_grpc_listen,
+    check_nats_urls,
+    check_optional_listen,
+    check_peers,
+    setting,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +28,9 @@ class SessionSettings(CommonSettings):
         ("127.0.0.1:7002",),
         text="Addresses for gRPC, `host:port` or `unix:/path`, joined by commas.",
         check=check_grpc_listen,
+    )
+    http_listen: str = setting(
+        "", text="Address for HTTP, host:port: health and metrics; empty: none.", check=check_optional_listen
     )
     router: tuple[str, ...] = setting(
         ("127.0.0.1:7003",),
@@ -45,3 +57,9 @@ class SessionSettings(CommonSettings):
     checkpoint_s: float = setting(
         60.0, text="Seconds between two checkpoints of the presence.", minimum=0.1, maximum=86_400
     )
+
+    def __post_init__(self) -> None:
+        if self.shard_index >= self.shard_count:
+            raise SettingsError(
+                [f"SESSION_SHARD_INDEX: must be below SESSION_SHARD_COUNT, {self.shard_count}, not {self.shard_index}"]
+            )

@@ -8,6 +8,9 @@ connections were announced and have not ended. A checkpoint of an instance is in
 | `mq.presence.<instance>.head` | JSON: slot, number and digest of the chunks, the event sequence they account for |
 | `mq.presence.<instance>.<a or b>.<n>` | JSON: up to 384 KiB of connections |
 
+With several shards, each has its own, under `mq.presence.<instance>.<index>of<count>`, and takes no account of events
+of clients of the others.
+
 The chunks go to the slot that the head does not name, then the head is replaced: a crash in between leaves the
 checkpoint before. A checkpoint that is incomplete or of another stream is not used.
 """
@@ -29,7 +32,8 @@ from nats.js import JetStreamContext, api
 
 from services.common import jetstream, subjects
 from services.common.errors import UnavailableError
-from services.session.domain.events import Fold, Opened, parse_event
+from services.common.sharding import shard_of
+from services.session.domain.events import Event, Fold, Opened, parse_event
 from services.session.domain.records import Connection
 
 logger = logging.getLogger(__name__)
@@ -58,9 +62,10 @@ T = TypeVar("T")
 class Store:
     """Reads events and checkpoints, and writes checkpoints. Its calls try on until NATS answers, unless stated."""
 
-    def __init__(self, client: Client, js: JetStreamContext) -> None:
+    def __init__(self, client: Client, js: JetStreamContext, *, place: tuple[int, int] = (0, 1)) -> None:
         self._client = client
         self._js = js
+        self._index, self._count = place
 
     async def recover(self, fold: Fold) -> dict[str, int]:
         """Fold all events; returns the last sequence of each instance's stream."""
@@ -90,7 +95,7 @@ class Store:
         Raises:
             UnavailableError: NATS does not answer; the checkpoint before is still there.
         """
-        prefix = f"{PRESENCE_SUBJECT}.{subjects.encode_token(instance_id)}"
+        prefix = self._prefix(instance_id)
         try:
             info = await self._js.stream_info(subjects.event_stream(instance_id))
             before = await self._read_head(instance_id)
@@ -116,6 +121,14 @@ class Store:
                 await self._js.purge_stream(PRESENCE_STREAM, subject=f"{prefix}.{before['slot']}.>")
         except (*_FAILURES, nats.js.errors.Error) as error:
             raise UnavailableError(f"checkpoint of {instance_id}: {error!r}", dependency="nats") from error
+
+    def _prefix(self, instance_id: str) -> str:
+        """Return what the subjects of an instance begin with; those of a shard are not for other numbers of shards."""
+        prefix = f"{PRESENCE_SUBJECT}.{subjects.encode_token(instance_id)}"
+        return prefix if self._count == 1 else f"{prefix}.{self._index}of{self._count}"
+
+    def _is_ours(self, event: Event) -> bool:
+        return shard_of(event.instance_id, event.client_id, self._count) == self._index
 
     async def _ensure_presence_stream(self) -> None:
         config = api.StreamConfig(
@@ -147,14 +160,14 @@ class Store:
         instance_id = subjects.decode_token(filters[0].removeprefix(prefix).removesuffix(".>"))
         through = info.state.last_seq
         done = await _persist(lambda: self._read_checkpoint(instance_id, info, fold))
-        reader = _EventReader(self._js, name, instance_id, fold, done)
+        reader = _EventReader(self._js, name, instance_id, fold, done, self._is_ours)
         while reader.done < through:
             if await _persist(lambda: reader.read(through)):
                 break
         return instance_id, max(reader.done, through)
 
     async def _read_head(self, instance_id: str) -> dict[str, Any] | None:
-        subject = f"{PRESENCE_SUBJECT}.{subjects.encode_token(instance_id)}.head"
+        subject = f"{self._prefix(instance_id)}.head"
         try:
             message = await self._js.get_msg(PRESENCE_STREAM, subject=subject, direct=True)
         except nats.js.errors.NotFoundError:
@@ -171,7 +184,7 @@ class Store:
         if head["stream_created"] != str(info.created) or head["sequence"] > info.state.last_seq:
             logger.warning("checkpoint is of another stream", extra=extra)
             return 0
-        prefix = f"{PRESENCE_SUBJECT}.{subjects.encode_token(instance_id)}.{head['slot']}"
+        prefix = f"{self._prefix(instance_id)}.{head['slot']}"
         digest = hashlib.sha256()
         chunks: list[bytes] = []
         for number in range(head["chunks"]):
@@ -197,7 +210,16 @@ class Store:
 class _EventReader:
     """Folds the events of a stream, batch by batch."""
 
-    def __init__(self, js: JetStreamContext, name: str, instance_id: str, fold: Fold, done: int) -> None:
+    def __init__(
+        self,
+        js: JetStreamContext,
+        name: str,
+        instance_id: str,
+        fold: Fold,
+        done: int,
+        is_ours: Callable[[Event], bool],
+    ) -> None:
+        self._is_ours = is_ours
         self._js = js
         self._name = name
         self._instance_id = instance_id
@@ -230,7 +252,8 @@ class _EventReader:
                         extra = {"stream": self._name, "subject": message.subject, "error": str(error)}
                         logger.warning("event not understood", extra=extra)
                     else:
-                        self._fold.apply(event)
+                        if self._is_ours(event):
+                            self._fold.apply(event)
                 metadata = messages[-1].metadata
                 self.done = metadata.sequence.stream
                 pending = metadata.num_pending

@@ -25,6 +25,7 @@ from services.common import grpc_client, healthcheck, subjects
 from services.common.link import Link, LinkBrokenError
 from services.common.runtime import StopRequestedError, background
 from services.common.settings import Secret
+from services.common.sharding import shard_of
 from services.session.app import serve
 from services.session.settings import SessionSettings
 from tests.support.nats import NatsServer
@@ -596,6 +597,22 @@ async def _rest(mesh: Mesh) -> list[tuple[str, bytes]]:
         return [(dict(message.headers or {})["Tag"], message.data or b"") for message in found]
     finally:
         await connection.close()
+
+
+async def test_a_shard_restores_its_own_clients_only(mesh: Mesh) -> None:
+    mine, other = (next(c for n in range(99) if shard_of(INSTANCE, c := f"GID_Test@@@{n}", 2) == k) for k in (0, 1))
+    for checkpoint_s in (3600.0, 0.1):  # from the events, then from a checkpoint
+        async with mesh.serving(shard_index=0, shard_count=2, checkpoint_s=checkpoint_s), mesh.edge("edge-1") as edge:
+            await edge.accepted(edge.connect(mine))
+            await edge.all_confirmed()
+        async with mesh.serving(shard_index=1, shard_count=2):
+            assert not (await mesh.client(mine)).connections
+            async with mesh.edge("edge-1") as edge:
+                await edge.accepted(edge.connect(other))
+                await edge.all_confirmed()
+        async with mesh.serving(shard_index=0, shard_count=2, edge_grace_s=60.0):
+            assert [c.client_id for c in (await mesh.client(mine)).connections][-1] == mine
+            assert not (await mesh.client(other)).connections
 
 
 async def test_checkpoints_are_written_under_load_and_replaced(mesh: Mesh) -> None:
