@@ -17,19 +17,21 @@ class Roster:
 
     def __init__(self) -> None:
         self._by_right: defaultdict[Hashable, set[Client]] = defaultdict(set)
-        self._rights: dict[Client, set[Hashable]] = {}
+        self._rights: dict[Client, list[Hashable]] = {}
 
     def add(self, client: Client, *rights: Hashable) -> None:
         """Note rights of a connection; `remove` must follow."""
-        self._rights.setdefault(client, set()).update(rights)
+        held = self._rights.setdefault(client, [])
         for right in rights:
-            self._by_right[right].add(client)
+            if right not in held:
+                held.append(right)
+                self._by_right[right].add(client)
 
     def discard(self, client: Client, right: Hashable) -> None:
         """Note that a connection does not depend on a right any more."""
         rights = self._rights.get(client)
         if rights is not None and right in rights:
-            rights.discard(right)
+            rights.remove(right)
             self._drop(client, right)
 
     def remove(self, client: Client) -> None:
