@@ -34,6 +34,7 @@ from services.edge.mqtt.packets import (
 from services.edge.persistent import Ending, KeptDeliveries, PersistentSubscriptions
 from services.edge.policy import Permissions
 from services.edge.ports import Access, Sessions, StoredSession
+from services.edge.purge import purge
 from services.edge.shared import SharingClient, Token
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
@@ -374,6 +375,8 @@ class Connection(SharingClient):
             self._grant.refresh()
             self._subscriptions.rejudge(self._grant)
             self._restore()
+            if self._machine.queued_count:
+                purge(self, self._machine.session, self._deliveries, self._hub.router)
 
     @override
     def may_receive(self, topic: str) -> bool:

@@ -54,8 +54,7 @@ class KeptDeliveries(KeptMessages):
             False: there is no room for it.
         """
         if not self._client.may_receive(message.topic.decode()):
-            self._known.add(delivery_id)
-            self._sessions.acknowledge(self, delivery_id, WITHDRAWN)
+            self.withdraw(delivery_id)
         elif packet_identifier:
             # Otherwise the client has completed it before it came again.
             if self._machine.deliver_again(message, qos, delivery_id, packet_identifier):
@@ -65,6 +64,11 @@ class KeptDeliveries(KeptMessages):
                 return False
             self._known.add(delivery_id)
         return True
+
+    def withdraw(self, delivery_id: int) -> None:
+        """Note that the client may not have a delivery."""
+        self._known.add(delivery_id)
+        self._sessions.acknowledge(self, delivery_id, WITHDRAWN)
 
     def complete(self, delivery_id: int) -> None:
         """Note that the client has completed a delivery."""

@@ -199,3 +199,24 @@ async def test_clients_are_closed_when_auth_is_away_for_too_long() -> None:
         again = await w.connect()
         while await again.receive() != packets.ConnAck(False, 0):  # the snapshot is on its way
             again = await w.connect()
+
+
+async def test_what_waits_for_a_slow_client_is_taken_back() -> None:
+    async with world(max_inflight=1) as w:
+        device = await w.connected(user=SIGNED)
+        await device.send(packets.Subscribe(1, [("demo/#", 1), ("$share/g/demo/a", 1), ("fast/#", 1)]))
+        assert await device.receive() == packets.SubAck(1, [1, 1, 1])
+        w.router.deliver("demo/a", b"under way", 1, "demo/#")
+        w.router.deliver("demo/a", b"waiting", 1, "demo/#")
+        w.router.deliver("demo/a", b"shared", 1, "$share/g/demo/a")
+        w.router.deliver("fast/a", b"allowed", 1, "fast/#")
+        first = await device.receive()
+        assert isinstance(first, packets.Publish)
+        await settled(w)
+        w.auth.tell(TOPIC_GONE)
+        await until(lambda: w.router.returned)
+        assert [payload for *_, payload, _ in w.router.returned] == [b"shared"]
+        await device.send(packets.PubAck(first.packet_identifier))
+        last = await device.receive()
+        assert isinstance(last, packets.Publish)
+        assert (first.payload, last.payload) == (b"under way", b"allowed")

@@ -26,6 +26,12 @@ INVALID = "$SYS/tokenInvalidNotice"
 counts = pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.chaos)])
 
 
+async def healthy(mesh: Mesh) -> float:
+    """Wait until every process serves, the edges with a view of auth that is current; return when that was."""
+    await asyncio.to_thread(mesh.wait_healthy)
+    return time.monotonic()
+
+
 @asynccontextmanager
 async def connected(mesh: Mesh, tokens: Tokens, count: int) -> AsyncGenerator[dict[str, SwarmClient]]:
     """Yield clients that are in, each by its own token."""
@@ -68,7 +74,7 @@ async def expect_alive(clients: list[SwarmClient]) -> None:
 
 @counts
 async def test_exactly_the_revoked_are_closed_within_a_second(mesh: Mesh, count: int) -> None:
-    mesh.wait_healthy()
+    await healthy(mesh)
     async with swarm.tokens_of(mesh) as tokens, connected(mesh, tokens, count) as clients:
         half = list(clients)[: count // 2]
         await tokens.revoke(half)
@@ -82,7 +88,7 @@ async def test_exactly_the_revoked_are_closed_within_a_second(mesh: Mesh, count:
 
 @counts
 async def test_clients_that_share_a_revoked_token_are_closed_together(mesh: Mesh, count: int) -> None:
-    mesh.wait_healthy()
+    await healthy(mesh)
     async with swarm.tokens_of(mesh) as tokens:
         one, other = [await tokens.apply("RW", f"{mesh.topic}/#") for _ in range(2)]
         clients = [
@@ -103,7 +109,7 @@ async def test_clients_that_share_a_revoked_token_are_closed_together(mesh: Mesh
 
 @counts
 async def test_a_revocation_survives_the_death_of_auth_and_nobody_else_notices(mesh: Mesh, count: int) -> None:
-    mesh.wait_healthy()
+    await healthy(mesh)
     async with swarm.tokens_of(mesh) as tokens, connected(mesh, tokens, count) as clients:
         kept = list(clients.values())[count // 2 :]
         listener, publisher = kept[:2]
@@ -115,11 +121,5 @@ async def test_a_revocation_survives_the_death_of_auth_and_nobody_else_notices(m
         await swarm.until(lambda: publisher.answers == 1, "PUBACK while auth is away")
         await tokens.revoke(list(clients)[count // 4 : count // 2])
         since = time.monotonic()
-        await expect_exactly(clients, list(clients)[: count // 2], max(since, await auth_is_back(mesh)))
+        await expect_exactly(clients, list(clients)[: count // 2], max(since, await healthy(mesh)))
         assert listener.messages == [b"while auth is away"]
-
-
-async def auth_is_back(mesh: Mesh) -> float:
-    """Wait until auth serves and the edges know it; return when that was."""
-    await asyncio.to_thread(mesh.wait_healthy)
-    return time.monotonic()

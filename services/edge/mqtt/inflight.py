@@ -267,6 +267,13 @@ class SessionState:
         """Return what waits for the window, oldest first."""
         return list(self._queued or ())
 
+    def take_queued(self) -> list[Delivery]:
+        """Empty the queue and return what was in it, oldest first."""
+        queued = self.queued()
+        self._queued = None
+        self.queued_bytes = 0
+        return queued
+
     def push_queued(self, delivery: Delivery) -> None:
         """Add to the end of the queue; the caller has checked its limits."""
         if self._queued is None:
