@@ -26,7 +26,7 @@ _SHARED = {field.name for field in dataclasses.fields(CommonSettings)}
 _SET_BY_UP = {
     SHARED_TABLE: {"cluster_token", "cluster_token_file"},
     "auth": {"nats_url", "nats_url_file", "grpc_listen", "master_key", "master_key_file", "bootstrap_file"},
-    "session": {"nats_url", "nats_url_file", "grpc_listen", "router", "shard_index", "shard_count"},
+    "session": {"nats_url", "nats_url_file", "grpc_listen", "router", "shard_index", "shard_count", "data_dir"},
     "router": {"nats_url", "nats_url_file", "grpc_listen", "index", "count", "shard_count"},
     "status": {"grpc_listen", "auth", "session"},
     "edge": {"id", "grpc_listen", "auth", "session", "router"},

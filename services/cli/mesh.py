@@ -130,7 +130,10 @@ def plan(
             # Other systems call the first one; the rest is for the mesh alone.
             tcp = (f"{LOOPBACK}:{port}",) if not index else ()
             listen = {f"{service.upper()}_GRPC_LISTEN": ",".join((*tcp, local[service][index]))}
-            environ = {**shared, **own[service], **listen, **_place(service, index, count), **given[service]}
+            place = _place(service, index, count)
+            if service == "session":
+                place["SESSION_DATA_DIR"] = str(data.path / name)
+            environ = {**shared, **own[service], **listen, **place, **given[service]}
             http = environ.get(f"{service.upper()}_HTTP_LISTEN")
             processes.append(_service(name, service, environ, local[service][index], (*tcp, http) if http else tcp))
             if tcp:

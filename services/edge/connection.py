@@ -16,7 +16,7 @@ from typing import cast
 
 from typing_extensions import override
 
-from services.edge import liveness, persistent, reasons
+from services.edge import liveness, reasons
 from services.edge.commands import CommandError
 from services.edge.hub import Hub
 from services.edge.mqtt.events import Acknowledged, Event, Failed
@@ -255,7 +255,7 @@ class Connection(SharingClient):
         self._hub.by_channel[self.channel_id] = self
         self._sessions = self._hub.sessions.of(self.instance_id, self.client_id)
         self._deliveries = KeptDeliveries(self, self._machine, self._sessions)
-        if not self._clean_session and persistent.ENABLED:
+        if not self._clean_session:
             self._subscriptions = PersistentSubscriptions(
                 self._hub, self, self._sessions, keeps_qos2=grant.instance.is_standard
             )

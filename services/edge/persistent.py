@@ -28,9 +28,6 @@ from services.edge.subscriptions import Subscriptions
 ENDING_S = 1.0
 """How long the end of a connection waits for the routers' answers to its QoS 2 publications."""
 
-ENABLED = False
-"""Whether the session service keeps sessions; until it does, all are served as clean ones."""
-
 _QOS_2 = 2
 
 

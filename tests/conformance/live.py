@@ -42,7 +42,12 @@ class OpenAuth(FakeAuth):
         instance.max_topic_characters = 0
         instance.max_payload_bytes = 1 << 20
         instance.max_subscriptions = MAX_SUBSCRIPTIONS
-        instance.takeover = profile == auth_pb2.PROFILE_STANDARD
+        instance.takeover = instance.strict_order = profile == auth_pb2.PROFILE_STANDARD
+        instance.offline_batch_messages = 0
+        instance.acknowledgement_timeout_ms = 5000
+        instance.offline_retention_ms = 259_200_000
+        instance.max_offline_messages = 1_000_000
+        instance.session_expiry_ms = 0
         self.attempts: list[auth_pb2.ConnectAttempt] = []
 
     @override

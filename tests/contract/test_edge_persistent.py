@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from services.edge import persistent as persistent_module
 from services.edge.mqtt import packets
 from services.edge.mqtt.packets import ConnAck, Disconnect, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe
 from tests.support.edge_world import Device, World, until, world
@@ -15,11 +14,6 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
 ME = "GID_demo@@@1"
 STANDARD = auth_pb2.PROFILE_STANDARD
-
-
-@pytest.fixture(autouse=True)
-def _enabled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persistent_module, "ENABLED", True)
 
 
 def session_of(*subscriptions: tuple[str, int], **fields: object) -> session_pb2.Decision:

@@ -67,6 +67,8 @@ class Mesh:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread
         self.output: list[str] = []
+        self.services: list[str] = []
+        """Processes that have a health service."""
         self.credentials: dict[str, str] = {}
 
     def start(self) -> None:
@@ -89,6 +91,8 @@ class Mesh:
             what="weimq ready",
         )
         assert "weimq ready" in self.output, "\n".join(self.output)
+        run = self._run()
+        self.services = [name for name in run["pids"] if Path(run["sockets"], f"{name}.sock").exists()]
         self.credentials = json.loads(self.weimq("credentials", "--json").stdout)
 
     def _read(self, process: subprocess.Popen[str]) -> None:
@@ -156,15 +160,17 @@ class Mesh:
     # --- faults --------------------------------------------------------------------------------
 
     def pid(self, process: str) -> int:
-        """Return the process id of `auth`, `session`, `router`, `status`, `nats`, `edge-0`, ..."""
-        run = json.loads((self.data / "run.json").read_text())
-        return int(run["pids"][process])
+        """Return the process id of `auth`, `session`, `router-1`, `nats`, `edge-0`, ...; 0: it is not running."""
+        return int(self._run()["pids"].get(process, 0))
+
+    def _run(self) -> Any:
+        return json.loads((self.data / "run.json").read_text())
 
     def kill(self, process: str) -> None:
         """Kill a process with -9 and wait until the supervisor has started another."""
         old = self.pid(process)
         os.kill(old, signal.SIGKILL)
-        until(lambda: self.pid(process) != old, seconds=15, what=f"{process} started again")
+        until(lambda: self.pid(process) not in {0, old}, seconds=15, what=f"{process} started again")
 
     def wait_healthy(self) -> None:
         """Wait until every process of the mesh is healthy."""
@@ -172,13 +178,11 @@ class Mesh:
 
     def is_healthy(self, process: str) -> bool:
         """Return whether a service of the mesh reports SERVING."""
-        run = json.loads((self.data / "run.json").read_text())
+        run = self._run()
         return asyncio.run(is_serving(f"unix:{run['sockets']}/{process}.sock"))
 
     def _is_healthy(self) -> bool:
-        return all(
-            map(self.is_healthy, ("auth", "session", "router", "status", *(f"edge-{n}" for n in range(self.edges))))
-        )
+        return all(map(self.is_healthy, self.services))
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ def test_environment_of_each_service(tmp_path: Path) -> None:
         "SESSION_NATS_URL_FILE": f"{secrets}/nats.url",
         "SESSION_GRPC_LISTEN": "127.0.0.1:20007,unix:/s/session.sock",
         "SESSION_ROUTER": "unix:/s/router.sock",
+        "SESSION_DATA_DIR": f"{tmp_path}/data/session",
     }
     assert environ(made, "router") == token | {
         "ROUTER_NATS_URL_FILE": f"{secrets}/nats.url",
@@ -96,6 +97,7 @@ def test_replicas_know_their_place_and_everybody_lists_them_in_order(tmp_path: P
     assert (last["SESSION_ROUTER"], last["SESSION_SHARD_INDEX"], last["SESSION_SHARD_COUNT"]) == (routers, "2", "3")
     assert last["SESSION_GRPC_LISTEN"] == "unix:/s/session-2.sock"
     assert environ(made, "session-0")["SESSION_GRPC_LISTEN"] == "127.0.0.1:20007,unix:/s/session-0.sock"
+    assert last["SESSION_DATA_DIR"] == f"{tmp_path}/data/session-2"
     second = environ(made, "router-1")
     assert (second["ROUTER_INDEX"], second["ROUTER_COUNT"], second["ROUTER_SHARD_COUNT"]) == ("1", "2", "3")
     assert made.endpoints["router"] == "127.0.0.1:20008"

@@ -1,0 +1,81 @@
+"""What was acknowledged and what was received, exactly, in a byte for each message and subscriber."""
+
+from __future__ import annotations
+
+
+class Lane:
+    """The messages of one publisher on one topic, numbered from 0.
+
+    Attributes:
+        topic: its topic.
+        total: how many there will be.
+        acknowledged: a byte for each: whether the publisher has its acknowledgement.
+    """
+
+    def __init__(self, index: int, topic: str, total: int) -> None:
+        self.index = index
+        self.topic = topic
+        self.total = total
+        self.acknowledged = bytearray(total)
+        self.acknowledged_count = 0
+
+    def acknowledge(self, number: int) -> None:
+        """Note an acknowledgement."""
+        if not self.acknowledged[number]:
+            self.acknowledged[number] = 1
+            self.acknowledged_count += 1
+
+
+class Receipts:
+    """What one subscriber has received of the lanes that it is entitled to."""
+
+    def __init__(self, name: str, lanes: list[Lane]) -> None:
+        self.name = name
+        self.lanes = {lane.index: lane for lane in lanes}
+        self._counts = {lane.index: bytearray(lane.total) for lane in lanes}
+        self._latest = {lane.index: -1 for lane in lanes}
+        self.received = 0
+        """Different messages."""
+        self.duplicates = 0
+        self.out_of_order = 0
+        """First deliveries that came after a later message of their lane."""
+        self.foreign = 0
+        """Messages that it is not entitled to."""
+
+    def take(self, payload: bytes) -> None:
+        """Note a message: `lane number`."""
+        lane, _, number = payload.partition(b" ")
+        index, n = int(lane), int(number)
+        counts = self._counts.get(index)
+        if counts is None:
+            self.foreign += 1
+        elif counts[n]:
+            counts[n] = 2
+            self.duplicates += 1
+        else:
+            counts[n] = 1
+            self.received += 1
+            if n < self._latest[index]:
+                self.out_of_order += 1
+            else:
+                self._latest[index] = n
+
+    @property
+    def missing(self) -> int:
+        """Acknowledged messages that have not come."""
+        return sum(
+            lane.acknowledged_count - sum(map(_both, lane.acknowledged, self._counts[index]))
+            for index, lane in self.lanes.items()
+        )
+
+    def first_missing(self) -> list[tuple[str, int]]:
+        """Return (topic, number) of some acknowledged messages that have not come."""
+        found = []
+        for index, lane in self.lanes.items():
+            counts = self._counts[index]
+            found += [(lane.topic, n) for n in range(lane.total) if lane.acknowledged[n] and not counts[n]][:5]
+        return found
+
+
+def _both(acknowledged: int, count: int) -> bool:
+    return bool(acknowledged and count)

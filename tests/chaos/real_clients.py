@@ -1,0 +1,134 @@
+"""Clients that we did not write, as publishers and persistent subscribers: paho and aiomqtt."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from typing_extensions import override
+
+from tests.chaos.ledger import Lane, Receipts
+from tests.support.clients import close_sockets
+
+PAHO_WINDOW = 50
+
+
+def _paho(name: str, *, clean_session: bool) -> paho.Client:
+    client = paho.Client(CallbackAPIVersion.VERSION2, name, clean_session=clean_session)
+    client.reconnect_delay_set(1, 1)
+    client.connect_timeout = 15
+    return client
+
+
+class PahoPublisher:
+    """Publishes one lane; paho itself connects again and repeats."""
+
+    def __init__(self, name: str, port: int, lane: Lane, qos: int) -> None:
+        self._client = _paho(name, clean_session=True)
+        self._client.max_inflight_messages_set(PAHO_WINDOW)
+        self._port = port
+        self._lane = lane
+        self._qos = qos
+        self._numbers: dict[int, int] = {}
+        self._room = threading.Semaphore(PAHO_WINDOW)
+        self._client.on_publish = self._on_publish
+        self._early: set[int] = set()
+        self._lock = threading.Lock()
+
+    def _on_publish(self, _client: object, _data: object, mid: int, *_more: object) -> None:
+        with self._lock:
+            number = self._numbers.pop(mid, None)
+            if number is None:
+                self._early.add(mid)  # before `publish` returned
+                return
+        self._lane.acknowledge(number)
+        self._room.release()
+
+    def run(self) -> None:
+        """Publish all, and wait for every acknowledgement."""
+        self._client.connect_async("127.0.0.1", self._port, 30)
+        self._client.loop_start()
+        for n in range(self._lane.total):
+            assert self._room.acquire(timeout=120), "publishing does not go on"
+            mid = self._client.publish(self._lane.topic, b"%d %d" % (self._lane.index, n), self._qos).mid
+            with self._lock:
+                if mid in self._early:
+                    self._early.discard(mid)
+                    self._lane.acknowledge(n)
+                    self._room.release()
+                else:
+                    self._numbers[mid] = n
+        for _ in range(PAHO_WINDOW):
+            assert self._room.acquire(timeout=120), "publishing does not end"
+        self._client.disconnect()
+        self._client.loop_stop()
+        close_sockets(self._client)
+
+
+class PahoSubscriber:
+    """Subscribes with a persistent session."""
+
+    def __init__(self, name: str, port: int, topic_filter: str, qos: int, receipts: Receipts) -> None:
+        self._client = _paho(name, clean_session=False)
+        self._port = port
+        self._filter = (topic_filter, qos)
+        self.receipts = receipts
+        self.subscribed = threading.Event()
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = lambda *_: self.subscribed.set()
+        self._client.on_message = lambda _client, _data, message: receipts.take(bytes(message.payload))
+
+    def _on_connect(self, client: paho.Client, _data: object, _flags: object, reason: Any, _more: object) -> None:
+        if not reason.is_failure and not self.subscribed.is_set():
+            client.subscribe(*self._filter)
+
+    def start(self) -> None:
+        """Connect, now and whenever the connection is lost."""
+        self._client.connect_async("127.0.0.1", self._port, 30)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """End."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        close_sockets(self._client)
+
+
+class AiomqttSubscriber:
+    """Subscribes with a persistent session; tries the edges in turn."""
+
+    def __init__(self, name: str, ports: list[int], topic_filter: str, qos: int, receipts: Receipts) -> None:
+        self._name = name
+        self._ports = ports
+        self._filter = (topic_filter, qos)
+        self.receipts = receipts
+        self.subscribed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Connect again and again, until cancelled."""
+        receipts = self.receipts
+
+        class Counting(asyncio.Queue[aiomqtt.Message]):
+            """Counts when aiomqtt acknowledges: what it has not handed over when a connection ends is dropped."""
+
+            @override
+            def put_nowait(self, item: aiomqtt.Message) -> None:
+                receipts.take(bytes(item.payload))
+
+        for port in itertools.cycle(self._ports):
+            with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+                async with aiomqtt.Client(
+                    "127.0.0.1", port, identifier=self._name, clean_session=False, timeout=15, queue_type=Counting
+                ) as client:
+                    if not self.subscribed.is_set():
+                        await client.subscribe(*self._filter)
+                        self.subscribed.set()
+                    async for _ in client.messages:
+                        raise AssertionError("the queue hands nothing over")
+            await asyncio.sleep(0.2)

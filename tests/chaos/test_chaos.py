@@ -1,0 +1,239 @@
+"""Nothing that was acknowledged is lost, whatever is killed: every process, at random, while clients come and go.
+
+The full run, `make chaos`, takes CHAOS_MESSAGES acknowledged messages (1,000,000 without it); the short form runs with
+the other tests. CHAOS_SEED repeats a choice of victims and pauses, though not the timing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.common.runtime import background
+from tests.chaos.ledger import Lane, Receipts
+from tests.chaos.real_clients import AiomqttSubscriber, PahoPublisher, PahoSubscriber
+from tests.chaos.swarm import Publisher, Subscriber
+from tests.support.mesh import PLAIN, Mesh
+
+EDGES = 2
+TOPICS = ("logged", "plain")
+"""Parent topics: the first has a log, the messages of the other are kept for sessions alone."""
+REAL_SHARE = 0.02
+"""Of the messages, those of real clients."""
+STALLED_S = 60.0
+"""Without progress for this long a run has failed."""
+
+
+@dataclasses.dataclass
+class Plan:
+    """How much of what."""
+
+    messages: int
+    publishers: int
+    stay_s: float
+    """How long a client keeps a connection, on average."""
+    calm_s: float
+    """Between two kills, on average."""
+    kills: int
+    """At least so many, however quickly the messages are through."""
+    seed: int = dataclasses.field(default_factory=lambda: int(os.environ.get("CHAOS_SEED", time.time_ns() % 100_000)))
+
+
+class World:
+    """The clients of a run and what they have seen."""
+
+    def __init__(self, mesh: Mesh, plan: Plan) -> None:
+        self.chance = random.Random(plan.seed)
+        ports = [mesh.mqtt_port(n) for n in range(EDGES)]
+        real = max(10, int(plan.messages * REAL_SHARE / 2))
+        each = -(-(plan.messages - 2 * real) // (plan.publishers * len(TOPICS)))
+        self.lanes: list[Lane] = []
+        self.publishers = []
+        for n in range(plan.publishers):
+            lanes = [self._lane(f"{parent}/{n}/x", each) for parent in TOPICS]
+            self.publishers.append(
+                Publisher(f"publisher-{n}", ports, self.chance, lanes=lanes, qos=1 + n % 2, stay_s=plan.stay_s)
+            )
+        paho_lanes = [self._lane(f"{parent}/paho/x", real) for parent in TOPICS]
+        self.paho_publishers = [
+            PahoPublisher(f"paho-publisher-{n}", ports[n % EDGES], lane, qos=1 + n % 2)
+            for n, lane in enumerate(paho_lanes)
+        ]
+        self.subscribers = []
+        for n in range(plan.publishers):
+            mine = [lane for lane in self.lanes if lane.topic.split("/")[1] == str(n)]
+            self.subscribers.append(
+                Subscriber(
+                    f"subscriber-{n}",
+                    ports,
+                    self.chance,
+                    filters=[(f"{parent}/{n}/#", 1 + n % 2) for parent in TOPICS],
+                    receipts=Receipts(f"subscriber-{n}", mine),
+                    stay_s=plan.stay_s,
+                )
+            )
+        self.paho_subscriber = PahoSubscriber(
+            "paho-subscriber", ports[1], "+/paho/#", 1, Receipts("paho-subscriber", paho_lanes)
+        )
+        self.aiomqtt_subscriber = AiomqttSubscriber(
+            "aiomqtt-subscriber", ports, "+/paho/#", 1, Receipts("aiomqtt-subscriber", paho_lanes)
+        )
+
+    def _lane(self, topic: str, total: int) -> Lane:
+        lane = Lane(len(self.lanes), topic, total)
+        self.lanes.append(lane)
+        return lane
+
+    @property
+    def receipts(self) -> list[Receipts]:
+        """What each subscriber has."""
+        own = [subscriber.receipts for subscriber in self.subscribers]
+        return [*own, self.paho_subscriber.receipts, self.aiomqtt_subscriber.receipts]
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Acknowledged, and received by all subscribers together."""
+        return sum(lane.acknowledged_count for lane in self.lanes), sum(each.received for each in self.receipts)
+
+    @property
+    def goal(self) -> tuple[int, int]:
+        """What `progress` comes to."""
+        return sum(lane.total for lane in self.lanes), sum(
+            lane.total for each in self.receipts for lane in each.lanes.values()
+        )
+
+    @asynccontextmanager
+    async def subscribed(self) -> AsyncGenerator[None]:
+        """Have every subscriber there while the body runs."""
+        self.paho_subscriber.start()
+        try:
+            async with background(*(each.run() for each in self.subscribers), self.aiomqtt_subscriber.run()):
+                async with asyncio.timeout(60):
+                    await self.aiomqtt_subscriber.subscribed.wait()
+                    for each in self.subscribers:
+                        await each.subscribed.wait()
+                    await asyncio.to_thread(self.paho_subscriber.subscribed.wait, 60)
+                yield
+        finally:
+            self.paho_subscriber.stop()
+
+    async def publish(self) -> None:
+        """Publish everything."""
+        async with asyncio.TaskGroup() as group:
+            for publisher in self.publishers:
+                group.create_task(publisher.run())
+            for paho_publisher in self.paho_publishers:
+                group.create_task(asyncio.to_thread(paho_publisher.run))
+
+    async def wait_received(self) -> None:
+        """Wait until all is received, or nothing has come for a long time."""
+        seen, since = self.progress, time.monotonic()
+        while self.progress[1] < self.goal[1] and time.monotonic() - since < STALLED_S:
+            await asyncio.sleep(0.2)
+            if self.progress != seen:
+                seen, since = self.progress, time.monotonic()
+
+
+class Killer:
+    """Kills processes of a mesh, one after the other, now and then two at once."""
+
+    def __init__(self, mesh: Mesh, plan: Plan) -> None:
+        self._mesh = mesh
+        self._chance = random.Random(plan.seed + 1)
+        self._calm_s = plan.calm_s
+        self._victims: list[str] = []
+        self.killed: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Kill until cancelled."""
+        while True:
+            await asyncio.sleep(self._calm_s * (0.5 + self._chance.random()))
+            await self.kill()
+
+    async def kill(self) -> None:
+        """Kill the next one; each process has its turn before one is killed twice."""
+        if not self._victims:
+            self._victims = [*self._mesh.services, "nats"]
+            self._chance.shuffle(self._victims)
+        count = 2 if self._chance.random() < 0.2 else 1
+        await asyncio.gather(*(asyncio.to_thread(self._kill, self._victims.pop()) for _ in self._victims[:count]))
+
+    def _kill(self, name: str) -> None:
+        if self._mesh.pid(name):  # it may still be on its way up
+            self._mesh.kill(name)
+            self.killed[name] += 1
+
+
+async def storm(mesh: Mesh, plan: Plan) -> tuple[World, Killer, float]:
+    """Run a plan; return what there is at its end, and how many seconds publishing took."""
+    world, killer = World(mesh, plan), Killer(mesh, plan)
+    async with world.subscribed():
+        started = time.monotonic()
+        async with background(killer.run()):
+            await world.publish()
+            took_s = time.monotonic() - started
+            async with asyncio.timeout(600):
+                while killer.killed.total() < plan.kills:  # noqa: ASYNC110 - whoever kills tells nobody
+                    await asyncio.sleep(0.1)
+        await asyncio.to_thread(mesh.wait_healthy)
+        await world.wait_received()
+        for subscriber in world.subscribers:
+            subscriber.stop()
+    return world, killer, took_s
+
+
+def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
+    """Compare what was acknowledged with what was received."""
+    report = [
+        f"seed {plan.seed}: {world.progress[0]} acknowledged in {took_s:.0f} s, killed {dict(killer.killed)}",
+        *(
+            f"{each.name}: {each.received} received, {each.duplicates} twice or more, {each.out_of_order} out of order"
+            for each in world.receipts
+        ),
+    ]
+    print("\n".join(report))  # noqa: T201 - shown with -s, and when the test fails
+    assert world.progress[0] == world.goal[0], "\n".join(report)
+    lost = {each.name: each.missing for each in world.receipts if each.missing}
+    assert not lost, "\n".join([*report, f"LOST: {lost}", *(str(each.first_missing()) for each in world.receipts)])
+    assert not any(each.foreign for each in world.receipts)
+    assert not any(each.out_of_order for each in world.receipts), "\n".join(report)
+    assert not any(each.lost_sessions for each in world.subscribers)
+
+
+@pytest.fixture
+def chaos_mesh(tmp_path: Path) -> Iterator[Mesh]:
+    """Two of everything that can be two."""
+    mesh = Mesh(tmp_path / "mesh", "--default-instance", PLAIN, "--routers", "2", "--sessions", "2", edges=EDGES)
+    mesh.start()
+    mesh.weimq("instance", "create", PLAIN, "--profile", "standard", "--anonymous")
+    mesh.weimq("topic", "create", TOPICS[0], "--instance", PLAIN)
+    yield mesh
+    assert mesh.stop() == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(240)
+def test_nothing_acknowledged_is_lost_in_a_short_storm(chaos_mesh: Mesh) -> None:
+    plan = Plan(messages=8_000, publishers=3, stay_s=4, calm_s=1.0, kills=6)
+    check(*asyncio.run(_short(chaos_mesh, plan)))
+
+
+async def _short(mesh: Mesh, plan: Plan) -> tuple[World, Killer, Plan, float]:
+    world, killer, took_s = await storm(mesh, plan)
+    return world, killer, plan, took_s
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(7200)
+def test_nothing_acknowledged_is_lost_in_a_long_storm(chaos_mesh: Mesh) -> None:
+    plan = Plan(messages=int(os.environ.get("CHAOS_MESSAGES", "1000000")), publishers=6, stay_s=20, calm_s=4, kills=40)
+    check(*asyncio.run(_short(chaos_mesh, plan)))
