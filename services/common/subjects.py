@@ -18,11 +18,14 @@ becomes `=`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
 _ESCAPED = re.compile(rb"[^A-Za-z0-9_-]")
 _CODES = re.compile(rb"=([0-9A-F]{2})")
+
+_DIGEST = "=="  # begins no token of `encode_token`
 
 OUT = "mq.out"
 """Prefix of the subjects of message logs."""
@@ -187,16 +190,34 @@ def event_subject(instance_id: str, group_id: str, tag: str) -> str:
 
 
 def retained_subject(instance_id: str, topic: str) -> str:
-    """Return the subject of the retained message of `topic`: `mq.retained.<instance>.<levels...>`."""
-    return ".".join((RETAINED, encode_token(instance_id), *map(encode_token, topic.split("/"))))
+    """Return the subject of the retained message of `topic`: `mq.retained.<instance>.<levels...>`.
+
+    When that is too long, the levels are one token, `==` and the SHA-256 of the topic, and `TOPIC_HEADER` says it.
+    """
+    subject = ".".join((RETAINED, encode_token(instance_id), *map(encode_token, topic.split("/"))))
+    if len(subject) <= MAX_SUBJECT:
+        return subject
+    return f"{RETAINED}.{encode_token(instance_id)}.{_DIGEST}{hashlib.sha256(topic.encode()).hexdigest()}"
 
 
-def retained_topic(subject: str) -> tuple[str, str]:
+def needs_topic_header(subject: str) -> bool:
+    """Say whether a subject that `retained_subject` made does not hold the topic."""
+    return f".{_DIGEST}" in subject
+
+
+def retained_topic(subject: str, topic_header: str | None = None) -> tuple[str, str]:
     """Return the instance id and topic of a subject that `retained_subject` made.
+
+    Args:
+        subject: of the message.
+        topic_header: value of `TOPIC_HEADER`; None: it has none.
 
     Raises:
         ValueError: the subject is not one of a retained message.
     """
+    instance, _, level = subject.removeprefix(f"{RETAINED}.").partition(".")
+    if topic_header is not None and level.startswith(_DIGEST):
+        return decode_token(instance), decode_topic(topic_header)
     return _topic(RETAINED, subject)
 
 

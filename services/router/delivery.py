@@ -40,6 +40,7 @@ class Delivery:
         self._retained = retained
         self._shares = shares
         self._pressure = pressure
+        self._high_bytes = pressure.high_bytes
 
     def deliver(
         self,
@@ -77,7 +78,7 @@ class Delivery:
             assert edge is not None  # noqa: S101 - for the type checker
             # Those who subscribed before get it without the retain flag [MQTT-3.3.1-9].
             edge.deliver(leg, payload, qos, origin, sequence, receipt)
-            if edge.pending_bytes > self._pressure.high_bytes:
+            if edge.pending_bytes > self._high_bytes:
                 self._pressure.hold_for_edge(source, edge)
         if not route.is_plain:
             if receipt is not None and log_sequence:
@@ -104,5 +105,5 @@ class Delivery:
                 continue  # it reads the message from the log when it is back
             receipt.waiting += 1
             shard.deliver_kept(leg, payload, flags, source.incarnation, receipt.sequence, receipt, log, log_sequence)
-            if shard.pending_bytes > self._pressure.high_bytes:
+            if shard.pending_bytes > self._high_bytes:
                 self._pressure.hold_for_edge(source, shard)

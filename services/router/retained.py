@@ -166,7 +166,8 @@ class Retained:
 
     def _load_message(self, serves: Callable[[str, str], bool], message: Msg) -> None:
         try:
-            instance_id, topic = subjects.retained_topic(message.subject)
+            topic_header = (message.headers or {}).get(subjects.TOPIC_HEADER)
+            instance_id, topic = subjects.retained_topic(message.subject, topic_header)
             validate_topic_name(topic)
         except (InvalidTopicError, ValueError):
             logger.warning("not the subject of a retained message", extra={"subject": message.subject})
@@ -201,6 +202,8 @@ class Retained:
         else:
             headers["Nats-TTL"] = DELETION_TTL
         subject = subjects.retained_subject(write.instance_id, write.topic)
+        if subjects.needs_topic_header(subject):
+            headers[subjects.TOPIC_HEADER] = subjects.encode_topic(write.topic)
         self._streams.write(log, write.instance_id, subject, payload, headers, write)
 
     def _over_quota(self, instance_id: str) -> None:

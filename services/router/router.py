@@ -321,6 +321,9 @@ class Router:
                 route = routes[index] = self._route(columns, index)
             qos = flag & QOS
             topic_flag = topic_flags[index]
+            if not qos and not topic_flag and not flag & RETAIN and shown_topics is None:  # the most frequent
+                deliver(source, route, payload, 0, sequence, None)
+                continue
             retained_by: str | None = None
             if topic_flag & P2P:
                 if topic_flag & KEPT_IF_OFFLINE and qos == 1 and not flag & CLEAN_SESSION and self._shards.count:

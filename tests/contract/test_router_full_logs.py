@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from services.common.errors import UnavailableError
 from services.common.log_lanes import FULL_AWAY_BYTES, FULL_BYTES
+from tests.contract.test_router_publish import caller_of, message
 from tests.support.nats import NatsServer
 from tests.support.router import LOGGED, FakeEdge, Mesh, make_log, mesh, read_log, until
 
@@ -47,6 +49,18 @@ async def test_log_without_a_stream_is_full_and_others_go_on(mesh: Mesh, nats_se
         logged = await read_log(nats_server.url, "p")
         assert len(logged) == FULL_BYTES // PIECE + 2
         assert not any(message.data == b"at most once" for message in logged)
+
+
+async def test_other_systems_are_refused_while_the_log_is_full(mesh: Mesh, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "other")
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, caller_of(mesh) as caller:
+        await mesh.serving()
+        await fill(one, "p/a", FULL_BYTES)
+        with pytest.raises(UnavailableError, match="log of a topic"):
+            await caller.publish(message(logged=True))
+        await caller.publish(message(topic="other/a", logged=True), message(qos=0, logged=True, message_id="m-2"))
+        await make_log(nats_server.url, "p")
+        await one.all_acknowledged()
 
 
 async def test_logs_are_full_sooner_while_nats_is_away(mesh: Mesh, nats_server: NatsServer) -> None:

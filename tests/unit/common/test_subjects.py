@@ -86,6 +86,18 @@ def test_retained_subject_comes_back_as_instance_and_topic(instance_id: str, lev
     assert subject.startswith(subjects.retained_filter(instance_id).removesuffix(">"))
 
 
+def test_long_topic_of_a_retained_message_is_in_the_header() -> None:
+    topic = "a/" * 5_000
+    subject = subjects.retained_subject("i.1", topic)
+    assert TOKEN.fullmatch(subject.split(".")[-1])
+    assert len(subject) < 200
+    assert subjects.needs_topic_header(subject)
+    assert not subjects.needs_topic_header(subjects.retained_subject("i", "/=/a"))
+    assert subjects.retained_topic(subject, subjects.encode_topic(topic)) == ("i.1", topic)
+    with pytest.raises(ValueError):  # noqa: PT011 - what Python says of the bytes
+        subjects.retained_topic(subject)
+
+
 @pytest.mark.parametrize("subject", ["mq.out.i.a", "mq.retained.i", "x.mq.retained.i.a", "mq.retained.i.a..b"])
 def test_subject_of_no_retained_message_is_refused(subject: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - several texts

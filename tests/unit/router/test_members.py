@@ -32,7 +32,8 @@ class Mesh:
             edge_grace_s=5.0,
             stall_s=10.0,
         )
-        self.members.await_edges(known or {}, FakeLog())
+        self.log = FakeLog()
+        self.members.await_edges(known or {}, self.log)
 
     async def open(self, edge_id: str, incarnation: str = "1", **fields: object) -> tuple[EdgeLink, Stream]:
         opening = router_pb2.LinkOpen(edge_id=edge_id, edge_incarnation=incarnation, **fields)  # type: ignore[arg-type]
@@ -156,3 +157,73 @@ async def test_stopping_refuses_new_links() -> None:
     assert await is_ended_by(stream) is NotServingError
     with pytest.raises(NotServingError):
         await mesh.open("b")
+
+
+async def shard_of(mesh: Mesh, incarnation: str = "1", index: int = 0) -> tuple[EdgeLink, Stream]:
+    return await mesh.open(f"shard-{index}", incarnation, shard=router_pb2.SessionShard(index=index, count=1))
+
+
+def keep(shard: EdgeLink, target_id: int, topic_filter: str) -> None:
+    target = router_pb2.Target(target_id=target_id, instance_id="i", topic_filter=topic_filter, skips_qos0=True)
+    take(shard, added_targets=[target], snapshot_complete=shard.snapshot is not None)
+
+
+async def test_shard_that_stalls_once_is_owed_nothing_and_keeps_its_filters() -> None:
+    mesh = Mesh(shard_count=1)
+    publisher, _ = await mesh.open("publisher")
+    shard, stream = await shard_of(mesh)
+    assert mesh.shards.unknown == 1
+    keep(shard, 1, "a")
+    assert mesh.shards.unknown == 0
+    assert "shard-0" not in mesh.changes  # the next router does not wait for it
+    publish(publisher, b"")
+    mesh.log.store(mesh.router)
+    sent(shard)
+    assert publisher.link._next_message() is None or not publisher._acknowledged
+    mesh.pass_time(9.5)
+    publish(publisher, b"", sequence=2)
+    mesh.log.store(mesh.router)
+    mesh.pass_time(0.5)
+    assert await is_ended_by(stream) is NotServingError
+    mesh.members.left(shard, stream)
+    assert sent(publisher).acknowledged_sequences == [1, 2]
+    assert not shard.pending_bytes
+    mesh.pass_time(60)  # longer than the grace of an edge
+    publish(publisher, b"", sequence=3)
+    assert len(mesh.log.written) == 1, "still written for it"
+    mesh.log.store(mesh.router)
+    assert sent(publisher).acknowledged_sequences == [3]
+
+
+async def test_filters_of_the_next_process_of_a_shard_replace_those_before() -> None:
+    mesh = Mesh(shard_count=1)
+    publisher, _ = await mesh.open("publisher")
+    shard, stream = await shard_of(mesh)
+    keep(shard, 1, "a")
+    mesh.members.left(shard, stream)
+    following, stream = await shard_of(mesh, "2")
+    publish(publisher, b"")
+    assert len(mesh.log.written) == 1
+    assert not shard.is_gone
+    mesh.members.left(following, stream)  # before it was complete
+    assert following.is_gone
+    last, _ = await shard_of(mesh, "3")
+    keep(last, 1, "b")
+    assert shard.is_gone
+    publish(publisher, b"", sequence=2)
+    assert len(mesh.log.written) == 1
+    assert sent(publisher).acknowledged_sequences == [2]
+
+
+async def test_slow_shard_holds_its_publishers_until_its_stream_ends() -> None:
+    mesh = Mesh(shard_count=1)
+    publisher, _ = await mesh.open("publisher")
+    shard, stream = await shard_of(mesh)
+    keep(shard, 1, "a")
+    publish(publisher, bytes(100_001))
+    mesh.log.store(mesh.router)
+    assert shard.is_congested
+    assert publisher.is_held
+    mesh.members.left(shard, stream)
+    assert not publisher.is_held
+    assert sent(publisher).acknowledged_sequences == [1]
