@@ -13,8 +13,8 @@ from services.router.streams import StreamMaker
 
 MAX_AGE_S = 3 * 86_400
 """How long messages are kept for clients that are away, in seconds."""
-DUPLICATE_WINDOW_S = 120
-"""How long JetStream knows message ids, in seconds."""
+DUPLICATE_WINDOW_S = 600
+"""How long JetStream knows message ids, in seconds: as for ordered topics."""
 
 
 class Kept:
