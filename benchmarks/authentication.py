@@ -26,7 +26,8 @@ from grpc import aio
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.throughput import HERE, TICKS, commit, machine
+from benchmarks.peers import TICKS
+from benchmarks.report import HERE, commit, machine
 from services.common import grpc_client
 from services.common.healthcheck import is_serving
 from services.common.settings import Secret

@@ -60,6 +60,7 @@ class Ports:
 
     grpc: list[int]
     http: int
+    https: int | None = None
 
 
 async def serve(settings: AuthSettings, stop: asyncio.Event) -> None:
@@ -75,10 +76,14 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
     Raises:
         StopRequestedError: `stop` was set before.
         SealError: the master key is none.
+        SettingsError: the files of HTTPS can't be used.
         BootstrapError: the bootstrap file can't be used.
         OSError: an address can't be bound.
     """
     sealer = Sealer(settings.master_key)
+    tls = http_server.tls_context(
+        settings.https_listen, settings.https_certificate_file, settings.https_key_file, "AUTH_"
+    )
     readiness = Readiness(jetstream.DEPENDENCY, RESOURCES)
     gate = Gate()
     view = View()
@@ -90,6 +95,7 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
     device_servicer = DeviceServicer(view=view, gate=gate)
     token_servicer = TokenServicer(gate)
     token_api = TokenApi(view=view, guard=guard, gate=gate)
+    http = application(token_api, readiness)
 
     def register(server: aio.Server) -> list[str]:
         auth_pb2_grpc.add_AuthServiceServicer_to_server(auth_servicer, server)
@@ -111,9 +117,12 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         ) as grpc_ports,
         http_server.serving(
             listen=settings.http_listen,
-            app=application(token_api, readiness),
+            app=http,
             drain_s=settings.drain_s,
         ) as http_port,
+        http_server.also_serving(
+            listen=settings.https_listen, app=http, drain_s=settings.drain_s, tls=tls
+        ) as https_port,
     ):
         client = await unless_stopped(stop, jetstream.connect(settings.nats_url, name="auth", readiness=readiness))
         await dependencies.enter_async_context(jetstream.closing(client))
@@ -136,7 +145,7 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         gate.open()
         readiness.mark(RESOURCES, present=True)
         try:
-            yield Ports(list(grpc_ports), http_port)
+            yield Ports(list(grpc_ports), http_port, https_port)
         finally:
             # Open watches would use up the grace of all other calls.
             gate.close()

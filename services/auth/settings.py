@@ -12,6 +12,7 @@ from services.common.settings import (
     check_key,
     check_listen,
     check_nats_urls,
+    check_optional_listen,
     setting,
 )
 
@@ -31,6 +32,13 @@ class AuthSettings(CommonSettings):
     http_listen: str = setting(
         "127.0.0.1:8081", text="Address for HTTP, host:port: the token API, health and metrics.", check=check_listen
     )
+    https_listen: str = setting(
+        "", text="Address for HTTPS, host:port, serving the same; empty: none.", check=check_optional_listen
+    )
+    https_certificate_file: Path | None = setting(
+        None, text="PEM file of the certificate and its intermediates; a change needs a restart."
+    )
+    https_key_file: Path | None = setting(None, text="PEM file of its private key, not encrypted.")
     master_key: Secret = setting(text="Base64 of the 32 bytes that encrypt stored AccessKey secrets.", check=check_key)
     bootstrap_file: Path | None = setting(
         None, text="JSON file with the instance, AccessKey, group and topic made when there is no instance yet."

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
 
 import prometheus_client
 import uvicorn
@@ -19,6 +21,7 @@ from typing_extensions import override
 from services import compiled
 from services.common.readiness import Readiness
 from services.common.runtime import background
+from services.common.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +74,55 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def tls_context(listen: str, certificate: Path | None, key: Path | None, prefix: str) -> ssl.SSLContext | None:
+    """Return the context of an HTTPS listener, None when `listen` is empty.
+
+    Args:
+        listen: address of the listener.
+        certificate: PEM file of the certificate and its intermediates.
+        key: PEM file of its private key.
+        prefix: of the settings, for the text of an error.
+
+    Raises:
+        SettingsError: a file is missing or can't be used.
+    """
+    if not listen:
+        return None
+    if certificate is None or key is None:
+        raise SettingsError([f"{prefix}HTTPS_LISTEN needs {prefix}HTTPS_CERTIFICATE_FILE and {prefix}HTTPS_KEY_FILE"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # A key with a password would ask at the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise SettingsError([f"{prefix}HTTPS_CERTIFICATE_FILE, {prefix}HTTPS_KEY_FILE: {error}"]) from error
+    return context
+
+
 @contextlib.asynccontextmanager
-async def serving(*, listen: str, app: Starlette, drain_s: float) -> AsyncGenerator[int]:
-    """Serve `app` over HTTP while the body runs; on leaving, running requests get `drain_s` seconds.
+async def also_serving(
+    *, listen: str, app: Starlette, drain_s: float, tls: ssl.SSLContext | None
+) -> AsyncGenerator[int | None]:
+    """Serve over HTTPS when there is a context; yields the bound port, else None."""
+    if tls is None:
+        yield None
+        return
+    async with serving(listen=listen, app=app, drain_s=drain_s, tls=tls) as port:
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    *, listen: str, app: Starlette, drain_s: float, tls: ssl.SSLContext | None = None
+) -> AsyncGenerator[int]:
+    """Serve `app` over HTTP(S) while the body runs; on leaving, running requests get `drain_s` seconds.
 
     Args:
         listen: `host:port`; port 0: any free one.
         app: the application.
         drain_s: grace for requests when stopping, in seconds.
+        tls: context of HTTPS; None: HTTP.
 
     Yields:
         The bound port.
@@ -98,13 +142,14 @@ async def serving(*, listen: str, app: Starlette, drain_s: float) -> AsyncGenera
         limit_concurrency=MAX_CONCURRENCY,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
     server = _Server(config)
     listener = _bind(listen)
     async with background(server.run_on(listener)):
         await server.listening.wait()
         port: int = listener.getsockname()[1]
-        logger.info("http listening", extra={"listen": listen, "port": port})
+        logger.info("http listening", extra={"listen": listen, "port": port, "tls": tls is not None})
         try:
             yield port
         finally:

@@ -28,6 +28,7 @@ class Ports:
 
     grpc: list[int]
     http: int
+    https: int | None = None
 
 
 async def serve(settings: StatusSettings, stop: asyncio.Event) -> None:
@@ -42,8 +43,12 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
 
     Raises:
         OSError: an address can't be bound.
+        SettingsError: the files of HTTPS can't be used.
     """
     session_names = names(SESSION, len(settings.session))
+    tls = http_server.tls_context(
+        settings.https_listen, settings.https_certificate_file, settings.https_key_file, "STATUS_"
+    )
     readiness = Readiness(AUTH, *session_names)
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -57,6 +62,7 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
         auth = Auth(auth_channel)
         online_query = OnlineQuery(auth=auth, sessions=sessions)
         gate = api.Gate(auth=auth, token=settings.cluster_token)
+        http = application(online_query, api.application(queries, gate), readiness)
 
         def register(server: aio.Server) -> list[str]:
             status_pb2_grpc.add_StatusServiceServicer_to_server(servicer, server)
@@ -71,11 +77,10 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
                 register=register,
                 drain_s=settings.drain_s,
             ) as grpc_ports,
-            http_server.serving(
-                listen=settings.http_listen,
-                app=application(online_query, api.application(queries, gate), readiness),
-                drain_s=settings.drain_s,
-            ) as http_port,
+            http_server.serving(listen=settings.http_listen, app=http, drain_s=settings.drain_s) as http_port,
+            http_server.also_serving(
+                listen=settings.https_listen, app=http, drain_s=settings.drain_s, tls=tls
+            ) as https_port,
             background(
                 follow_health(auth_channel, AUTH, readiness),
                 *(
@@ -84,4 +89,4 @@ async def running(settings: StatusSettings) -> AsyncGenerator[Ports]:
                 ),
             ),
         ):
-            yield Ports(list(grpc_ports), http_port)
+            yield Ports(list(grpc_ports), http_port, https_port)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import ssl
 import time
 from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 
-from services.auth import token_http
+from services.auth import app, token_http
 from services.auth.domain import tokens
+from services.common.settings import SettingsError
 from services.common.signature import sign, string_to_sign
-from tests.support.auth import AuthService, in_time, running_auth
+from tests.support.auth import AuthService, in_time, running_auth, settings
 from tests.support.nats import NatsServer, running_server, unique
+from tests.unit.edge.transports.certificates import Authority
 from weimq.auth.v1 import auth_pb2, resource_pb2, token_pb2
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -256,6 +261,32 @@ async def test_bodies_are_bounded_in_size_fields_and_time(caller: Caller, monkey
     )
     assert b" 408 " in await reader.readline()
     writer.close()
+
+
+async def test_the_same_over_https(nats_of_module: str, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("localhost")
+    chosen = dataclasses.replace(
+        settings(nats_of_module),
+        https_listen="127.0.0.1:0",
+        https_certificate_file=certificate,
+        https_key_file=key,
+    )
+    trusted = ssl.create_default_context(cafile=str(authority.path))
+    async with app.running(chosen, asyncio.Event()) as ports, httpx.AsyncClient(verify=trusted) as client:
+        answer = await client.get(f"https://localhost:{ports.https}/token/query")
+        assert (answer.status_code, answer.json()["code"]) == (200, 400)
+
+
+@pytest.mark.parametrize("file", ["", "none.pem", "empty.pem"])
+async def test_https_without_usable_files_is_a_wrong_setting(tmp_path: Path, file: str) -> None:
+    (tmp_path / "empty.pem").touch()
+    path = tmp_path / file if file else None
+    chosen = dataclasses.replace(
+        settings("nats://127.0.0.1:1"), https_listen="127.0.0.1:0", https_certificate_file=path, https_key_file=path
+    )
+    with pytest.raises(SettingsError, match="AUTH_HTTPS_CERTIFICATE_FILE"):
+        await app.serve(chosen, asyncio.Event())
 
 
 async def test_other_methods_and_paths(caller: Caller) -> None:
