@@ -51,6 +51,10 @@ fmt: .venv/.developing ## Format the sources and apply safe fixes
 	$(BIN)/ruff format
 	$(BIN)/buf format --write
 
+.PHONY: fuzz
+fuzz: .venv/.developing ## Feed a million hostile inputs to each parser; options: make fuzz ARGS="codec --inputs 10000"
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: bench
 bench: .venv/.developing ## Measure the mesh next to other brokers; options: make bench ARGS="--rows qos0 --rounds 5"
 	@$(COMPILE)

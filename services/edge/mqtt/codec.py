@@ -163,6 +163,8 @@ class Decoder:
                 self._needed = stop - position
                 return position
             if first & 0xF0 == 0x30:
+                if first >= 0x32:
+                    check_fixed_header(first, length)  # before the body, as when it comes in pieces
                 if length < 2:
                     raise MalformedPacketError("MQTT-3.3.2-1", "PUBLISH without a topic name")
                 topic_end = start + 2 + (data[start] << 8 | data[start + 1])
@@ -177,7 +179,6 @@ class Decoder:
                         Publish(topic, data[topic_end:stop], 0, first == 0x31, False, 0)  # noqa: FBT003 - no DUP
                     )
                 else:
-                    check_fixed_header(first, length)
                     payload_start = topic_end + 2
                     if payload_start > stop:
                         raise MalformedPacketError("MQTT-2.3.1-1", "PUBLISH without its packet identifier")
