@@ -1,8 +1,8 @@
 """Runs fuzz targets: `python -m tests.fuzz [TARGET...] --inputs 1000000`.
 
 Inputs are mutations of the corpus under a fixed seed; with `--atheris` (`pip install atheris`, where it has a wheel)
-they are guided by coverage. A finding is an exception, an input that takes longer than a second, or memory that grows: it is
-printed with the input, and the exit status is 1.
+they are guided by coverage. A finding is an exception, an input that takes longer than a second, or memory that grows:
+it is printed with the input, and the exit status is 1.
 """
 
 from __future__ import annotations
