@@ -20,6 +20,7 @@ MODULES = (
     "services.edge.session_link",
     "services.edge.stall",
     "services.edge.subscriptions",
+    "services.edge.wire",
     "services.router.domain.*",
     "services.router.edge_link",
     "services.router.queries",

@@ -12,7 +12,6 @@ import functools
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 from typing_extensions import override
 
@@ -20,8 +19,7 @@ from services.edge import liveness, reasons
 from services.edge.commands import CommandError
 from services.edge.hub import Hub
 from services.edge.mqtt.events import Acknowledged, Event, Failed
-from services.edge.mqtt.machine import Limits, ServerConnection, State
-from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.machine import Limits, State
 from services.edge.mqtt.packets import (
     Connect,
     ConnectReturnCode,
@@ -35,25 +33,19 @@ from services.edge.persistent import Ending, KeptDeliveries, PersistentSubscript
 from services.edge.policy import Permissions
 from services.edge.ports import Access, Sessions, StoredSession
 from services.edge.purge import purge
-from services.edge.shared import SharingClient, Token
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
 from services.edge.throttle import Throttle, throttle_of
 from services.edge.tokens import READ, WRITE
+from services.edge.wire import Wire
 
 logger = logging.getLogger(__name__)
 
 LEVEL_OF_31 = 3
 KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 
-CLOSE_S = 5.0
-"""How long a peer has to read what was sent before the connection was closed."""
 
-MAX_EARLY = 1000
-"""P2P messages that may come between the registration of a client and its CONNACK."""
-
-
-class Connection(SharingClient):
+class Connection(Wire):
     """A client of this edge; an asyncio protocol by its methods."""
 
     def __init__(
@@ -66,41 +58,24 @@ class Connection(SharingClient):
         connect_timeout_s: float,
         slow_consumer_s: float,
     ) -> None:
-        self._hub = hub
-        self._loop = loop
-        self._machine = ServerConnection(now=loop.time(), limits=limits)
-        self._write_buffer_bytes = write_buffer_bytes
+        super().__init__(hub, loop, limits, write_buffer_bytes=write_buffer_bytes)
         self._stall_clock = StallClock(slow_consumer_s)
         self._admission_deadline = loop.time() + connect_timeout_s
-        self._transport: asyncio.Transport
         self.channel_id = secrets.token_hex(16)
         self.client_id = ""
         self.instance_id = ""
-        self.address = ""
         self._grant: Permissions
         self._sessions: Sessions
-        self._deliveries: KeptDeliveries
         self._ending: Ending | None = None
         self._unrestored: Sequence[tuple[str, int]] = ()
         self._clean_session = True
         self._will: Will | None = None
-        self._is_admitted = False
         self._is_announced = False
-        self._is_dirty = False
-        self._is_paused = False
-        self._is_peer_slow = False
-        self._waits_for_answers = False
-        self._is_stopping = False
         self._throttle: Throttle | None = None
-        self._held: asyncio.TimerHandle | None = None
-        self._closed = False
         self._target_id = 0
         self._subscriptions = Subscriptions(hub, self)
-        self._early: list[Callable[[], None]] = []
         self.oversized_count = 0
         """Publications that were acknowledged and dropped because their payload is too large."""
-        self.dropped_count = 0
-        """Messages of QoS 0 that were not sent because the client read too slowly."""
 
     @property
     @override
@@ -109,14 +84,6 @@ class Connection(SharingClient):
         return self._subscriptions.granted
 
     # --- transport -----------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport of a new TCP connection."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=self._write_buffer_bytes)
-        peer = transport.get_extra_info("peername")
-        self.address = f"{peer[0]}:{peer[1]}" if peer else ""
-        self._hub.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""
@@ -129,22 +96,9 @@ class Connection(SharingClient):
             logger.warning("too many large CONNECT packets at once", extra={"address": self.address})
             self.close(reasons.PROTOCOL_ERROR)
 
-    def eof_received(self) -> bool:
-        """Close our side too."""
-        return False
-
     def connection_lost(self, _error: Exception | None) -> None:
         """Note that the TCP connection is gone."""
         self.close(reasons.CONNECTION_LOST)
-
-    def pause_writing(self) -> None:
-        """Note that the client reads more slowly than we send: answers to what it sends would only pile up."""
-        self._is_peer_slow = True
-
-    def resume_writing(self) -> None:
-        """Note that the client has caught up."""
-        self._is_peer_slow = False
-        self.resume()
 
     # --- packets -------------------------------------------------------------------------------
 
@@ -300,9 +254,7 @@ class Connection(SharingClient):
         if session.identifiers is not None:
             state.restore(session.identifiers)
         events = self._machine.accept(self._loop.time(), session_present=session.is_present, session=state)
-        early, self._early = self._early, []
-        for deliver in early:
-            deliver()
+        self._deliver_early()
         logger.info(
             "client connected",
             extra={"client_id": self.client_id, "address": self.address, "channel_id": self.channel_id},
@@ -331,21 +283,6 @@ class Connection(SharingClient):
             self._ending.check()
         elif not self._closed:
             self._answered()
-
-    @override
-    def wait_for_answers(self) -> None:
-        """Read no more until all publications are answered; see `ports.Client`."""
-        self._waits_for_answers = True
-
-    def _answered(self) -> None:
-        if self._is_paused:
-            self.resume()
-        self._mark_dirty()
-
-    @override
-    def evict(self) -> None:
-        """Close the connection; see `ports.Client`."""
-        self.close(reasons.EVICTED)
 
     @override
     def probe(self, answer: Callable[[bool], None]) -> None:
@@ -383,110 +320,6 @@ class Connection(SharingClient):
         """Judge a message by the permissions of now; see `ports.Client`."""
         return not self._closed and self._grant.may_receive(topic, self.client_id)
 
-    # --- deliveries and writes -----------------------------------------------------------------
-
-    @override
-    def deliver(self, message: OutboundMessage, qos: int) -> None:
-        """Send a message to the client; QoS 0 is dropped while it reads too slowly."""
-        if not self._is_admitted:
-            if len(self._early) < MAX_EARLY:
-                self._early.append(functools.partial(self.deliver, message, qos))
-            return
-        if qos == 0 and self._is_peer_slow:
-            self.dropped_count += 1
-        elif self._machine.deliver(message, qos):
-            if not self._is_dirty:
-                self._is_dirty = True
-                self._hub.mark_dirty(self)
-        elif not self._closed:
-            self.close(reasons.SLOW_CONSUMER)
-
-    @override
-    def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
-        """Send a message of the session shard; see `Receiver`."""
-        if not self._is_admitted:
-            if len(self._early) < MAX_EARLY:  # the shard sends again what is not acknowledged
-                self._early.append(functools.partial(self.deliver_kept, message, qos, delivery_id, packet_identifier))
-        elif not self._closed:
-            if self._deliveries.send(message, qos, delivery_id, packet_identifier):
-                self._mark_dirty()
-            else:
-                self.close(reasons.SLOW_CONSUMER)
-
-    @override
-    def deliver_shared(self, message: OutboundMessage, qos: int, token: Token) -> bool:
-        """Send a message of a shared subscription; see `SharingClient`."""
-        if qos == 0:
-            self.deliver(message, 0)
-            return True
-        if not self._machine.deliver(message, qos, token):
-            self.close(reasons.SLOW_CONSUMER)
-            return False
-        self._mark_dirty()
-        return True
-
-    @override
-    def notify(self, topic: str, payload: bytes) -> None:
-        """Send a message of the server; see `ports.Client`."""
-        if self._is_admitted and not self._closed:
-            self._machine.deliver(OutboundMessage(topic.encode(), payload, False), 0)  # noqa: FBT003 - RETAIN
-            self._mark_dirty()
-
-    def _mark_dirty(self) -> None:
-        if not self._is_dirty:
-            self._is_dirty = True
-            self._hub.mark_dirty(self)
-
-    @override
-    def flush(self) -> None:
-        """Write all that has gathered, at once."""
-        self._is_dirty = False
-        output = self._machine.take_output()
-        if output and not self._transport.is_closing():
-            self._transport.write(b"".join(output))
-
-    def _pause(self) -> None:
-        if not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
-        if self._hub.router.is_congested:
-            self._hub.pause(self)
-
-    def _hold(self, seconds: float) -> None:
-        """Read no more for a while: the client is beyond its rate."""
-        if seconds and self._held is None:
-            self._held = self._loop.call_later(seconds, self._release)
-            self._pause()
-
-    def _release(self) -> None:
-        self._held = None
-        self.resume()
-
-    @override
-    def resume(self) -> None:
-        """Read again, unless there still is a reason not to."""
-        if self._closed or self._is_stopping or not self._is_paused or self._held is not None:
-            return
-        if self._is_peer_slow or self._machine.wants_pause or self._machine.state is State.CONNECTING:
-            return
-        if self._waits_for_answers:
-            if self._machine.outstanding_received:
-                return
-            self._waits_for_answers = False
-        if self._hub.router.is_congested:
-            self._hub.pause(self)
-            return
-        self._is_paused = False
-        self._transport.resume_reading()
-
-    @override
-    def stop_reading(self) -> None:
-        """Read no more: the edge is stopping."""
-        self._is_stopping = True
-        if not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
-
     # --- end -----------------------------------------------------------------------------------
 
     @override
@@ -517,15 +350,8 @@ class Connection(SharingClient):
             self._hub.router.publish(self, rule, publication, clean_session=self._clean_session)
 
     def _refuse(self, return_code: int, reason: str) -> None:
-        logger.info(
-            "client refused",
-            extra={
-                "client_id": self.client_id,
-                "address": self.address,
-                "return_code": int(return_code),
-                "reason": reason,
-            },
-        )
+        who = {"client_id": self.client_id, "address": self.address}
+        logger.info("client refused", extra={**who, "return_code": int(return_code), "reason": reason})
         self._machine.refuse(return_code)
         self.close(reasons.NOT_AUTHORIZED)
 
@@ -537,8 +363,6 @@ class Connection(SharingClient):
         self._closed = True
         if self._will is not None and self._is_admitted and reason != reasons.CLIENT_DISCONNECT:
             self._publish_will(self._will)
-        if self._held is not None:
-            self._held.cancel()
         self._subscriptions.clear(self._machine.session)
         if self._target_id:
             self._hub.remove_client(self._target_id)
@@ -560,15 +384,7 @@ class Connection(SharingClient):
                     "oversized": self.oversized_count,
                 },
             )
-        self._machine.close()
-        self.flush()
-        if reason in reasons.UNREACHABLE or self._is_peer_slow:
-            # It takes nothing: waiting for it to read the rest would keep socket and buffer for as long as it likes.
-            self._transport.abort()
-        elif not self._transport.is_closing():
-            self._transport.close()
-            if self._transport.get_write_buffer_size():
-                self._loop.call_later(CLOSE_S, self._transport.abort)
+        self._hang_up(reason)
 
     def _tell_end(self, reason: int) -> None:
         self._sessions.close(self, reason, self._machine.session.identifiers())

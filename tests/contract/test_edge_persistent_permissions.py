@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from services.edge import persistent as persistent_module
 from services.edge.mqtt import packets
 from tests.contract.test_edge_persistent import ME, interests, session_of
 from tests.contract.test_edge_tokens import USER, upload
@@ -15,11 +14,6 @@ from weimq.auth.v1 import auth_pb2
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
 WITHDRAWN = 1
-
-
-@pytest.fixture(autouse=True)
-def _enabled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persistent_module, "ENABLED", True)
 
 
 async def test_a_session_waits_for_the_token_that_lets_its_client_read() -> None:
