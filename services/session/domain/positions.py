@@ -168,7 +168,7 @@ class Met:
     def _advance(self, sequence: int) -> None:
         """Make room for the marks of what lies between the top and `sequence`."""
         first, self.top = self.top + 1, sequence
-        if not self._bits or sequence - first >= WINDOW - 8:
+        if not self._bits or sequence - first >= WINDOW - 1:
             self._bits = bytearray(WINDOW >> 3)
             return
         low, high = first & _MASK, sequence & _MASK

@@ -42,7 +42,8 @@ class World:
         self.logs: dict[str, list[Message]] = {"MQ_i_a": [], "MQ_i_b": []}
         self.live: dict[str, deque[tuple[str, int, list[int]]]] = {name: deque() for name in self.logs}  # by log
         self.is_linked = dict.fromkeys(self.logs, False)
-        self.reading: dict[str, int] = {}  # log -> read through
+        self.reading: dict[str, tuple[int, int]] = {}  # log -> read through, and its end when that began
+        self.swaps = seed % 4 == 0  # messages are reported out of the order of their log, as after a change of leaders
         self.clients = [Client(name, self.rules, clean_session=name == "c1") for name in CLIENTS]
         self.channels = 0
         self.fetches: list[int] = []
@@ -121,20 +122,23 @@ class World:
         """Open the link; the router knows all filters, and the log is read."""
         self.is_linked[name] = True
         log = self.shard.logs.open(name, INSTANCE)
-        self.reading[name] = self.shard.logs.begin_reading(log)
+        self.reading[name] = self.shard.logs.begin_reading(log), len(self.logs[name])
 
     def read(self, name: str) -> None:
         """Read a stretch of a log."""
         log = self.shard.logs.open(name, INSTANCE)
+        through, end = self.reading[name]
         for _ in range(self.random.randrange(1, 5)):
-            sequence = self.reading[name] + 1
-            if sequence > len(self.logs[name]):
-                if self.shard.logs.end_reading(log):
-                    del self.reading[name]
-                    if all(self.is_linked.values()) and not self.reading:
-                        self.shard.pump.end_rebuilding()
+            if through >= end:
+                if not self.shard.logs.end_reading(log):
+                    end = log.skipped
+                    continue
+                del self.reading[name]
+                if all(self.is_linked.values()) and not self.reading:
+                    self.shard.pump.end_rebuilding()
                 break
-            self.reading[name] = sequence
+            sequence = through = through + 1
+            self.reading[name] = through, end
             message = self.logs[name][sequence - 1]
             self.shard.fanout.read(log, sequence, message, b"", message.time_ms, self.now_ms)
         self.flush()
@@ -160,6 +164,9 @@ class World:
             targets = [] if message.receiver else self.shard.interests.match(INSTANCE, topic)
             if targets or is_kept_p2p:
                 self.live[name].append((topic, sequence, targets))
+                if self.swaps and self.random.random() < 0.1 and len(self.live[name]) > 1:
+                    later, earlier = self.live[name].pop(), self.live[name].pop()
+                    self.live[name] += (later, earlier)
 
     def deliver(self, name: str) -> None:
         """Take the next deliveries of a router."""
@@ -368,7 +375,7 @@ class World:
             missing = client.expected.difference(client.received)
             assert not missing, f"{client.client_id} lacks {[self.describe(each) for each in missing]}"
             assert repeats or not client.repeats
-            if self.rules.strict_order and not client.clean_session:
+            if self.rules.strict_order and not client.clean_session and not self.swaps:
                 self.check_order(client)
         channels = self.shard.pump.channels.values()
         assert all(not each.inflight_bytes and not each.live_fetches and not each.outbox.fetching for each in channels)

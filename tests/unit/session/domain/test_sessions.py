@@ -1,0 +1,388 @@
+"""The rules of product.md 3.1 to 3.3, cell by cell, on a shard alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.session.domain.outbox import OUTBOX_BYTES, Outbox
+from services.session.domain.pump import EXPIRED, MAX_INFLIGHT, NOT_PERMITTED, OVER_LIMIT, SESSION_EXPIRED
+from services.session.domain.rules import Rules
+from services.session.domain.sessions import Carried, Channel
+from services.session.domain.shard import Attached, Shard
+from tests.unit.session.domain.simulated import Message
+
+LMQ = Rules()
+STANDARD = Rules(keeps_qos2=True, strict_order=True, batch_messages=0)
+LOG = "MQ_i_a"
+
+
+class Desk:
+    """A shard with one log and one edge."""
+
+    def __init__(self) -> None:
+        self.shard = Shard(count=1, locate=self.locate, is_ours=lambda _instance, _client: True)
+        self.outbox: Outbox[Channel] = Outbox("edge", lambda: None)
+        self.log = self.shard.logs.open(LOG, "i")
+        self.now_ms = 1_700_000_000_000
+        self.sequence = 0
+        self.clean: dict[str, str] = {}
+
+    def locate(self, _instance: str, client_id: str) -> tuple[str, Outbox[Channel], bool] | None:
+        channel_id = self.clean.get(client_id)
+        return (channel_id, self.outbox, False) if channel_id else None
+
+    def attach(
+        self, channel_id: str, rules: Rules = LMQ, *, client: str = "c", clean: bool = False, is_held: bool = False
+    ) -> Attached:
+        if clean:
+            self.clean[client] = channel_id
+        attached = self.shard.attach("i", client, channel_id, self.outbox, rules, clean_session=clean, is_held=is_held)
+        self.shard.flush(self.now_ms)
+        return attached
+
+    def subscribe(self, channel_id: str, number: int, topic_filter: str = "a/#", qos: int = 1) -> None:
+        self.shard.change(channel_id, number, [(topic_filter, qos)], [], self.now_ms)
+
+    def publish(self, qos: int = 1, count: int = 1, size: int = 0) -> None:
+        for _ in range(count):
+            self.sequence += 1
+            targets = self.shard.interests.match("i", "a/b")
+            if targets:
+                self.shard.fanout.deliver(self.log, self.sequence, "a/b", bytes(size), qos, targets, self.now_ms)
+        self.shard.flush(self.now_ms)
+
+    def fetch(self) -> None:
+        while self.shard.pump.wanted:
+            wanted, self.shard.pump.wanted = self.shard.pump.wanted, []
+            for delivery_id in wanted:
+                self.shard.pump.fetched(delivery_id, "a/b", b"", self.now_ms)
+            self.shard.flush(self.now_ms)
+
+    def received(self) -> list[tuple[int, int]]:
+        """Return sequence and QoS of what the edge got since the last call."""
+        self.fetch()
+        found = []
+        while (batch := self.outbox.take()) is not None:
+            found += [(each & 0xFFFF, flags & 3) for each, flags in zip(batch.delivery_ids, batch.flags, strict=True)]
+        self.shard.flush(self.now_ms)
+        return found
+
+    def acknowledge(self, channel_id: str, *sequences: int, completed: bool = True) -> None:
+        for sequence in sequences:
+            self.shard.pump.acknowledge(channel_id, self.log.index << 42 | sequence, completed=completed)
+        self.shard.flush(self.now_ms)
+
+    def detach(self, channel_id: str, carried: Carried | None = None) -> None:
+        self.clean = {client: each for client, each in self.clean.items() if each != channel_id}
+        self.shard.detach(channel_id, carried, self.now_ms)
+        self.shard.flush(self.now_ms)
+
+    def later(self, milliseconds: int) -> None:
+        self.now_ms += milliseconds
+        self.shard.expire(self.now_ms)
+        self.shard.flush(self.now_ms)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [each.reason for each in self.shard.pump.dropped]
+
+
+def sequences(received: list[tuple[int, int]]) -> list[int]:
+    return [sequence for sequence, _ in received]
+
+
+@pytest.mark.parametrize(
+    ("rules", "subscribed", "published", "expected"),
+    [
+        (LMQ, 0, 1, None),
+        (LMQ, 1, 0, None),
+        (LMQ, 1, 1, 1),
+        (LMQ, 1, 2, 1),  # the lower of the two
+        (LMQ, 2, 1, None),  # a subscription of QoS 2 is never persistent
+        (LMQ, 2, 2, None),
+        (STANDARD, 0, 2, None),
+        (STANDARD, 1, 2, 1),
+        (STANDARD, 2, 1, 1),
+        (STANDARD, 2, 2, 2),
+    ],
+)
+def test_what_is_kept_by_qos(rules: Rules, subscribed: int, published: int, expected: int | None) -> None:
+    desk = Desk()
+    desk.attach("1", rules)
+    desk.subscribe("1", 1, qos=subscribed)
+    desk.detach("1")
+    if published:
+        desk.publish(published)  # QoS 0 does not come to a shard
+    attached = desk.attach("2", rules)
+    assert attached.session_present
+    assert list(attached.subscriptions) == ["a/#"]  # all of them are remembered
+    assert desk.received() == ([] if expected is None else [(1, expected)])
+
+
+def test_a_client_with_overlapping_subscriptions_gets_a_message_once_at_the_highest_qos() -> None:
+    desk = Desk()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1, "a/b", 1)
+    desk.subscribe("1", 2, "a/#", 2)
+    desk.publish(2)
+    assert desk.received() == [(1, 2)]
+
+
+def test_clean_session_discards_and_flips_are_counted() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish()
+    desk.detach("1")
+    assert not desk.attach("2", clean=True).session_present
+    assert desk.shard.flips == 1
+    assert not desk.shard.roster.sessions
+    assert not desk.shard.interests.by_target
+    desk.detach("2")
+    assert not desk.attach("3").session_present
+    assert desk.shard.flips == 2
+    assert desk.shard.stores[-2].subscriptions is None
+
+
+def test_kept_p2p_outlives_a_clean_session() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.detach("1")
+    desk.publish()
+    desk.shard.fanout.deliver_p2p(desk.log, 9, "c", "a/p2p/c", b"", desk.now_ms)
+    desk.attach("2", clean=True)
+    assert sequences(desk.received()) == [9]
+    desk.detach("2")
+    desk.attach("3", clean=True)
+    assert sequences(desk.received()) == [9], "it was not acknowledged"
+    desk.acknowledge("3", 9)
+    desk.detach("3")
+    assert not desk.shard.roster.sessions
+
+
+def test_kept_p2p_finds_a_clean_client_that_is_online() -> None:
+    desk = Desk()
+    desk.attach("1", clean=True)
+    desk.shard.fanout.deliver_p2p(desk.log, 1, "c", "a/p2p/c", b"", desk.now_ms)
+    assert sequences(desk.received()) == [1]
+
+
+def test_a_message_that_was_read_tells_whether_it_is_kept() -> None:
+    desk = Desk()
+    for sequence, (topic, qos, clean) in enumerate(
+        [("a/p2p/c", 1, False), ("a/p2p/c", 1, True), ("a/p2p/c", 2, False), ("a/p2p/c", 0, False), ("a/b", 1, False)],
+        1,
+    ):
+        message = Message(topic, qos, desk.now_ms, clean_session=clean)
+        desk.shard.fanout.read(desk.log, sequence, message, b"", desk.now_ms, desk.now_ms)
+    [session] = desk.shard.roster.sessions.values()
+    assert session.offline_count == 1
+
+
+def test_thirty_come_at_once_and_thirty_every_five_seconds() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.detach("1")
+    desk.publish(count=70)
+    desk.attach("2")
+    assert sequences(desk.received()) == list(range(1, 31))
+    desk.acknowledge("2", *range(1, 31))
+    desk.later(4_900)
+    assert desk.received() == []
+    desk.publish()
+    assert sequences(desk.received()) == [71], "live messages go beside the backlog"
+    desk.later(200)
+    assert sequences(desk.received()) == list(range(31, 61))
+    desk.later(5_000)
+    assert sequences(desk.received()) == list(range(61, 71))
+
+
+def test_a_client_has_so_many_under_way_and_the_rest_stays_positions() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish(count=MAX_INFLIGHT + 10)
+    assert len(desk.received()) == MAX_INFLIGHT
+    [session] = desk.shard.roster.sessions.values()
+    assert session.offline_count == 10
+    desk.acknowledge("1", 1, 2, 3)
+    assert sequences(desk.received()) == [MAX_INFLIGHT + n for n in (1, 2, 3)], "as acknowledgements come, unpaced"
+
+
+def test_bytes_under_way_are_bounded_too() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish(count=10, size=1 << 20)
+    assert len(desk.received()) == 4
+
+
+def test_an_edge_without_room_gets_nothing_and_goes_on_when_it_has() -> None:
+    desk = Desk()
+    for n in range(20):
+        desk.attach(str(n), client=f"c{n}")
+        desk.subscribe(str(n), 1, f"a/{n}")
+    for n in range(20):
+        for _ in range(5):
+            desk.sequence += 1
+            targets = desk.shard.interests.match("i", f"a/{n}")
+            desk.shard.fanout.deliver(desk.log, desk.sequence, f"a/{n}", bytes(1 << 20), 1, targets, desk.now_ms)
+    desk.shard.flush(desk.now_ms)
+    assert desk.outbox.size < OUTBOX_BYTES + (2 << 20)
+    got: list[int] = []
+    while received := desk.received():
+        got += sequences(received)
+        for n in range(20):
+            desk.acknowledge(str(n), *received and sequences(received))
+    assert sorted(got) == list(range(1, 101))
+
+
+def test_no_acknowledgement_makes_a_delivery_late() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish()
+    desk.received()
+    [session] = desk.shard.roster.sessions.values()
+    desk.shard.pump.note_late(desk.now_ms + 4_000)
+    assert (session.offline_count, session.inflight_count) == (0, 1)
+    desk.shard.pump.note_late(desk.now_ms + 5_001)
+    assert (session.offline_count, session.inflight_count) == (1, 0)
+    assert desk.shard.pump.late == 1
+    desk.acknowledge("1", 1)
+    assert session.offline_count == 0
+
+
+def test_active_pull_in_both_orders_thirty_at_most_five_a_second() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.detach("1")
+    desk.publish(count=200)
+    desk.attach("2")
+    desk.acknowledge("2", *sequences(desk.received()))
+    pull = desk.shard.pump.pull
+    pull("2", 3, desk.now_ms, descending=True)
+    assert sequences(desk.received()) == [200, 199, 198]
+    pull("2", 2, desk.now_ms, descending=False)
+    assert sequences(desk.received()) == [31, 32]
+    pull("2", 1_000, desk.now_ms, descending=False)
+    assert len(desk.received()) == 30
+    for _ in range(5):
+        pull("2", 1, desk.now_ms, descending=False)
+    assert len(desk.received()) == 2, "three of the second are used up"
+    desk.now_ms += 1_001
+    pull("2", 1, desk.now_ms, descending=False)
+    assert len(desk.received()) == 1
+
+
+def test_a_held_connection_gets_nothing_and_may_not_pull() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.detach("1")
+    desk.publish()
+    desk.attach("2", is_held=True)
+    desk.publish()
+    desk.shard.pump.pull("2", 5, desk.now_ms, descending=False)
+    assert desk.received() == []
+    desk.shard.release("2")
+    desk.shard.flush(desk.now_ms)
+    assert sequences(desk.received()) == [1, 2]
+
+
+def test_a_message_that_may_not_be_had_any_more_is_dropped_and_announced() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish()
+    desk.received()
+    desk.acknowledge("1", 1, completed=False)
+    assert desk.reasons == [NOT_PERMITTED]
+
+
+def test_the_oldest_of_an_instance_go_first() -> None:
+    rules = Rules(max_offline_messages=6)
+    desk = Desk()
+    for client in ("x", "y"):
+        desk.attach(client, rules, client=client)
+        desk.subscribe(client, 1)
+        desk.detach(client)
+    for _ in range(5):
+        desk.publish()
+        desk.later(1_000)
+    assert desk.reasons == [OVER_LIMIT] * 4
+    assert [each.delivery_id & 0xFFFF for each in desk.shard.pump.dropped] == [1, 1, 2, 2]
+    assert desk.shard.roster.instances["i"].count == 6
+
+
+def test_messages_are_kept_for_three_days() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.detach("1")
+    desk.publish()
+    desk.later(2 * 86_400_000)
+    desk.publish()
+    for _ in range(3):
+        desk.later(86_400_000)
+    assert desk.reasons == [EXPIRED]
+    desk.attach("2")
+    assert sequences(desk.received()) == [2]
+
+
+def test_a_session_expires_when_nobody_comes_back() -> None:
+    rules = Rules(session_expiry_ms=60_000)
+    desk = Desk()
+    desk.attach("1", rules)
+    desk.subscribe("1", 1)
+    desk.later(120_000)  # it has a connection
+    desk.detach("1")
+    desk.publish()
+    desk.later(59_000)
+    desk.later(1)
+    assert desk.shard.roster.sessions
+    desk.later(2_000)
+    desk.later(1)
+    assert not desk.shard.roster.sessions
+    assert desk.reasons == [SESSION_EXPIRED]
+    assert not desk.attach("2", rules).session_present
+
+
+def test_a_change_that_was_taken_is_answered_and_changes_nothing() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1, "a/b")
+    desk.subscribe("1", 2, "a/c")
+    desk.shard.change("1", 1, [], ["a/b", "a/c"], desk.now_ms)
+    assert [each.number for each in desk.shard.stores] == [0, 1, 2, 1]
+    assert desk.attach("2").subscriptions.keys() == {"a/b", "a/c"}
+
+
+def test_a_takeover_moves_what_is_under_way() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish(count=2)
+    desk.received()
+    desk.attach("2")
+    desk.detach("1", Carried([(1, 1, 0)], []))  # comes late and changes nothing
+    assert sequences(desk.received()) == [1, 2]
+
+
+def test_qos_2_that_was_received_is_completed_and_not_sent_again() -> None:
+    desk = Desk()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1, qos=2)
+    desk.publish(2, count=2)
+    desk.received()
+    ids = [desk.log.index << 42 | sequence for sequence in (1, 2)]
+    desk.detach("1", Carried([(ids[0], 5, 1), (ids[1], 6, 0)], [3]))
+    attached = desk.attach("2", STANDARD)
+    assert attached.carried is not None
+    assert attached.carried.received == [3]
+    assert sequences(desk.received()) == [2]
+    desk.acknowledge("2", 1, 2)
+    assert desk.shard.roster.instances["i"].count == 0
