@@ -33,9 +33,10 @@ logger = logging.getLogger(__name__)
 PAUSE_S = 0.5
 """Pause after a failure of NATS."""
 CALL_S = 5.0
-LAG_S = 2.0
-"""How long a replica that does not have the end of a log yet is asked again."""
-SHORT_S = 0.05
+READ_ON_S = 600.0
+"""How often logs are looked at whose messages are hardly for this shard, so that a restart need not read them all."""
+READ_ON_MESSAGES = 100_000
+"""How far a log may be ahead of what is accounted for."""
 SORT_SLICE = 500
 """Sessions whose messages are put in order at once."""
 
@@ -47,7 +48,6 @@ class StreamState:
     name: str
     created: str
     last: int
-    replicas: int
 
 
 class CatchUp:
@@ -89,16 +89,26 @@ class CatchUp:
         """Read after each opening of the link, until cancelled."""
         opened = self._link.opened
         while True:
-            await opened.wait()
-            opened.clear()
+            is_new = True
             try:
-                while not await self._catch_up():
+                async with asyncio.timeout(READ_ON_S):
+                    await opened.wait()
+            except TimeoutError:
+                is_new = False
+            opened.clear()
+            opening = self._link.openings
+            try:
+                while is_new and not await self._catch_up():
                     pass
+                if not is_new and not self._link.is_behind:
+                    await self._read_on()
             except (UnavailableError, nats.errors.Error, TimeoutError, OSError) as error:
                 extra = {"router": self._link.index, "error": repr(error)}
                 logger.warning("logs can't be read, trying on", extra=extra)
                 await asyncio.sleep(PAUSE_S)
-                if self._link.is_linked:
+                if (
+                    self._link.openings == opening
+                ):  # else the next stream has its turn when the router knows all filters
                     opened.set()
 
     async def _catch_up(self) -> bool:
@@ -106,15 +116,10 @@ class CatchUp:
         began = time.monotonic()
         link, logs = self._link, self._shard.logs
         opening = link.openings
-        states = {
-            state.name: state
-            for prefix in (subjects.OUT, subjects.KEPT)
-            for state in await self._list(f"{prefix}.>")
-            if self._is_of_router(state.name)
-        }
+        states = await self._streams()
         if link.openings != opening:
             return True
-        for state in states.values():
+        for state in states:
             log = logs.open(state.name, subjects.stream_names(state.name)[0])
             if log.created and log.created != state.created:
                 logger.warning("log is another one now", extra={"log": log.name})
@@ -123,11 +128,11 @@ class CatchUp:
             logs.begin_reading(log)
         link.is_behind = False  # a log that is made from now on comes live from its beginning
         count = 0
-        for state in states.values():
+        for state in states:
             log = logs.open(state.name, "")
-            count += await self._read(log, state)
+            count += await self._read(log, state.last)
             while not logs.end_reading(log):
-                count += await self._read(log, StreamState(state.name, state.created, log.skipped, state.replicas))
+                count += await self._read(log, log.skipped)
         if count:
             await self._sort()
         if link.openings == opening and self._is_last():
@@ -136,6 +141,18 @@ class CatchUp:
         logger.info("logs read", extra={**extra, "duration_s": round(time.monotonic() - began, 3)})
         # One that was made while the logs were listed may have been left to reading.
         return link.openings != opening or not any(self._is_of_router(log.name) for log in logs.reading())
+
+    async def _read_on(self) -> None:
+        """Read logs that are far ahead, while what comes live goes on: whatever comes first, counts."""
+        for state in await self._streams():
+            log = self._shard.logs.open(state.name, subjects.stream_names(state.name)[0])
+            if not log.is_reading and state.last - log.met.resume_after > READ_ON_MESSAGES:
+                await self._read(log, state.last)
+
+    async def _streams(self) -> list[StreamState]:
+        """Return the logs of this router."""
+        states = [state for prefix in (subjects.OUT, subjects.KEPT) for state in await self._list(f"{prefix}.>")]
+        return [state for state in states if self._is_of_router(state.name)]
 
     def _is_of_router(self, stream: str) -> bool:
         try:
@@ -146,26 +163,18 @@ class CatchUp:
             return name == str(self._link.index)
         return router_of(instance_id, name, self._routers) == self._link.index
 
-    async def _read(self, log: Log, state: StreamState) -> int:
-        """Read a log on through the last sequence of `state`; returns how many messages that were."""
+    async def _read(self, log: Log, last: int) -> int:
+        """Read a log on through a sequence; returns how many messages that were."""
         after = log.met.resume_after
         count = 0
-        give_up = time.monotonic() + LAG_S
-        while after < state.last:
-            messages = await self._reader.read(state.name, after)
-            if not messages:
-                if state.replicas > 1 and time.monotonic() < give_up:
-                    await asyncio.sleep(SHORT_S)
-                    continue
-                break  # deleted, or too old
+        while after < last and (messages := await self._reader.read(log.name, after)):
             for message in messages:
                 self._take(log, message)
             self._flush()
             after = messages[-1].sequence
             count += len(messages)
-            give_up = time.monotonic() + LAG_S
             await asyncio.sleep(0)
-        self._shard.logs.note_read(log, max(after, state.last))
+        self._shard.logs.note_read(log, max(after, last))
         return count
 
     def _take(self, log: Log, message: StoredMessage) -> None:
@@ -197,10 +206,7 @@ class CatchUp:
                 raise UnavailableError(f"list of streams: {page['error']}", dependency="nats")
             streams = page.get("streams") or []
             states.extend(
-                StreamState(
-                    each["config"]["name"], each["created"], each["state"]["last_seq"], each["config"]["num_replicas"]
-                )
-                for each in streams
+                StreamState(each["config"]["name"], each["created"], each["state"]["last_seq"]) for each in streams
             )
             if not streams or len(states) >= page["total"]:
                 return states

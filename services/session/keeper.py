@@ -249,6 +249,10 @@ class Keeper:
                 late_at = time.monotonic()
                 self.shard.pump.note_late(now_ms)
                 self._count_up()
+                if self.shard.logs.repeats:
+                    self.shard.logs.repeats = 0
+                    for link in self.links:
+                        link.look_again()
             self.flush()
 
     async def run_checkpoints(self) -> None:

@@ -36,6 +36,7 @@ BATCH_BYTES = 4 << 20
 """Bounds of one batch."""
 BATCH_S = 10.0
 
+_NOT_FOUND = "404"
 _NO_MESSAGE = (10037, 10059)
 """Error codes of JetStream: no message found, stream not found."""
 
@@ -58,7 +59,7 @@ class StoredMessage:
 class _Request:
     """A request under way, for one message (`done`) or a batch (`messages`)."""
 
-    __slots__ = ("asks_leader", "body", "done", "ended", "messages", "retry_at", "sent", "stream")
+    __slots__ = ("asks_leader", "body", "done", "ended", "is_empty", "messages", "retry_at", "sent", "stream")
 
     def __init__(self, stream: str, body: bytes, done: Callable[[StoredMessage | None], None] | None) -> None:
         self.stream = stream
@@ -66,6 +67,7 @@ class _Request:
         self.done = done
         self.messages: list[StoredMessage] = []
         self.ended = asyncio.Event() if done is None else None
+        self.is_empty = False  # a batch that was answered, with nothing
         self.asks_leader = False
         self.sent = 0.0
         self.retry_at = 0.0
@@ -94,24 +96,44 @@ class LogReader:
         self._wake.set()
 
     async def read(self, stream: str, after: int) -> list[StoredMessage]:
-        """Return the next messages of a stream after a sequence; none: there are none, or this replica lags.
+        """Return the next messages of a stream after a sequence; none: it has none.
 
         Raises:
-            UnavailableError: NATS does not answer.
+            UnavailableError: NATS does not answer, or nobody there knows the stream now.
         """
         body = json.dumps({"seq": after + 1, "batch": BATCH_MESSAGES, "max_bytes": BATCH_BYTES}).encode()
-        request = _Request(stream, body, None)
+        try:
+            async with asyncio.timeout(BATCH_S):
+                while True:
+                    request = _Request(stream, body, None)
+                    await self._batch(request)
+                    if request.messages or (request.is_empty and not await self._leader_has(stream, after)):
+                        return request.messages
+                    await asyncio.sleep(TICK_S)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise UnavailableError(f"{stream}: {error!r}", dependency="nats") from error
+
+    async def _batch(self, request: _Request) -> None:
+        ended = request.ended
+        if ended is None:
+            raise AssertionError("a batch has an end")
         number = self._send([request])
         self._wake.set()
         try:
-            async with asyncio.timeout(BATCH_S):
-                if request.ended is not None:
-                    await request.ended.wait()
-        except TimeoutError as error:
-            raise UnavailableError(f"{stream} is not answered", dependency="nats") from error
+            await ended.wait()
         finally:
             self._flight.pop(number, None)
-        return request.messages
+
+    async def _leader_has(self, stream: str, after: int) -> bool:
+        """Say whether there is a message after a sequence, though the replica that was asked has none."""
+        body = json.dumps({"seq": after + 1, "next_by_subj": ">"}).encode()
+        answer = await self._client.request(f"$JS.API.STREAM.MSG.GET.{stream}", body, timeout=ANSWER_S)
+        error = json.loads(answer.data).get("error")
+        if error is None:
+            return True
+        if error.get("err_code") in _NO_MESSAGE:
+            return False
+        raise UnavailableError(f"{stream}: {error}", dependency="nats")
 
     async def run(self) -> None:
         """Send what is asked for until cancelled."""
@@ -186,6 +208,7 @@ class LogReader:
             if status is None:
                 request.messages.append(StoredMessage(headers, answer.data))
             else:
+                request.is_empty = status == _NOT_FOUND
                 request.ended.set()
             return
         done = request.done

@@ -120,6 +120,11 @@ class RouterLink:
             self._waiters.append(known)
         self._link.wake()
 
+    def look_again(self) -> None:
+        """Have the logs read once more: one of them may have been made anew."""
+        if self.is_linked and self._is_snapshot_complete and not self._sent:
+            self.opened.set()
+
     def _on_link(self, *, is_up: bool) -> None:
         if is_up:
             return

@@ -23,6 +23,8 @@ class Logs:
         self._pump = pump
         self._by_name: dict[str, Log] = {}
         self._by_index: dict[int, Log] = {}
+        self.repeats = 0
+        """Live messages of what was read before: repeats, or of a stream that was made anew under its name."""
 
     def restore(self, index: int, name: str, instance_id: str, created: str, met: Met) -> None:
         """Enter a log that was stored."""
@@ -60,6 +62,7 @@ class Logs:
             log.skipped = max(log.skipped, sequence)
             return False
         if not log.met.add(sequence):
+            self.repeats += sequence <= log.met.read_through
             return False
         self._pump.changes.touch_log(log)
         return True

@@ -20,11 +20,13 @@ from grpc import aio
 from nats.js import api
 
 from services.common import grpc_client, healthcheck, subjects
+from services.common.errors import UnavailableError
 from services.common.runtime import background
 from services.common.settings import Secret
 from services.router import app as router_app
 from services.router.settings import RouterSettings
 from services.session import app as session_app
+from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
 from tests.support.nats import NatsServer, unique
 from tests.support.session_edge import RULES, SessionEdge
@@ -438,3 +440,42 @@ async def until_kept(mesh: Mesh, client_id: str, count: int) -> None:
     async with asyncio.timeout(10):
         while (await mesh.sessions.GetSession(request)).session.offline_message_count < count:  # noqa: ASYNC110 - the service's
             await asyncio.sleep(0.01)
+
+
+async def test_a_log_that_is_made_anew_is_read_from_its_beginning(mesh: Mesh) -> None:
+    client = await nats.connect(mesh.server.url)
+    async with mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await subscribed(edge, channel_id, "demo/#")
+        await mesh.publish("demo/a", *numbered(5))
+        await until(lambda: len(edge.payloads(channel_id)) == 5)
+        edge.disconnect(channel_id)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", b"lost with its log")
+    async with mesh.serving(), mesh.edge() as edge:  # what it read from the log, it takes for certain
+        await client.jetstream().delete_stream(subjects.log_stream(INSTANCE, "demo"))
+        await mesh.create_log()
+        await mesh.publish("demo/a", *numbered(5, 10))
+        channel_id = await connected(edge)
+        await until(lambda: edge.payloads(channel_id)[-5:] == numbered(5, 10))
+    await client.close()
+
+
+async def test_a_log_that_nats_does_not_serve_is_not_taken_for_empty(mesh: Mesh) -> None:
+    client = await nats.connect(mesh.server.url)
+    reader = LogReader(client)
+    async with background(reader.run()):
+        with pytest.raises(UnavailableError):
+            await reader.read("MQ_none_none", 0)
+        await mesh.publish("demo/a", *numbered(3))
+        log = subjects.log_stream(INSTANCE, "demo")
+        assert [each.payload for each in await reader.read(log, 0)] == numbered(3)
+        assert await reader.read(log, 3) == []
+        found: list[bytes | None] = []
+        for sequence in (1, 2, 3, 4):
+            reader.fetch(log, sequence, lambda message: found.append(message.payload if message else None))
+        reader.fetch("MQ_none_none", 1, lambda message: found.append(message.payload if message else None))
+        await until(lambda: len(found) == 5)
+        assert found[:3] == numbered(3)
+        assert found[3:] == [None, None]
+    await client.close()
