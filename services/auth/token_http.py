@@ -27,13 +27,14 @@ from services.auth.domain import backoff, signatures, token_queries
 from services.auth.domain.backoff import Guard
 from services.auth.domain.records import AccessKey
 from services.auth.domain.token_checks import TokenCode
-from services.auth.domain.token_queries import ApplyQuery, BadQueryError, Code, Parameter, Signed, TokenQuery
+from services.auth.domain.token_queries import ApplyQuery, Code, Parameter, Signed, TokenQuery
 from services.auth.domain.tokens import Token
 from services.auth.domain.view import View
 from services.auth.gate import Gate
 from services.auth.issuing import TokenIssuer
 from services.common import http_server
 from services.common.errors import DomainError, InvalidFieldError, NotServingError, UnavailableError
+from services.common.parameters import BadParameterError
 from services.common.readiness import Readiness
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class TokenApi:
             if self._guard.admits(who, time.monotonic()):
                 code, message, token = await work(self.issuer, parameters)
                 self._note(who, code)
-        except BadQueryError as error:
+        except BadParameterError as error:
             code, message, token = Code.BAD_PARAMETER, str(error), None
         metrics.TOKEN_CALLS.labels(request.url.path, int(code)).inc()
         return JSONResponse(token_queries.answer(code, message, token), headers={"Cache-Control": "no-store"})
@@ -181,14 +182,14 @@ async def _parameters(request: Request) -> list[tuple[str, str]]:
     """Return the parameters of the query string, or of the form.
 
     Raises:
-        BadQueryError: they can't be read.
+        BadParameterError: they can't be read.
         HTTPException: the body is too large or comes too slowly.
     """
     if request.method == "GET":
         return request.query_params.multi_items()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in {_FORM, _MULTIPART}:
-        raise BadQueryError(f"the body must be {_FORM} or {_MULTIPART}")
+        raise BadParameterError(f"the body must be {_FORM} or {_MULTIPART}")
     try:
         async with asyncio.timeout(BODY_S):
             body = await _body(request)
@@ -201,7 +202,7 @@ async def _parameters(request: Request) -> list[tuple[str, str]]:
     try:
         return urllib.parse.parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except ValueError as error:
-        raise BadQueryError("the form can't be read") from error
+        raise BadParameterError("the form can't be read") from error
 
 
 async def _body(request: Request) -> bytes:
@@ -223,7 +224,7 @@ async def _multipart(request: Request, body: bytes) -> list[tuple[str, str]]:
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeError) as error:
-        raise BadQueryError("the form can't be read") from error
+        raise BadParameterError("the form can't be read") from error
     fields = form.multi_items()
     return [(name, value) for name, value in fields if not isinstance(value, UploadFile)]
 

@@ -19,7 +19,7 @@ from services.common.settings import Secret
 from services.edge.hub import Hub
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
-from services.edge.policy import FLAG_LOGGED, TopicRule
+from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.returns import Returns
 from weimq.router.v1 import router_pb2, router_pb2_grpc
@@ -233,7 +233,7 @@ class RouterLink:
         sequence = next(self._sequences)
         if qos:
             self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
-            if self._full_logs and (rule.instance_id, _log_of(rule)) in self._full_logs:
+            if self._full_logs and (rule.instance_id, rule.topic.partition("/")[0]) in self._full_logs:
                 client.wait_for_answers()
         self._gather(rule, client.client_id, sequence, publication.payload, flags)
 
@@ -419,11 +419,6 @@ class RouterLink:
             message = OutboundMessage(topics[topic], payload, bool(flags & RETAIN))
             for receiver, granted in route:
                 receiver.deliver(message, qos if qos < granted else granted)
-
-
-def _log_of(rule: TopicRule) -> str:
-    """Return the parent topic whose log has a message, as `LogState` names it."""
-    return rule.topic.partition("/")[0] if rule.flags & FLAG_LOGGED else ""
 
 
 def _sequence(publication: tuple[int, TopicRule, str, bytes, int]) -> int:

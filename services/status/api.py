@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from services.common import signature
 from services.common.errors import DomainError, InvalidFieldError, LimitReachedError, NotFoundError
 from services.common.http_server import peer
+from services.common.parameters import given_signature
 from services.common.settings import Secret
 from services.status import metrics
 from services.status.adapters import Auth, Permission
@@ -176,8 +177,7 @@ class Gate:
             group_id=group_id,
             topic=topic,
             signed_text=text,
-            # A `+` that the caller left unescaped in the query arrives as a space, which Base64 does not have.
-            signature=_one(values, "signature").replace(" ", "+"),
+            signature=given_signature(_one(values, "signature")),
             address=peer(request),
         )
         if permission is Permission.BAD_SIGNATURE:

@@ -15,10 +15,11 @@ from starlette.types import ASGIApp
 
 from services.common.errors import UnavailableError
 from services.common.http_server import health_routes, peer
+from services.common.parameters import BadParameterError
 from services.common.readiness import Readiness
 from services.status import metrics, query
 from services.status.adapters import Auth, Permission, Sessions
-from services.status.query import Answer, BadQueryError, Code
+from services.status.query import Answer, Code
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class OnlineQuery:
     async def _answer(self, request: Request) -> Answer:
         try:
             asked = query.parse(request.query_params.multi_items())
-        except BadQueryError as error:
+        except BadParameterError as error:
             return Answer(400, Code.BAD_PARAMETER, str(error))
         try:
             permission = await self._auth.authorize(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from services.common import signature
+from services.common.parameters import BadParameterError, given_signature, single_values
 
 WINDOW_MS = 5 * 60 * 1_000
 """How far the timestamp may be off, before or after."""
@@ -30,10 +31,6 @@ class Code(enum.IntEnum):
     """Auth does not answer; not one of the vendor's codes."""
 
 
-class BadQueryError(ValueError):
-    """A parameter is missing, given twice, too long, or no number where one must be."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Query:
     """A well-formed query; nothing is checked about its signature yet."""
@@ -54,25 +51,12 @@ def parse(parameters: Sequence[tuple[str, str]]) -> Query:
     """Return the query of decoded parameters, in any order; unknown ones are ignored.
 
     Raises:
-        BadQueryError: they are none.
+        BadParameterError: they are none.
     """
-    values: dict[str, str] = {}
-    for name, value in parameters:
-        if name not in MAX_CHARACTERS:
-            continue
-        # Which of two is signed, and which is asked about, must not be a matter of taste.
-        if name in values:
-            raise BadQueryError(f"parameter {name} is given twice")
-        if len(value) > MAX_CHARACTERS[name]:
-            raise BadQueryError(f"parameter {name} is too long")
-        values[name] = value
-    for name in MAX_CHARACTERS:
-        if not values.get(name):
-            raise BadQueryError(f"parameter {name} is missing")
+    values = single_values(parameters, MAX_CHARACTERS)
     if not _NUMBER.match(values["timestamp"]):
-        raise BadQueryError("parameter timestamp must be milliseconds since 1970")
-    # A `+` that the caller left unescaped in the query arrives as a space, which Base64 does not have.
-    given = values.pop("signature").replace(" ", "+")
+        raise BadParameterError("parameter timestamp must be milliseconds since 1970")
+    given = given_signature(values.pop("signature"))
     return Query(
         access_key_id=values["accessKey"],
         instance_id=values["instanceId"],

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 
 import nats
 import pytest
@@ -15,10 +14,10 @@ from grpc import StatusCode, aio
 
 from services.auth import device_servicer
 from services.auth.device_store import BUCKET
-from services.common import errors, grpc_errors
+from services.common import errors
 from services.common.settings import Secret
 from services.common.signature import sign
-from tests.support.auth import AuthService, in_time, running_auth
+from tests.support.auth import AuthService, in_time, refused, running_auth
 from tests.support.nats import NatsServer, running_server, unique
 from weimq.auth.v1 import auth_pb2, device_pb2, resource_pb2
 
@@ -46,16 +45,6 @@ async def instance(service: AuthService) -> str:
     await service.create_instance(name)
     await service.create_group(name, "GID_mine", "mine")
     return name
-
-
-@contextlib.contextmanager
-def refused(code: StatusCode, error_type: type[errors.DomainError], **metadata: str) -> Generator[None]:
-    with pytest.raises(aio.AioRpcError) as caught:
-        yield
-    assert caught.value.code() is code, caught.value.details()
-    error = grpc_errors.from_rpc_error(caught.value)
-    assert type(error) is error_type
-    assert error.metadata == metadata
 
 
 async def register(service: AuthService, instance_id: str, *client_ids: str) -> list[device_pb2.DeviceRegistration]:

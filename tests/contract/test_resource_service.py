@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from services.auth import bucket
 from services.auth.domain import limits, records
 from services.auth.domain.records import Topic
 from services.auth.store import BUCKET
-from services.common import errors, grpc_client, grpc_errors, subjects
+from services.common import errors, grpc_client, subjects
 from services.common.settings import Secret
 from services.common.signature import sign
-from tests.support.auth import TOKEN, AuthService, health_is, in_time, running_auth
+from tests.support.auth import TOKEN, AuthService, health_is, in_time, refused, running_auth
 from tests.support.nats import NatsServer, running_server, unique
 from weimq.auth.v1 import auth_pb2, resource_pb2, resource_pb2_grpc
 
@@ -58,17 +58,6 @@ async def instance(service: AuthService) -> str:
     name = unique("inst-")
     await service.create_instance(name)
     return name
-
-
-@contextlib.contextmanager
-def refused(code: StatusCode, error_type: type[errors.DomainError], **metadata: str) -> Generator[None]:
-    """Expect a call to fail with exactly this status, reason and metadata."""
-    with pytest.raises(aio.AioRpcError) as caught:
-        yield
-    assert caught.value.code() is code, caught.value.details()
-    error = grpc_errors.from_rpc_error(caught.value)
-    assert type(error) is error_type
-    assert error.metadata == metadata
 
 
 def invalid(field: str) -> contextlib.AbstractContextManager[None]:

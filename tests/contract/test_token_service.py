@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 import nats
 import pytest
@@ -15,8 +14,8 @@ from grpc import StatusCode, aio
 from services.auth import revocation_store
 from services.auth.domain import tokens
 from services.auth.domain.tokens import MAX_LIFETIME_MS
-from services.common import errors, grpc_errors
-from tests.support.auth import AuthService, in_time, running_auth
+from services.common import errors
+from tests.support.auth import AuthService, in_time, refused, running_auth
 from tests.support.nats import NatsServer, running_server, unique
 from weimq.auth.v1 import auth_pb2, resource_pb2, token_pb2
 
@@ -46,16 +45,6 @@ async def key(service: AuthService) -> tuple[str, str]:
     await service.create_group(name, "GID_mine")
     access_key_id, _ = await service.create_key(name)
     return name, access_key_id
-
-
-@contextlib.contextmanager
-def refused(code: StatusCode, error_type: type[errors.DomainError], **metadata: str) -> Generator[None]:
-    with pytest.raises(aio.AioRpcError) as caught:
-        yield
-    assert caught.value.code() is code, caught.value.details()
-    error = grpc_errors.from_rpc_error(caught.value)
-    assert type(error) is error_type
-    assert error.metadata == metadata
 
 
 async def codes(

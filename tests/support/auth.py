@@ -7,15 +7,15 @@ import base64
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
 
 import pytest
-from grpc import aio
+from grpc import StatusCode, aio
 
 from services.auth import app
 from services.auth.settings import AuthSettings
-from services.common import grpc_client
+from services.common import errors, grpc_client, grpc_errors
 from services.common.healthcheck import is_serving
 from services.common.settings import Secret
 from weimq.auth.v1 import (
@@ -40,6 +40,17 @@ async def in_time(condition: Callable[[], Awaitable[bool]], what: str) -> None:
                 await asyncio.sleep(0.02)
     except TimeoutError:
         pytest.fail(f"did not come true: {what}")
+
+
+@contextlib.contextmanager
+def refused(code: StatusCode, error_type: type[errors.DomainError], **metadata: str) -> Generator[None]:
+    """Expect a call to fail with exactly this status, reason and metadata."""
+    with pytest.raises(aio.AioRpcError) as caught:
+        yield
+    assert caught.value.code() is code, caught.value.details()
+    error = grpc_errors.from_rpc_error(caught.value)
+    assert type(error) is error_type
+    assert error.metadata == metadata
 
 
 async def health_is(address: str, *, serving: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from services.auth.domain.tokens import MAX_TOKEN_CHARACTERS, TokenType
 from services.common import signature
+from services.common.parameters import BadParameterError, given_signature, single_values
 
 PROXY_TYPE = "MQTT"
 SERVICE_NAME = "mq"
@@ -60,10 +61,6 @@ class Code(enum.IntEnum):
     NOT_REVOKED = 410
 
 
-class BadQueryError(ValueError):
-    """A parameter is missing, given twice, too long, or not what it must be."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signed:
     """Who signed what; nothing is checked about it yet."""
@@ -96,17 +93,17 @@ def parse_apply(parameters: Sequence[tuple[str, str]]) -> ApplyQuery:
     """Return the call of decoded parameters, in any order; unknown ones are ignored.
 
     Raises:
-        BadQueryError: they are none.
+        BadParameterError: they are none.
     """
     values = _values(parameters, APPLY)
     if values["actions"] not in _ACTIONS:
-        raise BadQueryError("parameter actions must be R, W or R,W")
+        raise BadParameterError("parameter actions must be R, W or R,W")
     if values["proxyType"] != PROXY_TYPE:
-        raise BadQueryError(f"parameter proxyType must be {PROXY_TYPE}")
+        raise BadParameterError(f"parameter proxyType must be {PROXY_TYPE}")
     if values["serviceName"] != SERVICE_NAME:
-        raise BadQueryError(f"parameter serviceName must be {SERVICE_NAME}")
+        raise BadParameterError(f"parameter serviceName must be {SERVICE_NAME}")
     if not _NUMBER.match(values["expireTime"]):
-        raise BadQueryError("parameter expireTime must be milliseconds since 1970")
+        raise BadParameterError("parameter expireTime must be milliseconds since 1970")
     resources = values["resources"].split(",")
     signed = {name: values[name] for name in ("expireTime", "instanceId", "serviceName")}
     return ApplyQuery(
@@ -122,35 +119,20 @@ def parse_existing(parameters: Sequence[tuple[str, str]]) -> TokenQuery:
     """Return the call of revoke or query of decoded parameters; unknown ones are ignored.
 
     Raises:
-        BadQueryError: they are none.
+        BadParameterError: they are none.
     """
     values = _values(parameters, EXISTING)
     return TokenQuery(signed=_signed(values, {"token": values["token"]}), token=values["token"])
 
 
 def _values(parameters: Sequence[tuple[str, str]], expected: tuple[Parameter, ...]) -> dict[str, str]:
-    limits = {parameter.name: parameter.max_characters for parameter in expected}
-    values: dict[str, str] = {}
-    for name, value in parameters:
-        if name not in limits:
-            continue
-        # Which of two is signed, and which is asked for, must not be a matter of taste.
-        if name in values:
-            raise BadQueryError(f"parameter {name} is given twice")
-        if len(value) > limits[name]:
-            raise BadQueryError(f"parameter {name} is too long")
-        values[name] = value
-    for name in limits:
-        if not values.get(name):
-            raise BadQueryError(f"parameter {name} is missing")
-    return values
+    return single_values(parameters, {parameter.name: parameter.max_characters for parameter in expected})
 
 
 def _signed(values: Mapping[str, str], signed: Mapping[str, str | list[str]]) -> Signed:
     return Signed(
         access_key_id=values["accessKey"],
-        # A `+` that the caller left unescaped arrives as a space, which Base64 does not have.
-        signature=values["signature"].replace(" ", "+"),
+        signature=given_signature(values["signature"]),
         signed_text=signature.string_to_sign(signed),
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from services.auth.domain import token_queries
-from services.auth.domain.token_queries import BadQueryError, Code
+from services.auth.domain.token_queries import Code
 from services.auth.domain.tokens import TokenType
+from services.common.parameters import BadParameterError
 from services.common.signature import is_signed
 
 APPLY = {
@@ -54,21 +55,21 @@ def test_a_plus_that_was_not_escaped_is_put_back() -> None:
 def test_apply_without_a_parameter(name: str) -> None:
     for value in ([], [(name, "")]):
         rest = [(other, text) for other, text in APPLY.items() if other != name]
-        with pytest.raises(BadQueryError, match=f"{name} is missing"):
+        with pytest.raises(BadParameterError, match=f"{name} is missing"):
             token_queries.parse_apply(rest + value)
 
 
 @pytest.mark.parametrize("name", EXISTING)
 def test_revoke_and_query_without_a_parameter(name: str) -> None:
-    with pytest.raises(BadQueryError, match=f"{name} is missing"):
+    with pytest.raises(BadParameterError, match=f"{name} is missing"):
         token_queries.parse_existing([(other, text) for other, text in EXISTING.items() if other != name])
 
 
 @pytest.mark.parametrize("name", APPLY)
 def test_a_parameter_given_twice_or_too_long(name: str) -> None:
-    with pytest.raises(BadQueryError, match=f"{name} is given twice"):
+    with pytest.raises(BadParameterError, match=f"{name} is given twice"):
         token_queries.parse_apply([*APPLY.items(), (name, "x")])
-    with pytest.raises(BadQueryError, match=f"{name} is too long"):
+    with pytest.raises(BadParameterError, match=f"{name} is too long"):
         token_queries.parse_apply(list({**APPLY, name: "1" * 16_385}.items()))
 
 
@@ -86,7 +87,7 @@ def test_a_parameter_given_twice_or_too_long(name: str) -> None:
     ],
 )
 def test_a_value_that_is_not_allowed(name: str, value: str) -> None:
-    with pytest.raises(BadQueryError, match=name):
+    with pytest.raises(BadParameterError, match=name):
         token_queries.parse_apply(list({**APPLY, name: value}.items()))
 
 

@@ -545,7 +545,7 @@ Global___LinkResponse: _TypeAlias = LinkResponse  # noqa: Y015
 
 @_typing.final
 class LogState(_message.Message):
-    """State of the log of a parent topic, or of the stream of messages that are kept for sessions and have no log."""
+    """State of the log of a parent topic."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -555,7 +555,7 @@ class LogState(_message.Message):
     instance_id: _builtins.str
     """Instance."""
     parent_topic: _builtins.str
-    """Parent topic; empty: all those without a log."""
+    """Parent topic."""
     is_full: _builtins.bool
     """Whether more waits for it than it should."""
     def __init__(
