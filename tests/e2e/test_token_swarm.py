@@ -41,7 +41,7 @@ async def connected(mesh: Mesh, tokens: Tokens, count: int) -> AsyncGenerator[di
     clients = {
         token: SwarmClient(mesh.client_id(f"{name}-{n}"), tokens.user, f"RW|{token}") for n, token in enumerate(made)
     }
-    await swarm.connect(mesh, clients.values())
+    await swarm.connect(swarm.ports_of(mesh), clients.values())
     try:
         yield clients
     finally:
@@ -96,7 +96,7 @@ async def test_clients_that_share_a_revoked_token_are_closed_together(mesh: Mesh
             for n in range(count)
         ]
         swarm.allow_sockets()
-        await swarm.connect(mesh, clients)
+        await swarm.connect(swarm.ports_of(mesh), clients)
         await tokens.revoke([one])
         since = time.monotonic()
         await swarm.until(lambda: all(client.closed_at for client in clients[1::2]), "the revoked are closed")

@@ -7,7 +7,7 @@ import contextlib
 import json
 import resource
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, cast
 
 from grpc import aio
@@ -94,21 +94,26 @@ def allow_sockets() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def connect(mesh: Mesh, clients: Iterable[SwarmClient], at_once: int = 200) -> None:
-    """Connect clients to the edges in turn, and wait until all are in."""
+async def connect(ports: Sequence[int], clients: Iterable[SwarmClient], at_once: int = 200) -> None:
+    """Connect clients to the ports in turn, and wait until all are in."""
     loop = asyncio.get_running_loop()
     waiting = list(clients)
     for start in range(0, len(waiting), at_once):
         batch = waiting[start : start + at_once]
         await asyncio.gather(
             *(
-                loop.create_connection(lambda client=client: client, "127.0.0.1", mesh.mqtt_port(n % mesh.edges))  # type: ignore[misc]  # a default argument is no parameter
+                loop.create_connection(lambda client=client: client, "127.0.0.1", ports[n % len(ports)])  # type: ignore[misc]  # a default argument is no parameter
                 for n, client in enumerate(batch)
             )
         )
         await until(lambda batch=batch: all(client.return_code is not None for client in batch), "CONNACKs")  # type: ignore[misc]  # as above
     refused = [client.client_id for client in waiting if client.return_code]
     assert not refused, refused[:3]
+
+
+def ports_of(mesh: Mesh) -> list[int]:
+    """Return the MQTT ports of the edges of a mesh."""
+    return [mesh.mqtt_port(edge) for edge in range(mesh.edges)]
 
 
 class Tokens:
