@@ -33,6 +33,7 @@ from services.edge.persistent import Ending, KeptDeliveries, PersistentSubscript
 from services.edge.policy import Permissions
 from services.edge.ports import Access, Sessions, StoredSession
 from services.edge.purge import purge
+from services.edge.receipts import Receipt
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
 from services.edge.throttle import Throttle, throttle_of
@@ -172,6 +173,8 @@ class Connection(Wire):
     def _on_acknowledged(self, token: object) -> None:
         if isinstance(token, int):  # a delivery id; shared subscriptions have tokens of their own
             self._deliveries.complete(token)
+        elif isinstance(token, Receipt):
+            token.acknowledged()
 
     def _on_failed(self, event: Failed) -> None:
         is_silence = event.error.requirement == KEEP_ALIVE_REQUIREMENT

@@ -18,6 +18,7 @@ from services.edge.commands import Commands
 from services.edge.credentials import Credentials
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.ports import Authenticator, Client, Interest, Router, SessionShards
+from services.edge.receipts import Receipt, Receipts
 
 MAX_SEEN = 65_536
 """Message ids of QoS 2 kept for each origin, to drop what comes again after a break."""
@@ -61,6 +62,10 @@ class Receiver(Client):
         """
         raise NotImplementedError
 
+    def deliver_watched(self, message: OutboundMessage, qos: int, receipt: Receipt) -> None:
+        """Send a message of QoS 1 or 2 whose completion is told to `receipt`."""
+        raise NotImplementedError
+
     def flush(self) -> None:
         """Write what has gathered; called once for each loop turn in which `Hub.mark_dirty` was."""
         raise NotImplementedError
@@ -97,6 +102,7 @@ class Hub:
         self.sessions: SessionShards
         self.router: Router
         self.commands = Commands()
+        self.receipts = Receipts()
         self.credentials: Credentials
         self.connections: set[Receiver] = set()
         """Every TCP connection, also before CONNECT."""
@@ -297,6 +303,7 @@ class Hub:
 
     def forget(self, receiver: Receiver) -> None:
         """Drop a connection that is gone."""
+        self.receipts.lost(receiver)
         self.let_in(receiver)
         self.connections.discard(receiver)
         self._paused.discard(receiver)

@@ -16,11 +16,12 @@ from services.common.link import Link
 from services.common.linking import Opened, keep_linked
 from services.common.readiness import Readiness
 from services.common.settings import Secret
-from services.edge.hub import Hub
+from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest
+from services.edge.receipts import Outcome
 from services.edge.returns import Returns
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
@@ -42,6 +43,8 @@ RETAIN = 4
 REPEATED = 8
 CLEAN_SESSION = 16
 """Bits of `PublishBatch.flags` besides the QoS."""
+WANTS_RECEIPT = 16
+"""Bit of `DeliveryBatch.flags`."""
 
 
 class Unacknowledged:
@@ -166,6 +169,7 @@ class RouterLink:
         self._notices: list[Callable[[], None]] = []
         self._waiting: deque[tuple[int, list[Callable[[], None]]]] = deque()
         self._returns = Returns()
+        self._reports: dict[int, Outcome] = {}
         self._columns = Columns()
         self._full: deque[Columns] = deque()
         self._gathered_bytes = 0
@@ -272,6 +276,9 @@ class RouterLink:
     def _build(self) -> router_pb2.LinkRequest | None:
         if self._returns.has_unsent and self._snapshot_complete:
             return self._returns.build(self.link.next_frame)
+        if self._reports and self._snapshot_complete:
+            reports, self._reports = self._reports, {}
+            return router_pb2.LinkRequest(receipt_ids=list(reports), receipt_outcomes=list(reports.values()))
         columns = self._full[0] if self._full else self._columns
         has_changes = bool(self._added or self._removed or self._queries or self._notices)
         if not columns.sequences and not has_changes and self._snapshot_complete:
@@ -351,6 +358,7 @@ class RouterLink:
         self._added = [_target(target) for target in self._hub.interests()]
         self._removed = []
         self._returns.start_anew()
+        self._reports = {}  # their calls ended with the router
         self._full_logs.clear()
         self._queries = deque(self._unanswered.values())
         self._notices[:0] = [done for _, notices in self._waiting for done in notices]
@@ -405,6 +413,7 @@ class RouterLink:
             routes.append(hub.route(target_ids[start : start + count], topic_name))
             start += count
         exactly_once = 0
+        receipt_ids = iter(batch.receipt_ids)
         for topic, payload, flags in zip(batch.topic_indexes, batch.payloads, batch.flags, strict=True):
             qos = flags & 3
             if qos == 2:  # noqa: PLR2004 - QoS 2
@@ -412,13 +421,31 @@ class RouterLink:
                 sequence = batch.sequences[exactly_once]
                 exactly_once += 1
                 if hub.is_repeated(origin, sequence):
+                    if flags & WANTS_RECEIPT:
+                        next(receipt_ids)
                     continue
             route = routes[topic]
             if not route:
+                if flags & WANTS_RECEIPT:
+                    self._report(next(receipt_ids), router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT)
                 continue
             message = OutboundMessage(topics[topic], payload, bool(flags & RETAIN))
+            if flags & WANTS_RECEIPT:
+                self._deliver_watched(message, qos, route, next(receipt_ids))
+                continue
             for receiver, granted in route:
                 receiver.deliver(message, qos if qos < granted else granted)
+
+    def _deliver_watched(
+        self, message: OutboundMessage, qos: int, route: list[tuple[Receiver, int]], receipt_id: int
+    ) -> None:
+        receiver, granted = route[0]  # P2P: the target of one connection
+        receipt = self._hub.receipts.open(receiver, receipt_id, self._report)
+        receiver.deliver_watched(message, qos if qos < granted else granted, receipt)
+
+    def _report(self, receipt_id: int, outcome: Outcome) -> None:
+        self._reports[receipt_id] = outcome
+        self.link.wake()
 
 
 def _sequence(publication: tuple[int, TopicRule, str, bytes, int]) -> int:

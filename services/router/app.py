@@ -14,10 +14,12 @@ from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 from services.router import members, metrics, retained, servicer
 from services.router.auth_watch import AuthWatch
+from services.router.calls import Calls
 from services.router.inbound import Inbound
 from services.router.kept import Kept
 from services.router.log_rules import LogRules
 from services.router.publisher import ExternalPublisher
+from services.router.receipts import Receipts
 from services.router.router import STREAM_TOKENS, Router
 from services.router.settings import RouterSettings
 from services.router.shards import Shards
@@ -41,13 +43,15 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     watch = AuthWatch()
     inbound = Inbound(router=router, catalog=lambda: watch.catalog, index=settings.index, count=settings.count)
     publisher = ExternalPublisher(router)
+    receipts = Receipts(router)
+    calls = Calls(watch=watch, publisher=publisher, receipts=receipts)
     known = KnownEdges(settings.index)
     edges = members.Members(
         router=router, shards=shards, known=known, readiness=readiness, edge_grace_s=settings.edge_grace_s
     )
 
     def register(server: aio.Server) -> Iterable[str]:
-        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges, publisher), server)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges, publisher, calls), server)
         return [router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name]
 
     async with contextlib.AsyncExitStack() as stack:
@@ -65,6 +69,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             http_server.serving_health(listen=settings.http_listen, readiness=readiness, drain_s=settings.drain_s)
         )
         stack.callback(publisher.close)
+        stack.callback(receipts.close)
         stack.callback(edges.close)  # ends the streams, which would use up the grace of the server
         auth = await enter(grpc_client.channel(settings.auth, settings.cluster_token))
         await enter(runtime.background(edges.run(), watch.run(auth)))

@@ -78,6 +78,8 @@ class Delivery:
             assert edge is not None  # noqa: S101 - for the type checker
             # Those who subscribed before get it without the retain flag [MQTT-3.3.1-9].
             edge.deliver(leg, payload, qos, origin, sequence, receipt)
+            if source.wants_receipts:
+                edge.want_receipt(sequence)
             if edge.pending_bytes > self._high_bytes:
                 self._pressure.hold_for_edge(source, edge)
         if not route.is_plain:
@@ -92,6 +94,8 @@ class Delivery:
             self._retained.keep(route.instance_id, route.topic, payload, qos, retained_by, receipt)
             self._pressure.written(source)
         if receipt is not None:
+            if source.wants_receipts:
+                source.sent(sequence, receipt.waiting - 1, is_kept=route.is_kept)
             receipt.settle()
 
     def _deliver_to_shards(
@@ -105,5 +109,7 @@ class Delivery:
                 continue  # it reads the message from the log when it is back
             receipt.waiting += 1
             shard.deliver_kept(leg, payload, flags, source.incarnation, receipt.sequence, receipt, log, log_sequence)
+            if source.wants_receipts:
+                shard.want_receipt(receipt.sequence)
             if shard.pending_bytes > self._high_bytes:
                 self._pressure.hold_for_edge(source, shard)

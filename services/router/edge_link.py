@@ -86,6 +86,7 @@ class EdgeLink:
         self.router_incarnation = router_incarnation
         self.slot = slot
         self.origin = ""
+        self.wants_receipts = False
         self.shard_index = shard_index
         self.is_shard = shard_index >= 0
         self._on_taken = take
@@ -160,6 +161,10 @@ class EdgeLink:
         self._outbox.place(log, log_sequence)
         self.link.wake()
 
+    def want_receipt(self, receipt_id: int) -> None:
+        """Say that the message sent last wants a receipt."""
+        self._outbox.want_receipt(receipt_id)
+
     def deliver_shared(self, leg: Leg, shared: SharedDelivery, origin: str, sequence: int) -> None:
         """Send a message to a member of a shared subscription; one of QoS 1 or 2 is given back when the edge goes."""
         self._outbox.add(leg, shared.payload, shared.qos, origin, sequence, None)
@@ -219,6 +224,9 @@ class EdgeLink:
         self.queries.clear()
         self._query_bytes = 0
         self._outbox.forget_answers()
+
+    def sent(self, sequence: int, ways: int, *, is_kept: bool) -> None:
+        """Nothing: there are no receipts; see `ports.Source`."""
 
     def release(self) -> None:
         """Confirm the frames that were held."""
@@ -313,6 +321,8 @@ def _fill(deliveries: router_pb2.DeliveryBatch, batch: Batch) -> None:
         deliveries.origins.extend(batch.origins)
         deliveries.origin_indexes.extend(batch.origin_indexes)
         deliveries.sequences.extend(batch.sequences)
+    if batch.receipt_ids:
+        deliveries.receipt_ids.extend(batch.receipt_ids)
     if batch.log_sequences:
         deliveries.logs.extend(batch.logs)
         deliveries.log_indexes.extend(batch.log_indexes)

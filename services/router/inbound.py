@@ -98,6 +98,7 @@ class Inbound:
         self._acks: list[bytes] = []
         self._wake = asyncio.Event()
         self.origin = BACKEND
+        self.wants_receipts = False
         self.incarnation = ""
         """Names the stream; with the sequence it is the message id."""
         self.is_held = False
@@ -149,6 +150,9 @@ class Inbound:
         self._acknowledge(reply)
         if not self._pulled:
             self._wake.set()
+
+    def sent(self, sequence: int, ways: int, *, is_kept: bool) -> None:
+        """Nothing: there are no receipts; see `ports.Source`."""
 
     def release(self) -> None:
         """Pull again."""

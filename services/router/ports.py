@@ -28,9 +28,15 @@ class Source(Protocol):
     is_held: bool
     origin: str
     """Value of the header `mqttOrigin` in the log; empty: none, the message is a client's."""
+    wants_receipts: bool
+    """Whether it is told what becomes of its messages; see `services.router.receipts`."""
 
     def acknowledge(self, sequence: int) -> None:
         """Note that a message of QoS 1 or 2 is safe."""
+        ...
+
+    def sent(self, sequence: int, ways: int, *, is_kept: bool) -> None:
+        """Note to how many edges and shards a message was handed, when `wants_receipts`."""
         ...
 
     def release(self) -> None:

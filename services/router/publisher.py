@@ -27,7 +27,7 @@ ANSWER_S = 0.5
 """Part of the deadline kept for the answer, at most a fifth of it: the caller is to learn why it failed."""
 
 
-class _Call:
+class Call:
     """A call that waits for its messages of QoS 1 and 2."""
 
     __slots__ = ("done", "waiting")
@@ -46,10 +46,11 @@ class ExternalPublisher:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._calls: dict[int, _Call] = {}  # by sequence
+        self._calls: dict[int, Call] = {}  # by sequence
         self._sequence = 0
         self._is_closed = False
         self.origin = ""
+        self.wants_receipts = False
         self.incarnation = f"router-{secrets.token_hex(8)}"
         """Origin of the messages of QoS 2, with a sequence that rises over all calls."""
         self.is_held = False
@@ -69,7 +70,26 @@ class ExternalPublisher:
             NotServingError: the router is stopping, or does not know its edges yet; none was routed.
             UnavailableError: NATS or an edge does not answer, or too much waits; to be repeated as a whole.
         """
-        _validate(messages, self._router.serves)
+        self.validate(messages, field="messages")
+        call = self.begin(messages)
+        if call.waiting:
+            await self.wait(call, DEFAULT_WAIT_S if remaining_s is None else remaining_s)
+
+    def validate(self, messages: Sequence[router_pb2.PublishedMessage], *, field: str) -> None:
+        """Refuse messages that are not acceptable.
+
+        Raises:
+            InvalidFieldError: it names `field`.
+        """
+        _validate(messages, self._router.serves, field)
+
+    def begin(self, messages: Sequence[router_pb2.PublishedMessage]) -> Call:
+        """Route valid messages.
+
+        Raises:
+            NotServingError: the router is stopping, or does not know its edges yet; none was routed.
+            UnavailableError: NATS does not answer, or too much waits; none was routed.
+        """
         if self._is_closed:
             raise NotServingError("the router is stopping")
         if not self._router.is_begun:
@@ -78,12 +98,7 @@ class ExternalPublisher:
             raise UnavailableError("too much waits to be stored or confirmed", dependency=NATS)
         if not self._router.can_store and any(each.qos and (each.logged or each.retain) for each in messages):
             raise UnavailableError("NATS does not answer", dependency=NATS)
-        full = self._router.full_logs.logs
-        if full and any(each.qos and (each.instance_id, each.topic.partition("/")[0]) in full for each in messages):
-            raise UnavailableError("too much waits to be stored in the log of a topic", dependency=NATS)
-        call = self._route(messages)
-        if call.waiting:
-            await self._wait(call, DEFAULT_WAIT_S if remaining_s is None else remaining_s)
+        return self._route(messages)
 
     def acknowledge(self, sequence: int) -> None:
         """Note that a message is safe."""
@@ -93,6 +108,9 @@ class ExternalPublisher:
             if not call.waiting:
                 call.done.set()
 
+    def sent(self, sequence: int, ways: int, *, is_kept: bool) -> None:
+        """Nothing: there are no receipts; see `ports.Source`."""
+
     def release(self) -> None:
         """Take calls again."""
         self.is_held = False
@@ -101,8 +119,8 @@ class ExternalPublisher:
         """Refuse further calls: the process stops."""
         self._is_closed = True
 
-    def _route(self, messages: Sequence[router_pb2.PublishedMessage]) -> _Call:
-        call = _Call()
+    def _route(self, messages: Sequence[router_pb2.PublishedMessage]) -> Call:
+        call = Call()
         message_ids: dict[int, str] = {}
         for message in messages:
             self._sequence += 1
@@ -110,10 +128,17 @@ class ExternalPublisher:
             if message.qos:
                 call.waiting.add(self._sequence)
                 self._calls[self._sequence] = call
-        self._router.publish(self, _columns(messages, list(message_ids)), message_ids=message_ids)
+        self._router.publish(self, columns_of(messages, list(message_ids)), message_ids=message_ids)
         return call
 
-    async def _wait(self, call: _Call, remaining_s: float) -> None:
+    async def wait(self, call: Call, remaining_s: float) -> None:
+        """Wait until the messages of a call are safe; cancelling ends the wait.
+
+        Raises:
+            UnavailableError: they are not in time.
+        """
+        if not call.waiting:
+            return
         wait_s = min(remaining_s - min(ANSWER_S, remaining_s / 5), MAX_WAIT_S)
         try:
             async with asyncio.timeout(wait_s):
@@ -128,12 +153,12 @@ class ExternalPublisher:
                 self._calls.pop(sequence, None)
 
 
-def _validate(messages: Sequence[router_pb2.PublishedMessage], serves: Callable[[str, str], bool]) -> None:
+def _validate(messages: Sequence[router_pb2.PublishedMessage], serves: Callable[[str, str], bool], field: str) -> None:
     if not 0 < len(messages) <= MAX_MESSAGES:
-        raise InvalidFieldError(f"1 to {MAX_MESSAGES} messages", field="messages")
+        raise InvalidFieldError(f"1 to {MAX_MESSAGES} messages", field=field)
     message_ids: set[str] = set()
     for index, message in enumerate(messages):
-        path = f"messages[{index}]"
+        path = f"{field}[{index}]" if field == "messages" else field
         if not 0 < len(message.instance_id) <= MAX_NAME:
             raise InvalidFieldError(f"required, up to {MAX_NAME} characters", field=f"{path}.instance_id")
         try:
@@ -160,7 +185,8 @@ def _validate(messages: Sequence[router_pb2.PublishedMessage], serves: Callable[
         message_ids.add(message_id)
 
 
-def _columns(messages: Sequence[router_pb2.PublishedMessage], sequences: list[int]) -> Columns:
+def columns_of(messages: Sequence[router_pb2.PublishedMessage], sequences: list[int]) -> Columns:
+    """Return messages in columns."""
     builder = ColumnsBuilder()
     for message, sequence in zip(messages, sequences, strict=True):
         topic_flags = (LOGGED if message.logged else 0) | (P2P if message.p2p else 0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
+from collections.abc import Callable
 
 from services.common.errors import StreamContractError
 from services.common.sharding import router_of, shard_of
@@ -92,6 +93,7 @@ class Router:
         self._log: Log | None = None
         self._waiting: deque[tuple[EdgeLink, Columns]] = deque()  # until `begin`
         self._delivered_before = [0, 0]  # to edges and shards that are gone
+        self.on_receipt: Callable[[int, router_pb2.DeliveryOutcome.ValueType], None]
         self.published = 0
         """Messages to be routed."""
         self.kept_messages = 0
@@ -217,6 +219,8 @@ class Router:
             self._ask(edge, query)
         if request.HasField("returned"):
             self.shares.take_back(edge, request.returned)
+        for receipt_id, outcome in zip(request.receipt_ids, request.receipt_outcomes, strict=False):
+            self.on_receipt(receipt_id, outcome)  # set by `services.router.receipts`
         if request.HasField("publishes"):
             self._take_publishes(edge, request.publishes)
         if not edge.is_held:

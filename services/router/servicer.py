@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 from services.common.errors import StreamContractError
 from services.common.link import LinkBrokenError
 from services.common.runtime import first_of
+from services.router.calls import Calls
 from services.router.members import Members
 from services.router.publisher import ExternalPublisher
 from weimq.router.v1 import router_pb2, router_pb2_grpc
@@ -25,9 +27,10 @@ _Context = aio.ServicerContext[AsyncIterator[router_pb2.LinkRequest], AsyncItera
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     """Links of edges, whose state is with `Members`, and messages of others."""
 
-    def __init__(self, members: Members, publisher: ExternalPublisher) -> None:
+    def __init__(self, members: Members, publisher: ExternalPublisher, calls: Calls) -> None:
         self._members = members
         self._publisher = publisher
+        self._calls = calls
 
     @override
     async def Publish(
@@ -37,6 +40,26 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.PublishResponse:
         await self._publisher.publish(request.messages, context.time_remaining())
         return router_pb2.PublishResponse()
+
+    @override
+    async def Deliver(
+        self,
+        request: router_pb2.DeliverRequest,
+        context: aio.ServicerContext[router_pb2.DeliverRequest, Awaitable[router_pb2.DeliverResponse]],
+    ) -> router_pb2.DeliverResponse:
+        outcome = await self._calls.deliver(request.message, context.time_remaining())
+        return router_pb2.DeliverResponse(outcome=outcome)
+
+    @override
+    async def PublishStream(  # type: ignore[override]  # as with `Link`
+        self, request_iterator: AsyncIterator[router_pb2.PublishStreamRequest], context: Any
+    ) -> None:
+        async def read() -> router_pb2.PublishStreamRequest | None:
+            message = await context.read()
+            return None if message is aio.EOF else message
+
+        with contextlib.suppress(aio.UsageError, asyncio.InvalidStateError):  # the caller is gone
+            await self._calls.stream(read, context.write)
 
     @override
     async def Link(  # type: ignore[override]  # the stub knows only generators; this one reads and writes its context

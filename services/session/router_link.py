@@ -8,6 +8,7 @@ once: it is in a log, and was noted before the log counts as read so far, so it 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from services.common.subjects import stream_names
 from services.session.clock import Clock
 from services.session.domain.fanout import p2p_receiver
 from services.session.domain.interests import Interest
+from services.session.domain.receipts import Outcome
 from services.session.domain.sessions import Log, Session
 from services.session.domain.shard import Shard
 from weimq.router.v1 import router_pb2, router_pb2_grpc
@@ -35,7 +37,14 @@ MAX_UTF8_BYTES = 4
 OVERHEAD_BYTES = 64
 QOS = 3
 KEPT_P2P = 8
+WANTS_RECEIPT = 16
 """Bits of `DeliveryBatch.flags`."""
+
+_OUTCOMES = {
+    Outcome.ACKNOWLEDGED: router_pb2.DELIVERY_OUTCOME_ACKNOWLEDGED,
+    Outcome.KEPT: router_pb2.DELIVERY_OUTCOME_OFFLINE_KEPT,
+    Outcome.NOT_KEPT: router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT,
+}
 
 
 class RouterLink:
@@ -77,6 +86,7 @@ class RouterLink:
         self._flush = flush
         self._added: deque[Interest[Session]] = deque()
         self._removed: list[int] = []
+        self._reports: dict[int, Outcome] = {}  # by receipt id
         self._waiters: list[Callable[[], None]] = []
         self._sent: deque[tuple[int, list[Callable[[], None]]]] = deque()  # frame and who waits for it
         self._is_snapshot_complete = False
@@ -158,9 +168,12 @@ class RouterLink:
         return Opened(resumed=False, received_through=0)
 
     def _build(self) -> router_pb2.LinkRequest | None:
-        if not (self._added or self._removed or self._waiters) and self._is_snapshot_complete:
+        if not (self._added or self._removed or self._waiters or self._reports) and self._is_snapshot_complete:
             return None
         frame = router_pb2.LinkRequest()
+        reports, self._reports = self._reports, {}
+        frame.receipt_ids.extend(reports)
+        frame.receipt_outcomes.extend(_OUTCOMES[outcome] for outcome in reports.values())
         size = 0
         by_target = self._shard.interests.by_target
         while self._added and size < FRAME_BYTES:
@@ -212,14 +225,20 @@ class RouterLink:
         for count in batch.target_counts:
             targets.append(all_targets[start : start + count])
             start += count
+        receipt_ids = iter(batch.receipt_ids)
         for topic_index, payload, flags, log_index, sequence in zip(
             batch.topic_indexes, batch.payloads, batch.flags, batch.log_indexes, batch.log_sequences, strict=True
         ):
             log = logs[log_index]
             topic = topics[topic_index]
+            report = functools.partial(self._report, next(receipt_ids)) if flags & WANTS_RECEIPT else None
             if not flags & KEPT_P2P:
                 fanout.deliver(log, sequence, topic, payload, flags & QOS, targets[topic_index], now_ms)
             elif client_id := p2p_receiver(topic):
-                fanout.deliver_p2p(log, sequence, client_id, topic, payload, now_ms)
+                fanout.deliver_p2p(log, sequence, client_id, topic, payload, now_ms, report)
             else:  # a backend had another topic shown; the log has the one that names the client
                 self._read_again(log, sequence)
+
+    def _report(self, receipt_id: int, outcome: Outcome) -> None:
+        self._reports[receipt_id] = outcome
+        self._link.wake()

@@ -113,6 +113,7 @@ class FakeEdge:
         self.is_confirming = True
         self.deliveries: list[Delivery] = []
         self.acknowledged: list[int] = []
+        self.receipt_ids: list[int] = []
         self.full_logs: set[str] = set()
         self.targets: dict[int, router_pb2.Target] = {}
         self._unacknowledged: dict[int, router_pb2.LinkRequest] = {}
@@ -207,6 +208,7 @@ class FakeEdge:
         for state in response.log_states:
             (self.full_logs.add if state.is_full else self.full_logs.discard)(state.parent_topic)
         batch = response.deliveries
+        self.receipt_ids.extend(batch.receipt_ids)
         starts = [0]
         for count in batch.target_counts:
             starts.append(starts[-1] + count)

@@ -15,7 +15,8 @@ CLEAN_SESSION = 16
 """Flags of a message."""
 
 KEPT_P2P = 8
-"""Flag of a delivery to a session shard."""
+WANTS_RECEIPT = 16
+"""Flags of a delivery; the first to a session shard only."""
 
 
 class Columns:

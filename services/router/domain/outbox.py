@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from services.router.domain.columns import QOS
+from services.router.domain.columns import QOS, WANTS_RECEIPT
 from services.router.domain.routing import Leg
 from services.router.domain.shared_groups import Group
 
@@ -72,6 +72,7 @@ class Batch:
         "origin_indexes",
         "origins",
         "payloads",
+        "receipt_ids",
         "receipts",
         "sequences",
         "shared",
@@ -97,6 +98,7 @@ class Batch:
         self.log_indexes: list[int] = []
         self.log_sequences: list[int] = []
         self.receipts: list[Receipt] = []
+        self.receipt_ids: list[int] = []  # of messages whose publisher is told what becomes of them
         self.shared: list[SharedDelivery] = []
         self.answered: list[int] = []  # queries whose last delivery is in this batch or an earlier one
         self.size = 0
@@ -156,6 +158,12 @@ class Outbox:
         batch.log_sequences.append(sequence)
         batch.size += _POSITION_BYTES
         self.size += _POSITION_BYTES
+
+    def want_receipt(self, receipt_id: int) -> None:
+        """Say that the message added last wants a receipt."""
+        batch = self._batches[-1]
+        batch.flags[-1] |= WANTS_RECEIPT
+        batch.receipt_ids.append(receipt_id)
 
     def share(self, shared: SharedDelivery) -> None:
         """Say that the message added last, without a receipt, is that of a shared subscription."""

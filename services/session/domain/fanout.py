@@ -10,6 +10,7 @@ from services.session.domain.logs import Logs
 from services.session.domain.outbox import Outbox
 from services.session.domain.positions import P2P, QOS2, pack
 from services.session.domain.pump import Pump
+from services.session.domain.receipts import Report
 from services.session.domain.roster import Roster
 from services.session.domain.sessions import Channel, Log, Session
 
@@ -79,10 +80,19 @@ class Fanout:
             receivers = self._receivers(target_ids, qos, before_ms=0)
             self._offer(log, sequence, topic, payload, receivers, now_ms // 1000, now_ms)
 
-    def deliver_p2p(self, log: Log, sequence: int, client_id: str, topic: str, payload: bytes, now_ms: int) -> None:
-        """Take a live kept P2P message, of QoS 1, for a client."""
+    def deliver_p2p(
+        self,
+        log: Log,
+        sequence: int,
+        client_id: str,
+        topic: str,
+        payload: bytes,
+        now_ms: int,
+        report: Report | None = None,
+    ) -> None:
+        """Take a live kept P2P message, of QoS 1, for a client; `report` is told its end."""
         if self.logs.meet(log, sequence):
-            self._offer_p2p(log, sequence, client_id, topic, payload, now_ms // 1000, now_ms)
+            self._offer_p2p(log, sequence, client_id, topic, payload, now_ms // 1000, now_ms, report)
 
     def read(self, log: Log, sequence: int, published: Published, payload: bytes, time_ms: int, now_ms: int) -> None:
         """Take a message that was read from a log, in order, whether or not it is for this shard.
@@ -159,7 +169,15 @@ class Fanout:
             self._roster.bounds.limit(instance)
 
     def _offer_p2p(
-        self, log: Log, sequence: int, client_id: str, topic: str, payload: bytes, time_s: int, now_ms: int
+        self,
+        log: Log,
+        sequence: int,
+        client_id: str,
+        topic: str,
+        payload: bytes,
+        time_s: int,
+        now_ms: int,
+        report: Report | None = None,
     ) -> None:
         instance_id = log.instance_id
         roster = self._roster
@@ -171,5 +189,8 @@ class Fanout:
             roster.connect(session, channel_id, outbox, is_held=is_held, session_present=False)
         if session.instance.heap is not None and not session.oldest_s:
             roster.bounds.note_waiting(session, time_s)
-        self._pump.offer(session, pack(log.index, sequence, P2P), time_s, topic, payload, now_ms)
+        position = pack(log.index, sequence, P2P)
+        self._pump.offer(session, position, time_s, topic, payload, now_ms)
+        if report is not None:
+            self._pump.receipts.watch(session, position, report)
         roster.bounds.limit(session.instance)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from services.session.domain.changes import Changes
 from services.session.domain.outbox import DUP, Outbox
 from services.session.domain.positions import FLAG_BITS, QOS2, Queue
+from services.session.domain.receipts import Outcome, Receipts
 from services.session.domain.sessions import Channel, Fetch, Inflight, Session
 
 MAX_INFLIGHT = 128
@@ -60,6 +61,7 @@ class Pump:
     """Queues and connections of the sessions. Owned by one event loop; `flush` after each round of calls."""
 
     def __init__(self) -> None:
+        self.receipts = Receipts()
         self.changes = Changes()
         self.channels: dict[str, Channel] = {}
         """Connections by channel id."""
@@ -122,6 +124,8 @@ class Pump:
                 self._note_early(channel_id, delivery_id)
                 return
             position = found[0]
+        if completed:
+            self.receipts.end(session, position, Outcome.ACKNOWLEDGED)
         self.forget(session, position)
         if not completed:
             self.note_dropped(session, position, NOT_PERMITTED)
@@ -172,6 +176,7 @@ class Pump:
         session = channel.session
         del self.channels[channel.channel_id]
         session.channel = None
+        self.receipts.disconnected(session)
         self._ready.pop(channel, None)
         channel.outbox.waiting.pop(channel, None)
         items = [(each.position, each.time_s) for each in channel.inflight.values()]
@@ -242,6 +247,7 @@ class Pump:
 
     def note_dropped(self, session: Session, position: int, reason: str) -> None:
         """Have the loss of a message announced."""
+        self.receipts.end(session, position, Outcome.NOT_KEPT)
         self.dropped.append(Dropped(session.instance.instance_id, session.client_id, position >> FLAG_BITS, reason))
 
     def _pump(self, channel: Channel, now_ms: int) -> None:

@@ -45,6 +45,16 @@ class RouterServiceStub:
                 request_serializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishRequest.SerializeToString,
                 response_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishResponse.FromString,
                 _registered_method=True)
+        self.PublishStream = channel.stream_stream(
+                '/weimq.router.v1.RouterService/PublishStream',
+                request_serializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishStreamRequest.SerializeToString,
+                response_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishStreamResponse.FromString,
+                _registered_method=True)
+        self.Deliver = channel.unary_unary(
+                '/weimq.router.v1.RouterService/Deliver',
+                request_serializer=weimq_dot_router_dot_v1_dot_router__pb2.DeliverRequest.SerializeToString,
+                response_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.DeliverResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -90,6 +100,36 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishStream(self, request_iterator, context):
+        """Publishes batches over one stream, for systems that publish much. The router looks up what each topic is: `logged`,
+        `p2p` and `kept_if_offline` are ignored.
+
+        Order: batches are routed in the order of the stream, and each is answered in that order, when its messages are as
+        safe as `Publish` makes them. Credit: the router reads on while fewer than 16 batches are unanswered. Messages that
+        break a rule are named in the answer and not routed; the others of their batch are. Closing: the client closes its
+        side, the router answers what is left and ends the stream. When a batch is not safe within a minute, NATS is away or
+        the router stops, the stream ends with `UNAVAILABLE`: open another and send again what was not answered, under
+        the same message ids.
+
+        Statuses: `INVALID_ARGUMENT` (a batch of no or of more than 1,000 messages, or with a message id twice),
+        `UNAVAILABLE` (also: what exists is not known yet).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Deliver(self, request, context):
+        """Publishes one P2P message and waits until the receiver has acknowledged it (PUBACK, or PUBCOMP at QoS 2), or until it
+        is known that it is offline. The router looks up what the topic is, as in `PublishStream`. A message of QoS 1 with
+        `clean_session` false is kept for a receiver that is offline, when its group exists. Repeating a call is as safe as with
+        `Publish`.
+
+        Statuses: `INVALID_ARGUMENT` (no P2P topic, QoS 0, or a rule is broken), `UNAVAILABLE` (as `Publish`; too many calls).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -102,6 +142,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Publish,
                     request_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishRequest.FromString,
                     response_serializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishResponse.SerializeToString,
+            ),
+            'PublishStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PublishStream,
+                    request_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishStreamRequest.FromString,
+                    response_serializer=weimq_dot_router_dot_v1_dot_router__pb2.PublishStreamResponse.SerializeToString,
+            ),
+            'Deliver': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deliver,
+                    request_deserializer=weimq_dot_router_dot_v1_dot_router__pb2.DeliverRequest.FromString,
+                    response_serializer=weimq_dot_router_dot_v1_dot_router__pb2.DeliverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -159,6 +209,60 @@ class RouterService:
             '/weimq.router.v1.RouterService/Publish',
             weimq_dot_router_dot_v1_dot_router__pb2.PublishRequest.SerializeToString,
             weimq_dot_router_dot_v1_dot_router__pb2.PublishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/weimq.router.v1.RouterService/PublishStream',
+            weimq_dot_router_dot_v1_dot_router__pb2.PublishStreamRequest.SerializeToString,
+            weimq_dot_router_dot_v1_dot_router__pb2.PublishStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deliver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weimq.router.v1.RouterService/Deliver',
+            weimq_dot_router_dot_v1_dot_router__pb2.DeliverRequest.SerializeToString,
+            weimq_dot_router_dot_v1_dot_router__pb2.DeliverResponse.FromString,
             options,
             channel_credentials,
             insecure,

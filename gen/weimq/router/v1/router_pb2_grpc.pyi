@@ -50,6 +50,28 @@ class RouterServiceStub:
     messages), `UNAVAILABLE`
     (NATS does not answer, or the edges are not known yet: try again).
     """
+    PublishStream: _aio.StreamStreamMultiCallable[_router_pb2.PublishStreamRequest, _router_pb2.PublishStreamResponse]
+    """Publishes batches over one stream, for systems that publish much. The router looks up what each topic is: `logged`,
+    `p2p` and `kept_if_offline` are ignored.
+
+    Order: batches are routed in the order of the stream, and each is answered in that order, when its messages are as
+    safe as `Publish` makes them. Credit: the router reads on while fewer than 16 batches are unanswered. Messages that
+    break a rule are named in the answer and not routed; the others of their batch are. Closing: the client closes its
+    side, the router answers what is left and ends the stream. When a batch is not safe within a minute, NATS is away or
+    the router stops, the stream ends with `UNAVAILABLE`: open another and send again what was not answered, under
+    the same message ids.
+
+    Statuses: `INVALID_ARGUMENT` (a batch of no or of more than 1,000 messages, or with a message id twice),
+    `UNAVAILABLE` (also: what exists is not known yet).
+    """
+    Deliver: _aio.UnaryUnaryMultiCallable[_router_pb2.DeliverRequest, _router_pb2.DeliverResponse]
+    """Publishes one P2P message and waits until the receiver has acknowledged it (PUBACK, or PUBCOMP at QoS 2), or until it
+    is known that it is offline. The router looks up what the topic is, as in `PublishStream`. A message of QoS 1 with
+    `clean_session` false is kept for a receiver that is offline, when its group exists. Repeating a call is as safe as with
+    `Publish`.
+
+    Statuses: `INVALID_ARGUMENT` (no P2P topic, QoS 0, or a rule is broken), `UNAVAILABLE` (as `Publish`; too many calls).
+    """
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Routes messages between edges."""
@@ -95,6 +117,40 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, a topic of another router, more than 1,000
         messages), `UNAVAILABLE`
         (NATS does not answer, or the edges are not known yet: try again).
+        """
+
+    @_abc_1.abstractmethod
+    def PublishStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_router_pb2.PublishStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_router_pb2.PublishStreamRequest], _abc.AsyncIterator[_router_pb2.PublishStreamResponse]],
+    ) -> _abc.AsyncIterator[_router_pb2.PublishStreamResponse]:
+        """Publishes batches over one stream, for systems that publish much. The router looks up what each topic is: `logged`,
+        `p2p` and `kept_if_offline` are ignored.
+
+        Order: batches are routed in the order of the stream, and each is answered in that order, when its messages are as
+        safe as `Publish` makes them. Credit: the router reads on while fewer than 16 batches are unanswered. Messages that
+        break a rule are named in the answer and not routed; the others of their batch are. Closing: the client closes its
+        side, the router answers what is left and ends the stream. When a batch is not safe within a minute, NATS is away or
+        the router stops, the stream ends with `UNAVAILABLE`: open another and send again what was not answered, under
+        the same message ids.
+
+        Statuses: `INVALID_ARGUMENT` (a batch of no or of more than 1,000 messages, or with a message id twice),
+        `UNAVAILABLE` (also: what exists is not known yet).
+        """
+
+    @_abc_1.abstractmethod
+    def Deliver(
+        self,
+        request: _router_pb2.DeliverRequest,
+        context: _aio.ServicerContext[_router_pb2.DeliverRequest, _abc.Awaitable[_router_pb2.DeliverResponse]],
+    ) -> _abc.Awaitable[_router_pb2.DeliverResponse]:
+        """Publishes one P2P message and waits until the receiver has acknowledged it (PUBACK, or PUBCOMP at QoS 2), or until it
+        is known that it is offline. The router looks up what the topic is, as in `PublishStream`. A message of QoS 1 with
+        `clean_session` false is kept for a receiver that is offline, when its group exists. Repeating a call is as safe as with
+        `Publish`.
+
+        Statuses: `INVALID_ARGUMENT` (no P2P topic, QoS 0, or a rule is broken), `UNAVAILABLE` (as `Publish`; too many calls).
         """
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _aio.Server) -> None: ...

@@ -1,0 +1,112 @@
+"""What other systems call: their messages are checked by what exists, and completed by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from services.common.errors import InvalidFieldError, NotServingError
+from services.common.runtime import first_of
+from services.router.auth_watch import AuthWatch
+from services.router.domain.catalog import Catalog, RefusedError
+from services.router.domain.columns import KEPT_IF_OFFLINE, LOGGED, P2P
+from services.router.publisher import MAX_WAIT_S, Call, ExternalPublisher
+from services.router.receipts import Receipts
+from weimq.router.v1 import router_pb2
+
+MAX_UNANSWERED = 16
+"""Batches of a stream that are routed and not answered."""
+
+
+class Calls:
+    """The public part of `RouterService`.
+
+    Args:
+        watch: knows what exists.
+        publisher: publishes.
+        receipts: delivers.
+    """
+
+    def __init__(self, *, watch: AuthWatch, publisher: ExternalPublisher, receipts: Receipts) -> None:
+        self._watch = watch
+        self._publisher = publisher
+        self._receipts = receipts
+
+    async def deliver(
+        self, message: router_pb2.PublishedMessage, remaining_s: float | None
+    ) -> router_pb2.DeliveryOutcome.ValueType:
+        """Serve `Deliver`; see `Receipts.deliver`.
+
+        Raises:
+            InvalidFieldError: the message breaks a rule.
+            NotServingError: what exists is not known yet, and what `Receipts.deliver` raises.
+            UnavailableError: see there.
+        """
+        try:
+            complete(message, self._catalog())
+        except RefusedError as error:
+            raise InvalidFieldError(str(error), field="message") from error
+        self._publisher.validate([message], field="message")
+        if not message.p2p or not message.qos or message.retain:
+            raise InvalidFieldError("a P2P message of QoS 1 or 2, not retained", field="message")
+        return await self._receipts.deliver(message, remaining_s)
+
+    async def stream(
+        self,
+        read: Callable[[], Awaitable[router_pb2.PublishStreamRequest | None]],
+        write: Callable[[router_pb2.PublishStreamResponse], Awaitable[None]],
+    ) -> None:
+        """Serve `PublishStream` until the caller has closed its side and every batch is answered.
+
+        Raises:
+            InvalidFieldError: a batch is not acceptable.
+            NotServingError: what exists is not known yet, or the router can't take messages.
+            UnavailableError: a batch is not safe in time.
+        """
+        catalog = self._catalog()
+        # Full, it makes the reader wait; None: the caller has closed its side.
+        routed: asyncio.Queue[tuple[Call | None, router_pb2.PublishStreamResponse] | None]
+        routed = asyncio.Queue(MAX_UNANSWERED)
+
+        async def take() -> None:
+            while (request := await read()) is not None:
+                answer = router_pb2.PublishStreamResponse()
+                accepted = []
+                for index, message in enumerate(request.messages):
+                    try:
+                        complete(message, self._watch.catalog or catalog)
+                        accepted.append(message)
+                    except RefusedError as error:
+                        answer.refusals.add(index=index, reason=str(error))
+                if accepted or not request.messages:
+                    self._publisher.validate(accepted, field="messages")
+                call = self._publisher.begin(accepted) if accepted else None
+                await routed.put((call, answer))
+            await routed.put(None)
+            await asyncio.Event().wait()  # `answer` ends
+
+        async def answer() -> None:
+            while (entry := await routed.get()) is not None:
+                call, response = entry
+                if call is not None:
+                    await self._publisher.wait(call, MAX_WAIT_S)
+                await write(response)
+
+        await first_of(take(), answer())
+
+    def _catalog(self) -> Catalog:
+        if self._watch.catalog is None:
+            raise NotServingError("what exists is not known yet")
+        return self._watch.catalog
+
+
+def complete(message: router_pb2.PublishedMessage, catalog: Catalog) -> None:
+    """Fill in what a topic is.
+
+    Raises:
+        RefusedError: the message breaks a rule of its instance.
+    """
+    flags = catalog.check(message.instance_id, message.topic, len(message.payload))
+    message.logged = flags & LOGGED != 0
+    message.p2p = flags & P2P != 0
+    message.kept_if_offline = flags & KEPT_IF_OFFLINE != 0
