@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _DeliveryOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_OUTCOME_UNSPECIFIED: _DeliveryOutcome.ValueType  # 0
+    """Never sent."""
+    DELIVERY_OUTCOME_ACKNOWLEDGED: _DeliveryOutcome.ValueType  # 1
+    """The receiver acknowledged it."""
+    DELIVERY_OUTCOME_OFFLINE_KEPT: _DeliveryOutcome.ValueType  # 2
+    """The receiver is offline, and gets it when it is back."""
+    DELIVERY_OUTCOME_OFFLINE_NOT_KEPT: _DeliveryOutcome.ValueType  # 3
+    """The receiver is offline, or was gone before it acknowledged, and does not get it any more."""
+    DELIVERY_OUTCOME_PENDING: _DeliveryOutcome.ValueType  # 4
+    """Neither is known at the deadline, a minute at the latest; the message goes on its way."""
+
+class DeliveryOutcome(_DeliveryOutcome, metaclass=_DeliveryOutcomeEnumTypeWrapper):
+    """What became of a message that wants a receipt. May grow."""
+
+DELIVERY_OUTCOME_UNSPECIFIED: DeliveryOutcome.ValueType  # 0
+"""Never sent."""
+DELIVERY_OUTCOME_ACKNOWLEDGED: DeliveryOutcome.ValueType  # 1
+"""The receiver acknowledged it."""
+DELIVERY_OUTCOME_OFFLINE_KEPT: DeliveryOutcome.ValueType  # 2
+"""The receiver is offline, and gets it when it is back."""
+DELIVERY_OUTCOME_OFFLINE_NOT_KEPT: DeliveryOutcome.ValueType  # 3
+"""The receiver is offline, or was gone before it acknowledged, and does not get it any more."""
+DELIVERY_OUTCOME_PENDING: DeliveryOutcome.ValueType  # 4
+"""Neither is known at the deadline, a minute at the latest; the message goes on its way."""
+Global___DeliveryOutcome: _TypeAlias = DeliveryOutcome  # noqa: Y015
 
 @_typing.final
 class PublishRequest(_message.Message):
@@ -44,6 +77,126 @@ class PublishRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PublishRequest: _TypeAlias = PublishRequest  # noqa: Y015
+
+@_typing.final
+class PublishStreamRequest(_message.Message):
+    """One batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedMessage]:
+        """Required. 1 to 1,000 messages, routed in order."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___PublishedMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishStreamRequest: _TypeAlias = PublishStreamRequest  # noqa: Y015
+
+@_typing.final
+class PublishStreamResponse(_message.Message):
+    """The next batch is safe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+        """Its messages that were not routed."""
+
+    def __init__(
+        self,
+        *,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusals", b"refusals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishStreamResponse: _TypeAlias = PublishStreamResponse  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """A message that breaks a rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its index in the batch."""
+    reason: _builtins.str
+    """Which rule, in words."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class DeliverRequest(_message.Message):
+    """A message that wants a receipt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def message(self) -> Global___PublishedMessage:
+        """Required. QoS 1 or 2, topic `<parent>/p2p/<client id>`, not retained."""
+
+    def __init__(
+        self,
+        *,
+        message: Global___PublishedMessage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliverRequest: _TypeAlias = DeliverRequest  # noqa: Y015
+
+@_typing.final
+class DeliverResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: Global___DeliveryOutcome.ValueType
+    """Outcome."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___DeliveryOutcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliverResponse: _TypeAlias = DeliverResponse  # noqa: Y015
 
 @_typing.final
 class PublishedMessage(_message.Message):
@@ -140,6 +293,8 @@ class LinkRequest(_message.Message):
     GOODBYE_FIELD_NUMBER: _builtins.int
     RETAINED_QUERIES_FIELD_NUMBER: _builtins.int
     RETURNED_FIELD_NUMBER: _builtins.int
+    RECEIPT_IDS_FIELD_NUMBER: _builtins.int
+    RECEIPT_OUTCOMES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -174,6 +329,14 @@ class LinkRequest(_message.Message):
         member gets them.
         """
 
+    @_builtins.property
+    def receipt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Messages that wanted a receipt and whose end is known, by `DeliveryBatch.receipt_ids`."""
+
+    @_builtins.property
+    def receipt_outcomes(self) -> _containers.RepeatedScalarFieldContainer[Global___DeliveryOutcome.ValueType]:
+        """For each of them, what became of it."""
+
     def __init__(
         self,
         *,
@@ -187,10 +350,12 @@ class LinkRequest(_message.Message):
         goodbye: _builtins.bool = ...,
         retained_queries: _abc.Iterable[Global___RetainedQuery] | None = ...,
         returned: Global___ReturnedMessages | None = ...,
+        receipt_ids: _abc.Iterable[_builtins.int] | None = ...,
+        receipt_outcomes: _abc.Iterable[Global___DeliveryOutcome.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "publishes", b"publishes", "returned", b"returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "returned", b"returned", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "receipt_ids", b"receipt_ids", "receipt_outcomes", b"receipt_outcomes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "returned", b"returned", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -629,9 +794,11 @@ class DeliveryBatch(_message.Message):
     LOGS_FIELD_NUMBER: _builtins.int
     LOG_INDEXES_FIELD_NUMBER: _builtins.int
     LOG_SEQUENCES_FIELD_NUMBER: _builtins.int
+    RECEIPT_IDS_FIELD_NUMBER: _builtins.int
     flags: _builtins.bytes
     """For each message a byte of flags: bits 0-1 QoS of the publication, 4 retain (an answer to a query, never a live
-    message, [MQTT-3.3.1-9]), 8 a kept P2P message: for the client that its topic names, without a target.
+    message, [MQTT-3.3.1-9]), 8 a kept P2P message: for the client that its topic names, without a target, 16 wants a
+    receipt.
     """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -680,6 +847,10 @@ class DeliveryBatch(_message.Message):
         messages that does not happen.
         """
 
+    @_builtins.property
+    def receipt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each message that wants a receipt, in order: its id, unique for the router."""
+
     def __init__(
         self,
         *,
@@ -695,10 +866,11 @@ class DeliveryBatch(_message.Message):
         logs: _abc.Iterable[_builtins.str] | None = ...,
         log_indexes: _abc.Iterable[_builtins.int] | None = ...,
         log_sequences: _abc.Iterable[_builtins.int] | None = ...,
+        receipt_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "log_indexes", b"log_indexes", "log_sequences", b"log_sequences", "logs", b"logs", "origin_indexes", b"origin_indexes", "origins", b"origins", "payloads", b"payloads", "sequences", b"sequences", "target_counts", b"target_counts", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "log_indexes", b"log_indexes", "log_sequences", b"log_sequences", "logs", b"logs", "origin_indexes", b"origin_indexes", "origins", b"origins", "payloads", b"payloads", "receipt_ids", b"receipt_ids", "sequences", b"sequences", "target_counts", b"target_counts", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
