@@ -123,8 +123,7 @@ def message_topic(subject: str, topic_header: str | None) -> tuple[str, str]:
         ValueError: it is no such message.
     """
     if subject.startswith(f"{KEPT}."):
-        instance, _, _router = subject[len(KEPT) + 1 :].partition(".")
-        return decode_token(instance), decode_topic(topic_header or "")
+        return kept_instance(subject), decode_topic(topic_header or "")
     instance_id, topic = log_topic(subject)
     return instance_id, topic if topic_header is None else decode_topic(topic_header)
 
@@ -234,6 +233,15 @@ def retained_stream(instance_id: str) -> str:
 def kept_subject(instance_id: str, router_index: int) -> str:
     """Return the subject of the messages of an instance that a router keeps for sessions."""
     return f"{KEPT}.{encode_token(instance_id)}.{router_index}"
+
+
+def kept_instance(subject: str) -> str:
+    """Return the instance id of a subject that `kept_subject` made.
+
+    Raises:
+        ValueError: it can't have made it.
+    """
+    return decode_token(subject.removeprefix(f"{KEPT}.").partition(".")[0])
 
 
 def kept_filter(instance_id: str) -> str:

@@ -374,6 +374,7 @@ class Connection(Wire):
         if self._is_announced and self._clean_session:
             self._sessions.close(self, reason)
         elif self._is_announced:
+            self._hub.by_channel[self.channel_id] = self  # it may be asked about until its end was told
             self._ending = Ending(self._machine.session, functools.partial(self._tell_end, reason))
             self._ending.start(self._loop)
         if self._is_admitted:
@@ -390,6 +391,7 @@ class Connection(Wire):
         self._hang_up(reason)
 
     def _tell_end(self, reason: int) -> None:
+        self._hub.by_channel.pop(self.channel_id, None)
         self._sessions.close(self, reason, self._machine.session.identifiers())
 
 

@@ -19,7 +19,7 @@ from services.common.settings import Secret
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish
-from services.edge.policy import TopicRule
+from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.receipts import Outcome
 from services.edge.returns import Returns
@@ -237,7 +237,7 @@ class RouterLink:
         sequence = next(self._sequences)
         if qos:
             self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
-            if self._full_logs and (rule.instance_id, rule.topic.partition("/")[0]) in self._full_logs:
+            if self._full_logs and (rule.instance_id, _log_of(rule)) in self._full_logs:
                 client.wait_for_answers()
         self._gather(rule, client.client_id, sequence, publication.payload, flags)
 
@@ -446,6 +446,11 @@ class RouterLink:
     def _report(self, receipt_id: int, outcome: Outcome) -> None:
         self._reports[receipt_id] = outcome
         self.link.wake()
+
+
+def _log_of(rule: TopicRule) -> str:
+    """Return the parent topic whose log has a message, as `LogState` names it."""
+    return rule.topic.partition("/")[0] if rule.flags & FLAG_LOGGED else ""
 
 
 def _sequence(publication: tuple[int, TopicRule, str, bytes, int]) -> int:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from services.common.subjects import OUT, log_topic
+from services.common.subjects import KEPT, OUT, kept_instance, log_topic
 from services.router.edge_link import EdgeLink
 
 logger = logging.getLogger(__name__)
 
 
 class FullLogs:
-    """Logs of parent topics that are full. Owned by one event loop.
+    """Logs that are full. Owned by one event loop.
 
     Args:
         edges: returns those that take part, and shards.
@@ -25,13 +25,16 @@ class FullLogs:
     def __init__(self, edges: Callable[[], Iterable[EdgeLink]]) -> None:
         self._edges = edges
         self.logs: set[tuple[str, str]] = set()
-        """Instance and parent topic of each."""
+        """Instance and parent topic of each; no parent topic: the stream of kept messages of the instance."""
 
     def note(self, lane: str, is_full: bool) -> None:  # noqa: FBT001 - LogWriter's
         """Note that a lane of the log writer is full, or has room again."""
-        if not lane.startswith(f"{OUT}."):
-            return  # no log of a parent topic
-        log = log_topic(lane)
+        if lane.startswith(f"{OUT}."):
+            log = log_topic(lane)
+        elif lane.startswith(f"{KEPT}."):
+            log = (kept_instance(lane), "")
+        else:
+            return  # retained messages, or those that nobody publishes
         if is_full:
             self.logs.add(log)
             logger.warning("log is full, its publishers wait", extra={"instance_id": log[0], "parent_topic": log[1]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import deque
 
 from typing_extensions import override
@@ -18,7 +19,7 @@ WINDOW = 200
 PAUSE_S = 0.2
 """Before the next attempt to connect."""
 LOOK_S = 0.05
-"""How often a publisher looks whether it goes on."""
+"""How often a publisher looks whether it goes on, and what its pace allows."""
 ANSWER_S = 15.0
 """Without any answer for this long a publisher takes another connection."""
 
@@ -79,12 +80,23 @@ class Wanderer:
 
 
 class Publisher(Wanderer):
-    """Publishes the lanes in turn, in order, and repeats in order what was not acknowledged."""
+    """Publishes the lanes in turn, in order, `rate` messages a second, and repeats in order what has no answer."""
 
     def __init__(
-        self, name: str, ports: list[int], chance: random.Random, *, lanes: list[Lane], qos: int, stay_s: float
+        self,
+        name: str,
+        ports: list[int],
+        chance: random.Random,
+        *,
+        lanes: list[Lane],
+        qos: int,
+        stay_s: float,
+        rate: float,
     ) -> None:
         super().__init__(name, ports, chance, clean_session=True, stay_s=stay_s)
+        self._rate = rate
+        self._started = time.monotonic()
+        self._sent = 0
         self._lanes = lanes
         self._qos = qos
         self._next = {lane.index: 0 for lane in lanes}
@@ -109,7 +121,8 @@ class Publisher(Wanderer):
 
     def _fill(self, connection: Connection) -> None:
         packets = []
-        while len(self._waiting) < WINDOW and self._turns:
+        allowed = (time.monotonic() - self._started) * self._rate
+        while len(self._waiting) < WINDOW and self._turns and self._sent < allowed:
             lane = self._turns[0]
             n = self._next[lane.index]
             if n == lane.total:
@@ -117,6 +130,7 @@ class Publisher(Wanderer):
                 continue
             self._turns.rotate(-1)
             self._next[lane.index] = n + 1
+            self._sent += 1
             self._identifier = self._identifier % 65_535 + 1
             self._waiting[self._identifier] = (lane, n)
             packets.append(self._packet(self._identifier, dup=False))
@@ -143,6 +157,7 @@ class Publisher(Wanderer):
             await asyncio.sleep(LOOK_S)
             quiet_s = quiet_s + LOOK_S if self._answers == seen else 0.0
             seen = self._answers
+            self._fill(connection)
 
 
 class Subscriber(Wanderer):

@@ -39,6 +39,8 @@ class Plan:
 
     messages: int
     publishers: int
+    rate: float
+    """Of all of them together, messages a second; what a storm takes from it comes on top."""
     stay_s: float
     """How long a client keeps a connection, on average."""
     calm_s: float
@@ -61,7 +63,15 @@ class World:
         for n in range(plan.publishers):
             lanes = [self._lane(f"{parent}/{n}/x", each) for parent in TOPICS]
             self.publishers.append(
-                Publisher(f"publisher-{n}", ports, self.chance, lanes=lanes, qos=1 + n % 2, stay_s=plan.stay_s)
+                Publisher(
+                    f"publisher-{n}",
+                    ports,
+                    self.chance,
+                    lanes=lanes,
+                    qos=1 + n % 2,
+                    stay_s=plan.stay_s,
+                    rate=plan.rate / plan.publishers,
+                )
             )
         paho_lanes = [self._lane(f"{parent}/paho/x", real) for parent in TOPICS]
         self.paho_publishers = [
@@ -223,7 +233,7 @@ def chaos_mesh(tmp_path: Path) -> Iterator[Mesh]:
 @pytest.mark.e2e
 @pytest.mark.timeout(240)
 def test_nothing_acknowledged_is_lost_in_a_short_storm(chaos_mesh: Mesh) -> None:
-    plan = Plan(messages=8_000, publishers=3, stay_s=4, calm_s=1.0, kills=6)
+    plan = Plan(messages=12_000, publishers=3, rate=1_500, stay_s=3, calm_s=1.0, kills=6)
     check(*asyncio.run(_short(chaos_mesh, plan)))
 
 
@@ -235,5 +245,12 @@ async def _short(mesh: Mesh, plan: Plan) -> tuple[World, Killer, Plan, float]:
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 def test_nothing_acknowledged_is_lost_in_a_long_storm(chaos_mesh: Mesh) -> None:
-    plan = Plan(messages=int(os.environ.get("CHAOS_MESSAGES", "1000000")), publishers=6, stay_s=20, calm_s=4, kills=40)
+    plan = Plan(
+        messages=int(os.environ.get("CHAOS_MESSAGES", "1000000")),
+        publishers=6,
+        rate=4_000,
+        stay_s=20,
+        calm_s=4,
+        kills=40,
+    )
     check(*asyncio.run(_short(chaos_mesh, plan)))

@@ -317,6 +317,20 @@ async def test_the_end_is_told_when_the_routers_have_answered_publications_of_qo
         assert list(w.session.closings[0].inflight.received_packet_identifiers) == [3]
 
 
+async def test_whoever_asks_about_a_connection_that_ended_hears_of_its_end_first() -> None:
+    async with world() as w:
+        w.router.acknowledges = False
+        device = await persistent(w)
+        await device.send(Publish("demo/up", b"x", 2, False, False, 3), Disconnect())
+        await until(lambda: w.router.published)
+        assert await device.receive() is None
+        w.session.to_send.probe_channel_ids.append(w.session.channel_of(ME))
+        w.session.link.wake()
+        await until(lambda: w.session.probe_results, seconds=0.5)
+        assert not w.session.probe_results[0].alive
+        assert w.session.closings
+
+
 async def test_the_end_does_not_wait_for_ever() -> None:
     async with world() as w:
         w.router.acknowledges = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -10,7 +11,7 @@ from services.common.errors import UnavailableError
 from services.common.log_lanes import FULL_AWAY_BYTES, FULL_BYTES
 from tests.contract.test_router_publish import caller_of, message
 from tests.support.nats import NatsServer
-from tests.support.router import LOGGED, FakeEdge, Mesh, make_log, mesh, read_log, until
+from tests.support.router import LOGGED, FakeEdge, Mesh, make_log, mesh, read_log, until, until_not_serving
 
 __all__ = ["mesh"]  # a fixture
 
@@ -49,6 +50,20 @@ async def test_log_without_a_stream_is_full_and_others_go_on(mesh: Mesh, nats_se
         logged = await read_log(nats_server.url, "p")
         assert len(logged) == FULL_BYTES // PIECE + 2
         assert not any(message.data == b"at most once" for message in logged)
+
+
+async def test_full_stream_of_kept_messages_is_one_of_no_parent_topic(mesh: Mesh, nats_server: NatsServer) -> None:
+    mesh._settings = dataclasses.replace(mesh._settings, shard_count=1)  # which never comes, so all is kept
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+        await mesh.serving()
+        nats_server.kill()
+        await until_not_serving(mesh)
+        for _ in range(FULL_AWAY_BYTES // PIECE + 2):
+            one.publish("a/b", bytes(PIECE))
+        await until(lambda: one.full_logs == {""})
+        await asyncio.to_thread(nats_server.start)
+        await one.all_acknowledged()
+        await until(lambda: not one.full_logs)
 
 
 async def test_other_systems_are_refused_while_the_log_is_full(mesh: Mesh, nats_server: NatsServer) -> None:

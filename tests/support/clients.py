@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,7 +30,11 @@ class Client:
         client_id: full client id.
         messages: (topic, payload, QoS) of what was received, in order.
         retained: the retain flag of each of them.
+        duplicates: the DUP flag of each of them.
+        identifiers: the packet identifier of each of them.
+        times: when each of them came, monotonic seconds.
         return_code: of CONNACK, once it came.
+        session_present: of CONNACK, once it came.
     """
 
     def __init__(
@@ -46,9 +51,27 @@ class Client:
         reconnect: bool = False,
         transport: str = "tcp",
         will: tuple[str, bytes, int, bool] | None = None,
+        instance: str = "",
+        manual_ack: bool = False,
     ) -> None:
+        """Prepare; `connect`, or entering the context, connects.
+
+        Args:
+            mesh: with the edges.
+            device: of a client id of the bootstrap group; empty: a random one.
+            edge: index of the edge.
+            client_id: the whole client id instead.
+            password: instead of the right one.
+            login: user name and password instead of those of the first AccessKey.
+            clean_session: flag of CONNECT.
+            keepalive: of CONNECT, seconds.
+            reconnect: whether paho connects again by itself.
+            transport: `tcp`, `tls`, `ws` or `wss`.
+            will: topic, payload, QoS and retain flag.
+            instance: that serves clients without user name; empty: the bootstrap instance, with credentials.
+            manual_ack: whether nothing is acknowledged.
+        """
         self.client_id = client_id or mesh.client_id(device or secrets.token_hex(4))
-        user, right_password = login or mesh.login(self.client_id)
         self._paho = paho.Client(
             CallbackAPIVersion.VERSION2,
             self.client_id,
@@ -56,17 +79,24 @@ class Client:
             protocol=paho.MQTTv311,
             reconnect_on_failure=reconnect,
             transport="websockets" if transport in {"ws", "wss"} else "tcp",
+            manual_ack=manual_ack,
         )
         if transport in {"tls", "wss"}:
             self._paho.tls_set(ca_certs=str(mesh.data / "tls" / "certificate.pem"))
         if will is not None:
             self._paho.will_set(*will)
-        self._paho.username_pw_set(user, right_password if password is None else password)
+        if not instance:
+            user, right_password = login or mesh.login(self.client_id)
+            self._paho.username_pw_set(user, right_password if password is None else password)
         self._paho.max_inflight_messages_set(20)
         self._paho.reconnect_delay_set(1, 1)
         self.messages: list[tuple[str, bytes, int]] = []
         self.retained: list[bool] = []
+        self.duplicates: list[bool] = []
+        self.identifiers: list[int] = []
+        self.times: list[float] = []
         self.return_code: int | None = None
+        self.session_present: bool | None = None
         self._connected = threading.Event()
         self._disconnected = threading.Event()
         self._granted: queue.Queue[list[int]] = queue.Queue()
@@ -77,8 +107,9 @@ class Client:
         self._port = mesh.mqtt_port(edge, transport)
         self._keepalive = keepalive
 
-    def _on_connect(self, _client: object, _userdata: object, _flags: object, reason: Any, _properties: object) -> None:
+    def _on_connect(self, _client: object, _userdata: object, flags: Any, reason: Any, _properties: object) -> None:
         self.return_code = reason.value
+        self.session_present = flags.session_present
         self._connected.set()
 
     def _on_disconnect(self, *_args: object) -> None:
@@ -86,6 +117,9 @@ class Client:
 
     def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
         self.retained.append(message.retain)
+        self.duplicates.append(message.dup)
+        self.identifiers.append(message.mid)
+        self.times.append(time.monotonic())
         self.messages.append((message.topic, bytes(message.payload), message.qos))
 
     def _on_subscribe(
