@@ -710,7 +710,7 @@ Global___LinkResponse: _TypeAlias = LinkResponse  # noqa: Y015
 
 @_typing.final
 class LogState(_message.Message):
-    """State of the log of a parent topic."""
+    """State of the log of a parent topic, or of the stream of messages that are kept for sessions and have no log."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -720,7 +720,7 @@ class LogState(_message.Message):
     instance_id: _builtins.str
     """Instance."""
     parent_topic: _builtins.str
-    """Parent topic."""
+    """Parent topic; empty: all those without a log."""
     is_full: _builtins.bool
     """Whether more waits for it than it should."""
     def __init__(
