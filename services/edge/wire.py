@@ -19,6 +19,7 @@ from services.edge.hub import Hub
 from services.edge.mqtt.machine import Limits, ServerConnection, State
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.persistent import KeptDeliveries
+from services.edge.receipts import Receipt
 from services.edge.shared import SharingClient, Token
 
 CLOSE_S = 5.0
@@ -134,6 +135,17 @@ class Wire(SharingClient):
             return False
         self._mark_dirty()
         return True
+
+    @override
+    def deliver_watched(self, message: OutboundMessage, qos: int, receipt: Receipt) -> None:
+        """Send a message that wants a receipt; see `Receiver`."""
+        if not self._is_admitted:
+            if len(self._early) < MAX_EARLY:
+                self._early.append(functools.partial(self.deliver_watched, message, qos, receipt))
+        elif self._machine.deliver(message, qos, receipt):
+            self._mark_dirty()
+        elif not self._closed:
+            self.close(reasons.SLOW_CONSUMER)
 
     @override
     def notify(self, topic: str, payload: bytes) -> None:

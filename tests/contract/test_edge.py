@@ -8,6 +8,7 @@ import pytest
 
 from services.edge.mqtt import packets
 from tests.support.edge_world import until, world
+from weimq.router.v1 import router_pb2
 from weimq.session.v1 import session_pb2
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
@@ -208,6 +209,29 @@ async def test_deliveries_reach_subscribers_and_p2p_receivers(qos: int) -> None:
         received = await device.receive()
         assert isinstance(received, packets.Publish)
         assert (received.topic, received.payload, received.qos) == ("fast/p2p/GID_demo@@@1", b"y", qos)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_receipts_are_reported_when_the_client_acknowledged_or_is_gone(qos: int) -> None:
+    topic = "fast/p2p/GID_demo@@@1"
+    async with world() as w:
+        device = await w.connected()
+        for number in (1, 2):
+            w.router.deliver(topic, b"%d" % number, qos, "GID_demo@@@1", sequence=number, receipt_id=70 + number)
+            assert isinstance(await device.receive(), packets.Publish)
+        assert not w.router.receipts
+        await device.send(packets.PubAck(1) if qos == 1 else packets.PubRec(1))
+        if qos == 2:
+            assert await device.receive() == packets.PubRel(1)
+            await device.send(packets.PubComp(1))
+        await until(lambda: w.router.receipts == {71: router_pb2.DELIVERY_OUTCOME_ACKNOWLEDGED})
+        target = w.router.target_of("GID_demo@@@1")
+        device.abort()
+        await until(lambda: w.router.receipts.get(72) == router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT)
+        # One that comes too late for its connection.
+        w.router.targets[target] = router_pb2.Target(target_id=target, client_id="late")
+        w.router.deliver(topic, b"3", qos, "late", sequence=3, receipt_id=73)
+        await until(lambda: w.router.receipts.get(73) == router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT)
 
 
 async def test_a_repeated_delivery_of_qos_2_is_dropped() -> None:

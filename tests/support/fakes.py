@@ -175,6 +175,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         self.queries: list[router_pb2.RetainedQuery] = []
         self.returned: list[tuple[str, str, bytes, int]] = []
         """(shared subscription, topic, payload, QoS)."""
+        self.receipts: dict[int, int] = {}
+        """Outcome by receipt id."""
         self.missed = False
         self.largest_frame = 0
         self.acknowledges = True
@@ -194,15 +196,19 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
                 return target.target_id
         raise KeyError(interest)
 
-    def deliver(self, topic: str, payload: bytes, qos: int, *interests: str, sequence: int = 0) -> None:
-        """Send a message to the targets of `interests`."""
+    def deliver(
+        self, topic: str, payload: bytes, qos: int, *interests: str, sequence: int = 0, receipt_id: int = 0
+    ) -> None:
+        """Send a message to the targets of `interests`; with `receipt_id` it wants a receipt."""
         batch = self.to_send.deliveries
         batch.topics.append(topic)
         batch.target_counts.append(len(interests))
         batch.target_ids.extend(self.target_of(interest) for interest in interests)
         batch.topic_indexes.append(len(batch.topics) - 1)
         batch.payloads.append(payload)
-        batch.flags += bytes((qos,))
+        batch.flags += bytes((qos | (16 if receipt_id else 0),))
+        if receipt_id:
+            batch.receipt_ids.append(receipt_id)
         if qos == 2:
             batch.origins.append("other")
             batch.origin_indexes.append(len(batch.origins) - 1)
@@ -220,6 +226,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         for target_id in frame.removed_target_ids:
             self.targets.pop(target_id, None)
         self.goodbyes += frame.goodbye
+        self.receipts.update(zip(frame.receipt_ids, frame.receipt_outcomes, strict=True))
         for n, index in enumerate(frame.returned.target_indexes):
             target = frame.returned.targets[index]
             share = f"$share/{target.share_name}/{target.topic_filter}"

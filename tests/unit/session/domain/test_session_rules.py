@@ -6,6 +6,7 @@ import pytest
 
 from services.session.domain.outbox import OUTBOX_BYTES, Outbox
 from services.session.domain.pump import EXPIRED, MAX_INFLIGHT, NOT_PERMITTED, OVER_LIMIT, SESSION_EXPIRED
+from services.session.domain.receipts import Outcome
 from services.session.domain.rules import Rules
 from services.session.domain.sessions import Carried, Channel
 from services.session.domain.shard import Attached, Shard
@@ -166,6 +167,30 @@ def test_kept_p2p_finds_a_clean_client_that_is_online() -> None:
     desk.attach("1", clean=True)
     desk.shard.fanout.deliver_p2p(desk.log, 1, "c", "a/p2p/c", b"", desk.now_ms)
     assert sequences(desk.received()) == [1]
+
+
+def test_kept_p2p_reports_what_became_of_it() -> None:
+    desk = Desk()
+    outcomes: dict[int, list[Outcome]] = {}
+
+    def deliver(sequence: int) -> None:
+        outcomes[sequence] = []
+        report = outcomes[sequence].append
+        desk.shard.fanout.deliver_p2p(desk.log, sequence, "c", "a/p2p/c", b"", desk.now_ms, report)
+
+    deliver(1)
+    assert outcomes[1] == [Outcome.KEPT], "nobody is there"
+    desk.attach("1", clean=True)
+    deliver(2)
+    deliver(3)
+    assert sorted(sequences(desk.received())) == [1, 2, 3]
+    assert outcomes[2] == outcomes[3] == []
+    desk.acknowledge("1", 2)
+    desk.detach("1")
+    assert outcomes == {1: [Outcome.KEPT], 2: [Outcome.ACKNOWLEDGED], 3: [Outcome.KEPT]}
+    desk.attach("2", clean=True)
+    desk.acknowledge("2", 3)
+    assert outcomes[3] == [Outcome.KEPT], "reported once"
 
 
 def test_a_message_that_was_read_tells_whether_it_is_kept() -> None:
