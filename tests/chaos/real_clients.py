@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+import time
 from typing import Any
 
 import aiomqtt
@@ -27,9 +28,10 @@ def _paho(name: str, *, clean_session: bool) -> paho.Client:
 
 
 class PahoPublisher:
-    """Publishes one lane; paho itself connects again and repeats."""
+    """Publishes one lane, a message every `interval_s`; paho itself connects again and repeats."""
 
-    def __init__(self, name: str, port: int, lane: Lane, qos: int) -> None:
+    def __init__(self, name: str, port: int, lane: Lane, qos: int, interval_s: float) -> None:
+        self._interval_s = interval_s
         self._client = _paho(name, clean_session=True)
         self._client.max_inflight_messages_set(PAHO_WINDOW)
         self._port = port
@@ -55,6 +57,7 @@ class PahoPublisher:
         self._client.connect_async("127.0.0.1", self._port, 30)
         self._client.loop_start()
         for n in range(self._lane.total):
+            time.sleep(self._interval_s)
             assert self._room.acquire(timeout=120), "publishing does not go on"
             mid = self._client.publish(self._lane.topic, b"%d %d" % (self._lane.index, n), self._qos).mid
             with self._lock:

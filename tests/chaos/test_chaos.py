@@ -75,7 +75,13 @@ class World:
             )
         paho_lanes = [self._lane(f"{parent}/paho/x", real) for parent in TOPICS]
         self.paho_publishers = [
-            PahoPublisher(f"paho-publisher-{n}", ports[n % EDGES], lane, qos=1 + n % 2)
+            PahoPublisher(
+                f"paho-publisher-{n}",
+                ports[n % EDGES],
+                lane,
+                qos=1 + n % 2,
+                interval_s=plan.messages / plan.rate / real,
+            )
             for n, lane in enumerate(paho_lanes)
         ]
         self.subscribers = []
@@ -248,7 +254,7 @@ def test_nothing_acknowledged_is_lost_in_a_long_storm(chaos_mesh: Mesh) -> None:
     plan = Plan(
         messages=int(os.environ.get("CHAOS_MESSAGES", "1000000")),
         publishers=6,
-        rate=4_000,
+        rate=5_000,
         stay_s=20,
         calm_s=4,
         kills=40,

@@ -241,6 +241,28 @@ async def test_unacknowledged_messages_come_again_with_their_identifiers_and_dup
     assert await fence(device) == []
 
 
+@pytest.mark.spec("MQTT-4.4.0-1")
+@pytest.mark.parametrize("edge", [0, 1])
+async def test_a_connection_that_displaces_another_goes_on_where_that_was(
+    mesh: SessionMesh, me: str, edge: int
+) -> None:
+    old = await subscribed(mesh, me, 2)
+    await publish(mesh, f"{me}/a", b"0", qos=1)
+    await publish(mesh, f"{me}/a", b"1", qos=2)
+    first = [await old.receive() for _ in range(2)]
+    ids = [packet.packet_identifier for packet in first if isinstance(packet, Publish)]
+    await old.send(PubRec(ids[1]))
+    assert await old.receive() == PubRel(ids[1])
+    device = await connect(mesh, me, present=True, edge=edge)
+    assert await old.receive() is None
+    assert await device.receive() == PubRel(ids[1])
+    assert await device.receive() == Publish(f"{me}/a", b"0", 1, False, True, ids[0])
+    await device.send(PubAck(ids[0]), PubComp(ids[1]))
+    await leave(device)
+    device = await connect(mesh, me, present=True)
+    assert await fence(device) == []
+
+
 @pytest.mark.spec("MQTT-4.3.3-2")
 async def test_a_publication_of_qos_2_that_is_repeated_on_another_edge_is_published_once(
     mesh: SessionMesh, me: str

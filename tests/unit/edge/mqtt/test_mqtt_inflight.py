@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.edge.mqtt.errors import LocalUseError
-from services.edge.mqtt.inflight import MAX_IDENTIFIER, ReceivedIds, SentWindow, SessionState
+from services.edge.mqtt.inflight import MAX_IDENTIFIER, Identifiers, ReceivedIds, SentWindow, SessionState
 from services.edge.mqtt.outbound import OutboundMessage
 
 MESSAGE = OutboundMessage(b"a", b"payload", False)
@@ -68,6 +68,56 @@ def test_queue_counts_bytes() -> None:
     session.send_queued(output)
     assert (session.queued_count, session.queued_bytes) == (1, 7)
     assert output[1::3] == [b"\0\1", b"\0\2"]
+
+
+def test_identifiers_of_another_connection_are_kept_for_their_messages() -> None:
+    session = SessionState(8)
+    session.restore(Identifiers([(1, 11), (3, 13)], [(2, 12)], [7]))
+    assert [session.sent.add(MESSAGE, 1, None) for _ in range(2)] == [4, 5]
+    output: list[bytes] = []
+    session.resume(output)
+    assert output[0] == b"\x62\x02\0\2", "PUBREL at once, messages when they come"
+    assert not session.send_expected(1, MESSAGE, 1, 99, output), "another delivery"
+    assert not session.send_expected(2, MESSAGE, 2, 12, output), "it had its PUBREC"
+    del output[:]
+    assert session.send_expected(3, MESSAGE, 2, 13, output)
+    assert output == [MESSAGE.head_dup(2), b"\0\3", b"payload"]
+    assert not session.send_expected(3, MESSAGE, 2, 13, output), "once"
+    assert session.received.is_recorded(7)
+    assert not session.received.add(7)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_an_identifier_whose_message_has_yet_to_come_is_completed_by_either_answer(qos: int) -> None:
+    session = SessionState(8)
+    session.restore(Identifiers([(1, 11)], [], []))
+    if qos == 1:
+        delivery = session.sent.complete_qos1(1)
+        assert delivery is not None
+        assert delivery[2] == 11
+    else:
+        assert session.sent.release(1)
+        assert session.sent.complete_qos2(1) == 11
+    assert len(session.sent) == 0
+    assert not session.send_expected(1, MESSAGE, qos, 11, [])
+
+
+def test_identifiers_in_use_are_those_of_numbered_deliveries_in_order() -> None:
+    session = SessionState(8)
+    for token, qos in ((5, 1), (None, 1), (6, 2), ("shared", 2), (7, 2), (8, 1)):
+        session.sent.add(MESSAGE, qos, token)
+    for identifier in (5, 4, 3):
+        assert session.sent.release(identifier)
+    session.received.add(20)
+    session.received.add(21)
+    session.received.record(21)
+    used = session.identifiers()
+    assert (used.unacknowledged, used.released, used.received) == ([(1, 5), (6, 8)], [(5, 7), (3, 6)], [21])
+    again = SessionState(8)
+    again.restore(used)
+    found = again.identifiers()
+    assert (found.unacknowledged, found.released, found.received) == (used.unacknowledged, used.released, [21])
+    assert not SessionState(8).identifiers()
 
 
 class ReceivedModel(RuleBasedStateMachine):
