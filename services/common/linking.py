@@ -43,6 +43,7 @@ async def keep_linked(
     open_stream: Callable[[], aio.StreamStreamCall[S, R]],
     greeting: Callable[[], S],
     opened: Callable[[R], Opened],
+    broken: Callable[[], None] | None = None,
 ) -> None:
     """Keep a link up until cancelled.
 
@@ -53,6 +54,7 @@ async def keep_linked(
         open_stream: starts the RPC.
         greeting: returns the first message that we send.
         opened: takes the first message of the peer and prepares our state for what it says.
+        broken: called when a stream is over.
     """
     while True:
         call = open_stream()
@@ -72,6 +74,8 @@ async def keep_linked(
             logger.warning("link down", extra={"peer": name, "error": text})
         finally:
             readiness.mark(name, present=False)
+            if broken is not None:
+                broken()
             call.cancel()
         await asyncio.sleep(random.uniform(*BACKOFF_S))  # noqa: S311 - spreads load, no secret
 

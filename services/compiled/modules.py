@@ -18,13 +18,18 @@ MODULES = (
     "services.edge.returns",
     "services.edge.router_link",
     "services.edge.session_link",
+    "services.edge.short_way",
     "services.edge.stall",
     "services.edge.subscriptions",
     "services.edge.wire",
+    "services.router.delivery",
     "services.router.domain.*",
     "services.router.edge_link",
+    "services.router.pressure",
+    "services.router.publication",
     "services.router.queries",
     "services.router.router",
+    "services.router.shares",
 )
 """Names of modules; `.*` stands for all modules of a package."""
 

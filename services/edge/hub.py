@@ -113,6 +113,8 @@ class Hub:
         self._by_parent: defaultdict[tuple[str, str], set[Target]] = defaultdict(set)
         self._left: dict[int, Target] = {}
         self._next_target_id = 1
+        self.version = 0
+        """Changes whenever the receivers of a topic filter do."""
         self._dirty: list[Receiver] = []
         self._paused: set[Receiver] = set()
         self._seen: dict[str, tuple[set[int], deque[int]]] = {}
@@ -155,6 +157,7 @@ class Hub:
             self._by_parent[_parent(target)].add(target)
             self.router.add_target(target)
         target.receivers[receiver] = qos
+        self.version += 1
 
     def send_retained(self, receiver: Receiver, topic_filter: str, qos: int) -> None:
         """Have a new subscription get the retained messages [MQTT-3.3.1-6]."""
@@ -176,6 +179,7 @@ class Hub:
         target = self._filters.get(key)
         if target is None or target.receivers.pop(receiver, None) is None:
             return
+        self.version += 1
         if not target.receivers:
             del self._filters[key]
             del self._targets[target.target_id]

@@ -8,6 +8,7 @@ one for a connection.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from typing_extensions import override
 
@@ -112,7 +113,7 @@ class Coverage:
 class TopicRule:
     """Verdict on a topic name that may be published to. One object for a grant and topic."""
 
-    __slots__ = ("flags", "instance_id", "router_index", "topic")
+    __slots__ = ("flags", "instance_id", "route", "router_index", "topic")
 
     def __init__(self, instance_id: str, topic: str, flags: int) -> None:
         self.instance_id = instance_id
@@ -121,6 +122,8 @@ class TopicRule:
         """`FLAG_LOGGED`, `FLAG_P2P` and `FLAG_RECEIVER_GROUP`."""
         self.router_index = -1
         """Of the router that the topic belongs to, once a group of routers has looked."""
+        self.route: Any = None
+        """What `short_way` knows of the topic; pure code has no name for it."""
 
 
 class Permissions:

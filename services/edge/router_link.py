@@ -23,6 +23,7 @@ from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.receipts import Outcome
 from services.edge.returns import Returns
+from services.edge.short_way import LocalRoute, ShortWay
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 FRAME_BYTES = 1 << 20
@@ -71,6 +72,7 @@ class Columns:
         "payloads",
         "publisher_index",
         "publisher_indexes",
+        "questions",
         "sequences",
         "topic_flags",
         "topic_index",
@@ -92,6 +94,12 @@ class Columns:
         self.payloads: list[bytes] = []
         self.flags = bytearray()
         self.publisher_indexes: list[int] = []
+        self.questions: list[LocalRoute] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to send."""
+        return not self.sequences and not self.questions
 
     def add(self, rule: TopicRule, client_id: str, sequence: int, payload: bytes, flags: int) -> None:
         """Append one message."""
@@ -170,6 +178,7 @@ class RouterLink:
         self._waiting: deque[tuple[int, list[Callable[[], None]]]] = deque()
         self._returns = Returns()
         self._reports: dict[int, Outcome] = {}
+        self._short = ShortWay(hub, self._ask, self._send)
         self._columns = Columns()
         self._full: deque[Columns] = deque()
         self._gathered_bytes = 0
@@ -192,6 +201,7 @@ class RouterLink:
             open_stream=lambda: self._stub.Link(metadata=self._metadata, wait_for_ready=True),
             greeting=self._greeting,
             opened=self._on_opened,
+            broken=self._short.on_broken,
         )
 
     # --- the port ------------------------------------------------------------------------------
@@ -199,6 +209,8 @@ class RouterLink:
     def add_target(self, target: Interest) -> None:
         """Register an interest; see `ports.Router`."""
         self._added.append(_target(target))
+        if target.topic_filter:
+            self._short.on_target(target.instance_id, target.topic_filter)
         self.link.wake()
 
     def remove_target(self, target_id: int) -> None:
@@ -228,6 +240,12 @@ class RouterLink:
 
     def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
         """Take a message over; see `ports.Router`."""
+        if rule.flags or not self._short.take(client, rule, publication, clean_session):
+            self._send(client, rule, publication, clean_session)
+        elif self._gathered_bytes + self._short.held_bytes > HIGH_WATER_BYTES:
+            self.is_congested = True
+
+    def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos
         flags = qos
         if publication.retain:
@@ -251,6 +269,8 @@ class RouterLink:
         """Whether everything was sent, confirmed and acknowledged."""
         return not (
             self._gathered_bytes
+            or self._short.held_bytes
+            or not self._columns.is_empty
             or self._unacknowledged
             or self._removed
             or not self._returns.is_empty
@@ -281,7 +301,7 @@ class RouterLink:
             return router_pb2.LinkRequest(receipt_ids=list(reports), receipt_outcomes=list(reports.values()))
         columns = self._full[0] if self._full else self._columns
         has_changes = bool(self._added or self._removed or self._queries or self._notices)
-        if not columns.sequences and not has_changes and self._snapshot_complete:
+        if columns.is_empty and not has_changes and self._snapshot_complete:
             if not self._goodbye:
                 return None
             self._goodbye = False
@@ -291,17 +311,27 @@ class RouterLink:
             return frame  # full, and what follows must not overtake the interests that are left
         if not self._snapshot_complete:
             self._snapshot_complete = frame.snapshot_complete = True
-        if columns.sequences:
-            columns.write_to(frame.publishes)
+        if not columns.is_empty:
+            for route in columns.questions:
+                frame.route_questions.add(instance_id=route.instance_id, topic=route.topic)
+            if columns.sequences:
+                columns.write_to(frame.publishes)
             self._gathered_bytes -= columns.bytes
             if self._full:
                 self._full.popleft()
             else:
                 self._columns = Columns()
-            if self.is_congested and self._gathered_bytes < LOW_WATER_BYTES:
-                self.is_congested = False
-                self._hub.resume_publishers()
+            self._relieve()
         return frame
+
+    def _ask(self, route: LocalRoute) -> None:
+        self._columns.questions.append(route)
+        self.link.wake()
+
+    def _relieve(self) -> None:
+        if self.is_congested and self._gathered_bytes + self._short.held_bytes < LOW_WATER_BYTES:
+            self.is_congested = False
+            self._hub.resume_publishers()
 
     def _add_changes(self, frame: router_pb2.LinkRequest) -> bool:
         """Add changes of interests up to the size of a frame; return whether all are in it."""
@@ -383,10 +413,13 @@ class RouterLink:
         self._gathered_bytes = 0
         for sequence, rule, publisher, payload, flags in sorted(again, key=_sequence):
             self._gather(rule, publisher, sequence, payload, flags)
+        self._short.start_anew()
 
     # --- down ----------------------------------------------------------------------------------
 
     def _take(self, frame: router_pb2.LinkResponse) -> None:
+        for revoked in frame.revoked_routes:
+            self._short.revoke(revoked.instance_id, revoked.topic)
         if frame.acknowledged_sequences:
             unacknowledged = self._unacknowledged
             for sequence in frame.acknowledged_sequences:
@@ -395,6 +428,10 @@ class RouterLink:
                     entry.client.on_published(entry.packet_identifier, entry.flags & 3)
         if frame.HasField("deliveries"):
             self._deliver(frame.deliveries)
+        if frame.route_answers:
+            for answer in frame.route_answers:
+                self._short.answer(answer)
+            self._relieve()
         for query_id in frame.answered_query_ids:
             if self._unanswered.pop(query_id, None) is not None:
                 self._hub.end_query(query_id)

@@ -97,6 +97,8 @@ class EdgeLink:
         self._owed_bytes = 0
         self._acknowledged: list[int] = []
         self._log_states: dict[tuple[str, str], bool] = {}
+        self._revoked: list[router_pb2.RouteQuestion] = []
+        self._revocations: list[Receipt] = []
         self.targets: dict[int, router_pb2.Target] = {}
         """Interests by target id."""
         self.snapshot: set[int] | None = set()
@@ -110,6 +112,8 @@ class EdgeLink:
         """Whether its state was dropped; nothing is delivered or acknowledged to it any more."""
         self.is_held = False
         """Whether its frames are not confirmed for now."""
+        self.fences = 0
+        """How many of its frames wait until routes of other edges are revoked; none is confirmed meanwhile."""
         self.is_congested = False
         """Whether more is pending for it than the high mark."""
         self.stream: Stream | None = None
@@ -199,6 +203,17 @@ class EdgeLink:
         self._log_states[log] = is_full
         self.link.wake()
 
+    def answer_route(self, answer: router_pb2.RouteAnswer) -> None:
+        """Answer a question of the edge, after what was delivered before."""
+        self._outbox.answer_route(answer)
+        self.link.wake()
+
+    def revoke_route(self, route: router_pb2.RouteQuestion, receipt: Receipt) -> None:
+        """Take back that the edge may serve a topic, ahead of all that waits; settles `receipt` when it knows."""
+        self._revoked.append(route)
+        self._revocations.append(receipt)
+        self.link.wake()
+
     def resume(self, received_through: int) -> None:
         """Go on over a new stream; see `Link.resume`."""
         self.link.resume(received_through)
@@ -231,7 +246,12 @@ class EdgeLink:
     def release(self) -> None:
         """Confirm the frames that were held."""
         self.is_held = False
-        self.link.confirm(self.link.received_through)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Confirm all frames that were taken, unless there still is a reason not to."""
+        if not self.is_held and not self.fences:
+            self.link.confirm(self.link.received_through)
 
     def leave(self) -> list[SharedDelivery]:
         """Drop everything: the edge is gone, and nobody waits for it any more; see `drop_deliveries`."""
@@ -247,7 +267,9 @@ class EdgeLink:
             Messages of shared subscriptions among it, whose receipts are not settled.
         """
         owed = [*self._again, *self._owed]
-        receipts = [receipt for each in owed for receipt in each.receipts]
+        receipts = [receipt for each in owed for receipt in each.receipts] + self._revocations
+        self._revoked.clear()
+        self._revocations = []
         shared = [delivery for each in owed for delivery in each.shared]
         while (batch := self._outbox.take()) is not None:
             receipts.extend(batch.receipts)
@@ -269,9 +291,13 @@ class EdgeLink:
             del owed.response.acknowledged_sequences[:]
             del owed.response.answered_query_ids[:]
             del owed.response.log_states[:]
+            del owed.response.route_answers[:]
+            del owed.response.revoked_routes[:]
             self._owed.append(owed)
             return owed.response
         batch = self._outbox.take()
+        if batch is None and self._revoked:
+            batch = Batch(0)
         if batch is None and not self._acknowledged and not self._log_states:
             return None
         response = router_pb2.LinkResponse()
@@ -284,6 +310,12 @@ class EdgeLink:
             del self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS]
         if batch is not None:
             response.answered_query_ids.extend(batch.answered)
+            response.route_answers.extend(batch.routes)
+            if self._revoked:
+                response.revoked_routes.extend(self._revoked)
+                batch.receipts.extend(self._revocations)
+                self._revoked.clear()
+                self._revocations = []
             self.delivered += len(batch.payloads)
             if batch.payloads:
                 _fill(response.deliveries, batch)

@@ -127,6 +127,7 @@ class Members:
                 raise violation from error
         else:
             edge.restart()
+            self._router.short_way.leave(edge)
         return edge, self._join(edge, Stream(is_resumed=is_resumed, has_missed=has_missed))
 
     async def _open_shard(self, opening: router_pb2.LinkOpen) -> tuple[EdgeLink, Stream]:

@@ -34,6 +34,7 @@ from services.router.queries import Answers, Query
 from services.router.retained import Retained, RetainedWrite
 from services.router.shards import Shards
 from services.router.shares import Shares
+from services.router.short_way import ShortWay
 from weimq.router.v1 import router_pb2
 
 HIGH_BYTES = 32 << 20
@@ -85,6 +86,8 @@ class Router:
         self._free: list[int] = []
         self.shares = Shares(self._routing, self._edges, self.pressure)
         """Shared subscriptions."""
+        self.short_way = ShortWay(self._routing, self._edges, shards)
+        """Topics that edges serve by themselves."""
         self._delivery = Delivery(
             edges=self._edges, kept=kept, retained=retained, shares=self.shares, pressure=self.pressure
         )
@@ -186,6 +189,7 @@ class Router:
         if edge.is_gone:
             return
         self._interests.remove_all(edge)
+        self.short_way.leave(edge)
         # Nobody was told that these are safe, so they may go with their edge.
         self._waiting = deque(each for each in self._waiting if each[0] is not edge)
         shared = edge.leave()
@@ -211,6 +215,7 @@ class Router:
             raise StreamContractError("`open` comes first and only there", rule="opening")
         for target in request.added_targets:
             self._interests.add(edge, target)
+        self.short_way.revoke(edge, request.added_targets)
         for target_id in request.removed_target_ids:
             self._interests.remove(edge, target_id)
         if request.snapshot_complete:
@@ -223,8 +228,9 @@ class Router:
             self.on_receipt(receipt_id, outcome)  # set by `services.router.receipts`
         if request.HasField("publishes"):
             self._take_publishes(edge, request.publishes)
-        if not edge.is_held:
-            edge.link.confirm(request.frame)
+        for question in request.route_questions:
+            self.short_way.answer(edge, question, is_begun=self.is_begun)
+        edge.go_on()
 
     def _take_publishes(self, edge: EdgeLink, publishes: router_pb2.PublishBatch) -> None:
         if edge.is_shard:

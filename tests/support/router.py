@@ -115,6 +115,8 @@ class FakeEdge:
         self.acknowledged: list[int] = []
         self.receipt_ids: list[int] = []
         self.full_logs: set[str] = set()
+        self.routes: list[router_pb2.RouteAnswer] = []
+        self.revoked: list[str] = []
         self.targets: dict[int, router_pb2.Target] = {}
         self._unacknowledged: dict[int, router_pb2.LinkRequest] = {}
         self._sequence = 0
@@ -174,6 +176,16 @@ class FakeEdge:
         self.send(request)
         return self._sequence
 
+    async def ask_route(self, topic: str) -> list[int] | None:
+        """Ask for a topic and return its targets; None: it may not be served by this edge."""
+        count = len(self.routes) + 1
+        question = router_pb2.RouteQuestion(instance_id="i", topic=topic)
+        self.send(router_pb2.LinkRequest(route_questions=[question]))
+        await until(lambda: len(self.routes) == count)
+        answer = self.routes[-1]
+        assert (answer.instance_id, answer.topic) == ("i", topic)
+        return sorted(answer.target_ids) if answer.is_local else None
+
     def send(self, request: router_pb2.LinkRequest) -> None:
         self._outgoing.append(request)
         self.link.wake()
@@ -207,6 +219,7 @@ class FakeEdge:
             self._unacknowledged.pop(sequence, None)
         for state in response.log_states:
             (self.full_logs.add if state.is_full else self.full_logs.discard)(state.parent_topic)
+        self.revoked.extend(route.topic for route in response.revoked_routes)
         batch = response.deliveries
         self.receipt_ids.extend(batch.receipt_ids)
         starts = [0]
@@ -224,6 +237,7 @@ class FakeEdge:
                 place = len(self.deliveries) - before
                 delivery.position = (batch.logs[batch.log_indexes[place]], batch.log_sequences[place])
             self.deliveries.append(delivery)
+        self.routes.extend(response.route_answers)
         if self.is_confirming:
             self.link.confirm(response.frame)
 

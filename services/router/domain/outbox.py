@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.router.domain.columns import QOS, WANTS_RECEIPT
 from services.router.domain.routing import Leg
@@ -74,6 +74,7 @@ class Batch:
         "payloads",
         "receipt_ids",
         "receipts",
+        "routes",
         "sequences",
         "shared",
         "size",
@@ -101,6 +102,7 @@ class Batch:
         self.receipt_ids: list[int] = []  # of messages whose publisher is told what becomes of them
         self.shared: list[SharedDelivery] = []
         self.answered: list[int] = []  # queries whose last delivery is in this batch or an earlier one
+        self.routes: list[Any] = []  # answers after every delivery that was added before them
         self.size = 0
 
 
@@ -176,10 +178,16 @@ class Outbox:
         batch.size += _ANSWER_BYTES
         self.size += _ANSWER_BYTES
 
+    def answer_route(self, answer: object) -> None:
+        """Add the answer to a question about a route."""
+        batch = self._batches[-1] if self._batches else self._begin()
+        batch.routes.append(answer)
+
     def forget_answers(self) -> None:
-        """Remove all that `answer` added: the edge asks again."""
+        """Remove all that `answer` and `answer_route` added: the edge asks again."""
         for batch in self._batches:
             batch.answered.clear()
+            batch.routes.clear()
 
     def take(self) -> Batch | None:
         """Return and forget the oldest batch; None when nothing has gathered."""

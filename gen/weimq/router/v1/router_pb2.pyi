@@ -295,6 +295,7 @@ class LinkRequest(_message.Message):
     RETURNED_FIELD_NUMBER: _builtins.int
     RECEIPT_IDS_FIELD_NUMBER: _builtins.int
     RECEIPT_OUTCOMES_FIELD_NUMBER: _builtins.int
+    ROUTE_QUESTIONS_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -337,6 +338,12 @@ class LinkRequest(_message.Message):
     def receipt_outcomes(self) -> _containers.RepeatedScalarFieldContainer[Global___DeliveryOutcome.ValueType]:
         """For each of them, what became of it."""
 
+    @_builtins.property
+    def route_questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteQuestion]:
+        """Topics without a log that the edge publishes to and would serve by itself, taken after `publishes`. Until the answer
+        the edge sends no more messages of these topics.
+        """
+
     def __init__(
         self,
         *,
@@ -352,14 +359,41 @@ class LinkRequest(_message.Message):
         returned: Global___ReturnedMessages | None = ...,
         receipt_ids: _abc.Iterable[_builtins.int] | None = ...,
         receipt_outcomes: _abc.Iterable[Global___DeliveryOutcome.ValueType] | None = ...,
+        route_questions: _abc.Iterable[Global___RouteQuestion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "publishes", b"publishes", "returned", b"returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "receipt_ids", b"receipt_ids", "receipt_outcomes", b"receipt_outcomes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "returned", b"returned", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "receipt_ids", b"receipt_ids", "receipt_outcomes", b"receipt_outcomes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "returned", b"returned", "route_questions", b"route_questions", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
+
+@_typing.final
+class RouteQuestion(_message.Message):
+    """Asks whether every subscriber of a topic is on this edge, so that its messages need not pass through the router."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Instance."""
+    topic: _builtins.str
+    """Topic name; its parent topic has no log."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        topic: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteQuestion: _TypeAlias = RouteQuestion  # noqa: Y015
 
 @_typing.final
 class ReturnedMessages(_message.Message):
@@ -658,6 +692,8 @@ class LinkResponse(_message.Message):
     ACKNOWLEDGED_SEQUENCES_FIELD_NUMBER: _builtins.int
     ANSWERED_QUERY_IDS_FIELD_NUMBER: _builtins.int
     LOG_STATES_FIELD_NUMBER: _builtins.int
+    ROUTE_ANSWERS_FIELD_NUMBER: _builtins.int
+    REVOKED_ROUTES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -689,6 +725,17 @@ class LinkResponse(_message.Message):
         all logs that are full.
         """
 
+    @_builtins.property
+    def route_answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteAnswer]:
+        """One for each question, in their order, after every delivery of messages that the edge sent before the question."""
+
+    @_builtins.property
+    def revoked_routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteQuestion]:
+        """Topics that have subscribers elsewhere from now on: their messages take the way through the router again, also those
+        of a topic whose answer is still on its way. A subscriber elsewhere is told so (its edge's frame is confirmed) once
+        this frame is confirmed.
+        """
+
     def __init__(
         self,
         *,
@@ -699,10 +746,12 @@ class LinkResponse(_message.Message):
         acknowledged_sequences: _abc.Iterable[_builtins.int] | None = ...,
         answered_query_ids: _abc.Iterable[_builtins.int] | None = ...,
         log_states: _abc.Iterable[Global___LogState] | None = ...,
+        route_answers: _abc.Iterable[Global___RouteAnswer] | None = ...,
+        revoked_routes: _abc.Iterable[Global___RouteQuestion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequences", b"acknowledged_sequences", "answered_query_ids", b"answered_query_ids", "deliveries", b"deliveries", "frame", b"frame", "log_states", b"log_states", "opened", b"opened", "received_through", b"received_through"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequences", b"acknowledged_sequences", "answered_query_ids", b"answered_query_ids", "deliveries", b"deliveries", "frame", b"frame", "log_states", b"log_states", "opened", b"opened", "received_through", b"received_through", "revoked_routes", b"revoked_routes", "route_answers", b"route_answers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -737,6 +786,44 @@ class LogState(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogState: _TypeAlias = LogState  # noqa: Y015
+
+@_typing.final
+class RouteAnswer(_message.Message):
+    """Answer to a `RouteQuestion`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    IS_LOCAL_FIELD_NUMBER: _builtins.int
+    TARGET_IDS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Instance."""
+    topic: _builtins.str
+    """Topic name."""
+    is_local: _builtins.bool
+    """Whether the edge may deliver messages of the topic by itself, to `target_ids`, until the route is revoked, its stream
+    breaks, or it adds a target that matches.
+    """
+    @_builtins.property
+    def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Targets of the edge that match, maybe none."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        is_local: _builtins.bool = ...,
+        target_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "is_local", b"is_local", "target_ids", b"target_ids", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteAnswer: _TypeAlias = RouteAnswer  # noqa: Y015
 
 @_typing.final
 class LinkOpened(_message.Message):
