@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -32,7 +31,8 @@ class OfflinePull:
     def __init__(self, shards: SessionShards, clock: Callable[[], float]) -> None:
         self._shards = shards
         self._clock = clock
-        self._times: weakref.WeakKeyDictionary[Client, deque[float]] = weakref.WeakKeyDictionary()
+        # By channel, the one that asked last at the end; those older than `WINDOW_S` are forgotten.
+        self._times: dict[str, deque[float]] = {}
 
     def handle(self, client: Client, body: Body, done: Callable[[], None]) -> None:
         """Pass a request on; see `commands.Handler`."""
@@ -49,9 +49,14 @@ class OfflinePull:
 
     def _is_in_time(self, client: Client) -> bool:
         now = self._clock()
-        times = self._times.setdefault(client, deque(maxlen=MAX_PULLS))
+        recent = self._times
+        while recent and now - next(iter(recent.values()))[-1] >= WINDOW_S:
+            del recent[next(iter(recent))]
+        times = recent.pop(client.channel_id, None) or deque(maxlen=MAX_PULLS)
         if len(times) == MAX_PULLS and now - times[0] < WINDOW_S:
             logger.debug("too many pulls", extra={"client_id": client.client_id})
+            recent[client.channel_id] = times
             return False
         times.append(now)
+        recent[client.channel_id] = times
         return True

@@ -240,6 +240,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
             self.published.append((topic, batch.payloads[n], batch.flags[n], sequence, publisher))
             if self.acknowledges and batch.flags[n] & 3:
                 self.to_send.acknowledged_sequences.append(sequence)
+        for question in frame.route_questions:
+            self.to_send.route_answers.add(instance_id=question.instance_id, topic=question.topic)  # none is local
         if self.confirms:
             self.link.confirm(frame.frame)
         self.link.wake()
