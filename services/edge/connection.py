@@ -149,7 +149,7 @@ class Connection(Wire):
                 logger.warning("payload too large, dropped", extra={"client_id": self.client_id, "topic": packet.topic})
             self.oversized_count += 1
         else:
-            self._hub.router.publish(self, rule, packet, clean_session=self._clean_session)
+            self._hub.router.publish(self, rule, packet, self._clean_session)
 
     def _on_command(self, packet: Publish) -> None:
         """Take what is published to a topic of the server; every other topic is one that the client may not use."""
@@ -350,7 +350,7 @@ class Connection(Wire):
         rule = self._grant.publish_rule(will.topic)
         if rule is not None and len(will.payload) <= self._grant.instance.max_payload_bytes:
             publication = Publish(will.topic, will.payload, will.qos, will.retain, False, 0)  # noqa: FBT003 - DUP
-            self._hub.router.publish(self, rule, publication, clean_session=self._clean_session)
+            self._hub.router.publish(self, rule, publication, self._clean_session)
 
     def _refuse(self, return_code: int, reason: str) -> None:
         who = {"client_id": self.client_id, "address": self.address}

@@ -65,13 +65,13 @@ class Routers:
         for link in self._links:
             link.notify(count)
 
-    def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
+    def publish(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Give a message to the router of its parent topic; see `ports.Router`."""
         index = rule.router_index
         if index < 0:
             index = router_of(rule.instance_id, rule.topic.partition("/")[0], len(self._links))
             rule.router_index = index
-        self._links[index].publish(client, rule, publication, clean_session=clean_session)
+        self._links[index].publish(client, rule, publication, clean_session)
 
 
 def router_group(links: Sequence[RouterLink]) -> Router:

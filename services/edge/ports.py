@@ -231,5 +231,5 @@ class Router(Protocol):
     def notify(self, done: Callable[[], None]) -> None:
         """Call `done` once the routers have every target added before."""
 
-    def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
+    def publish(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take a message over; at QoS 1 and 2 `client.on_published` follows."""

@@ -17,7 +17,7 @@ from services.common.linking import Opened, keep_linked
 from services.common.readiness import Readiness
 from services.common.settings import Secret
 from services.edge.hub import Hub, Receiver
-from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.outbound import Heads, OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
@@ -238,7 +238,7 @@ class RouterLink:
         self._notices.append(done)
         self.link.wake()
 
-    def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
+    def publish(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take a message over; see `ports.Router`."""
         if rule.flags or not self._short.take(client, rule, publication, clean_session):
             self._send(client, rule, publication, clean_session)
@@ -443,6 +443,7 @@ class RouterLink:
     def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
         hub = self._hub
         topics = [topic.encode() for topic in batch.topics]
+        heads = [Heads(topic) for topic in topics]
         target_ids = list(batch.target_ids)
         routes = []
         start = 0
@@ -466,7 +467,7 @@ class RouterLink:
                 if flags & WANTS_RECEIPT:
                     self._report(next(receipt_ids), router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT)
                 continue
-            message = OutboundMessage(topics[topic], payload, bool(flags & RETAIN))
+            message = OutboundMessage(topics[topic], payload, bool(flags & RETAIN), heads[topic])
             if flags & WANTS_RECEIPT:
                 self._deliver_watched(message, qos, route, next(receipt_ids))
                 continue

@@ -20,7 +20,7 @@ from typing import Final
 
 from services.common.topics import matches
 from services.edge.hub import Hub, Receiver
-from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.outbound import Heads, OutboundMessage
 from services.edge.mqtt.packets import Publish
 from services.edge.policy import TopicRule
 from services.edge.ports import Client
@@ -60,6 +60,7 @@ class LocalRoute:
     __slots__ = (
         "ask_at",
         "count",
+        "heads",
         "held",
         "instance_id",
         "is_forgotten",
@@ -76,6 +77,7 @@ class LocalRoute:
         self.instance_id = instance_id
         self.topic = topic
         self.topic_bytes = topic.encode()
+        self.heads = Heads(self.topic_bytes)
         self.state: int = LONG
         self.is_stale = False
         """Whether the answer that is to come is a no whatever it says."""
@@ -233,7 +235,7 @@ class ShortWay:
         self.delivered += 1
         qos = publication.qos
         if route.receivers:
-            message = OutboundMessage(route.topic_bytes, publication.payload, False)  # noqa: FBT003 - retain [MQTT-3.3.1-9]
+            message = OutboundMessage(route.topic_bytes, publication.payload, False, route.heads)  # noqa: FBT003 - retain [MQTT-3.3.1-9]
             for receiver, granted in route.receivers:
                 receiver.deliver(message, qos if qos < granted else granted)
         if qos and publication.packet_identifier:  # a will has none

@@ -21,6 +21,7 @@ from typing import TypeAlias
 from services.edge.mqtt.bodies import PUBREL
 from services.edge.mqtt.errors import LocalUseError
 from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.primitives import IDENTIFIERS
 
 MAX_IDENTIFIER = 65_535
 
@@ -232,10 +233,10 @@ class AnswerOrder:
         early = self._early
         if waiting and waiting[0] == packet_identifier:
             waiting.popleft()
-            output.append(head + packet_identifier.to_bytes(2, "big"))
+            output.append(head + IDENTIFIERS[packet_identifier])
             while early and waiting and waiting[0] in early:
                 following = waiting.popleft()
-                output.append(head + following.to_bytes(2, "big"))
+                output.append(head + IDENTIFIERS[following])
                 if early[following] == 1:
                     del early[following]
                 else:
@@ -243,7 +244,7 @@ class AnswerOrder:
         elif packet_identifier in waiting:
             early[packet_identifier] = early.get(packet_identifier, 0) + 1
         else:  # of an earlier connection of the session: nothing here waits for it
-            output.append(head + packet_identifier.to_bytes(2, "big"))
+            output.append(head + IDENTIFIERS[packet_identifier])
 
 
 class SessionState:
@@ -286,7 +287,7 @@ class SessionState:
         message, qos, token = delivery
         head = message.head(qos)
         packet_identifier = self.sent.add(message, qos, token)
-        output += (head, packet_identifier.to_bytes(2, "big"), message.payload)
+        output += (head, IDENTIFIERS[packet_identifier], message.payload)
 
     def send_queued(self, output: list[bytes]) -> None:
         """Put under way what was queued, as far as the window has room."""
@@ -297,7 +298,7 @@ class SessionState:
 
     def resume(self, output: list[bytes]) -> None:
         """Repeat on a new connection what the client has not completed [MQTT-4.4.0-1]."""
-        output += [PUBREL_HEAD + packet_identifier.to_bytes(2, "big") for packet_identifier, _ in self.sent.released()]
+        output += [PUBREL_HEAD + IDENTIFIERS[packet_identifier] for packet_identifier, _ in self.sent.released()]
         for packet_identifier, (message, qos, _) in self.sent.unacknowledged():
             if qos != EXPECTED:
                 self._repeat(packet_identifier, message, qos, output)
@@ -306,7 +307,7 @@ class SessionState:
     def _repeat(self, packet_identifier: int, message: OutboundMessage, qos: int, output: list[bytes]) -> None:
         output += (
             message.head_dup(qos),  # [MQTT-3.3.1-1]
-            packet_identifier.to_bytes(2, "big"),
+            IDENTIFIERS[packet_identifier],
             message.payload,
         )
 

@@ -53,6 +53,7 @@ from services.edge.mqtt.packets import (
     UnsubAck,
     Unsubscribe,
 )
+from services.edge.mqtt.primitives import IDENTIFIERS
 from services.edge.mqtt.states import TRANSITIONS, Limits, State
 
 __all__ = ["TRANSITIONS", "Limits", "ServerConnection", "State"]
@@ -201,8 +202,15 @@ class ServerConnection:
     def _handle(self, packets: list[Packet]) -> list[Event]:
         events: list[Event] = []
         allowed = TRANSITIONS[self.state]
+        is_connected = self.state is _CONNECTED
         try:
             for packet in packets:
+                if is_connected and isinstance(packet, Publish):  # what nearly all are; the table says the same
+                    if packet.qos == 0:
+                        events.append(packet)
+                    else:
+                        self._receive_publish(packet, events)
+                    continue
                 next_state = allowed.get(type(packet))
                 if next_state is None:
                     raise self._violation(packet)
@@ -210,11 +218,6 @@ class ServerConnection:
                     self._change_state(packet, next_state, events)
                     if next_state is State.CLOSED:
                         return events  # [MQTT-3.14.4-2] nothing may follow DISCONNECT
-                elif isinstance(packet, Publish):
-                    if packet.qos == 0:
-                        events.append(packet)
-                    else:
-                        self._receive_publish(packet, events)
                 else:
                     self._receive(packet, events)
         except ProtocolError as error:
@@ -277,7 +280,7 @@ class ServerConnection:
                 events.append(packet)
             elif received.is_recorded(packet_identifier):
                 # The mesh has it and our PUBREC got lost. [MQTT-4.3.3-2]
-                self._output.append(_PUBREC_HEAD + packet_identifier.to_bytes(2, "big"))
+                self._output.append(_PUBREC_HEAD + IDENTIFIERS[packet_identifier])
         if self.wants_pause:
             self._was_paused = True
 
@@ -291,7 +294,7 @@ class ServerConnection:
                 # acknowledge the next publication that has it.
                 raise ProtocolViolationError("MQTT-4.3.3-1", "PUBREL before PUBREC")
             received.discard(packet.packet_identifier)
-            self._output.append(_PUBCOMP_HEAD + packet.packet_identifier.to_bytes(2, "big"))
+            self._output.append(_PUBCOMP_HEAD + IDENTIFIERS[packet.packet_identifier])
         elif isinstance(packet, PingReq):
             self._output.append(_PING_RESPONSE)  # [MQTT-3.12.4-1]
         elif isinstance(packet, (Subscribe, Unsubscribe)):
@@ -319,7 +322,7 @@ class ServerConnection:
         elif sent.release(identifier) or not sent.is_under_way(identifier):
             # PUBREL even for an unknown identifier: a client that kept it from a session that
             # we lost would otherwise repeat PUBREC for ever.
-            self._output.append(PUBREL_HEAD + identifier.to_bytes(2, "big"))
+            self._output.append(PUBREL_HEAD + IDENTIFIERS[identifier])
             return
         if sent.is_under_way(identifier):
             raise ProtocolViolationError("MQTT-4.8.0-1", "an answer that is not that of the delivery's QoS or state")
@@ -442,7 +445,7 @@ class ServerConnection:
             # The window never has room while something is queued, so nothing is overtaken.
             head = message.head(qos)
             packet_identifier = sent.add(message, qos, token)
-            self._output += (head, packet_identifier.to_bytes(2, "big"), message.payload)
+            self._output += (head, IDENTIFIERS[packet_identifier], message.payload)
             return True
         return self._queue((message, qos, token))
 

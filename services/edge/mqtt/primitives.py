@@ -13,6 +13,10 @@ MAX_FIELD_BYTES = 65_535
 """Length of strings and binary fields is a 16-bit number."""
 
 
+IDENTIFIERS = [number.to_bytes(2, "big") for number in range(MAX_FIELD_BYTES + 1)]
+"""Every packet identifier in its two bytes: some 3 MB for an edge, and a third of the cost of an acknowledgement."""
+
+
 def decode_text(raw: bytes) -> str:
     """Return a UTF-8 encoded string of the wire as `str`.
 

@@ -38,7 +38,7 @@ class FakeLink:
     def notify(self, done: Callable[[], None]) -> None:
         self.notices.append(done)
 
-    def publish(self, client: Client, rule: TopicRule, publication: Publish, *, clean_session: bool) -> None:
+    def publish(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:
         self.topics.append(publication.topic)
 
 
@@ -74,7 +74,7 @@ def test_topics_of_one_parent_go_to_one_router_and_parents_are_spread() -> None:
             topic = f"t{parent}{level}"
             rule = TopicRule("i", topic, 0)
             for _ in range(2):
-                routers.publish(cast("Client", None), rule, Publish(topic, b"", 0, False, False, 0), clean_session=True)
+                routers.publish(cast("Client", None), rule, Publish(topic, b"", 0, False, False, 0), True)
     parents = [{topic.partition("/")[0] for topic in link.topics} for link in links]
     assert all(parents)
     assert sum(map(len, parents)) == len(set().union(*parents)) == 20
