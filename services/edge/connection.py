@@ -178,8 +178,11 @@ class Connection(Wire):
 
     def _on_failed(self, event: Failed) -> None:
         is_silence = event.error.requirement == KEEP_ALIVE_REQUIREMENT
-        logger.info(
-            "protocol error", extra={"address": self.address, "client_id": self.client_id, "error": str(event.error)}
+        # Strangers come by the thousand: their lines would cost more than they do.
+        logger.log(
+            logging.INFO if self._is_admitted else logging.DEBUG,
+            "protocol error",
+            extra={"address": self.address, "client_id": self.client_id, "error": str(event.error)},
         )
         self.close(reasons.KEEP_ALIVE_TIMEOUT if is_silence else reasons.PROTOCOL_ERROR)
 

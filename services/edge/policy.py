@@ -194,7 +194,7 @@ class Grant(Permissions):
         share_name, topic_filter = split_share(topic_filter)
         if not share_name and topic_filter.startswith(SHARE_PREFIX):
             return False  # misspelt: it would never match anything
-        if not self._key.subscribe or not self._is_covered(topic_filter):
+        if self._is_too_deep(topic_filter) or not self._key.subscribe or not self._is_covered(topic_filter):
             return False
         if self.instance.is_standard:
             return True
@@ -232,6 +232,8 @@ class Grant(Permissions):
     def _judge(self, topic: str) -> TopicRule | None:
         if not self._key.publish or not self._is_covered(topic):
             return None
+        if self._is_too_deep(topic):
+            return None
         parent_name, _, rest = topic.partition("/")
         parent = self._topics.get(parent_name)
         flags = FLAG_LOGGED if parent is not None and parent.logged else 0
@@ -247,6 +249,10 @@ class Grant(Permissions):
         if not self._owns(parent_name) or (limit and len(topic) > limit):
             return None
         return TopicRule(self.instance.instance_id, topic, flags)
+
+    def _is_too_deep(self, topic: str) -> bool:
+        levels = self.instance.max_topic_levels
+        return levels > 0 and topic.count("/") >= levels
 
     def _limit(self, key: AccessKey) -> None:
         self._key = key

@@ -96,11 +96,16 @@ def test_any_client_id_and_any_user_are_let_in(mesh: Mesh, plain: type[Plain]) -
     assert plain(mesh, "named", user="somebody").code == 0
 
 
-def test_hash_matches_all_but_dollar_topics(mesh: Mesh, plain: type[Plain]) -> None:
+@pytest.mark.parametrize("wildcards", [("#",), ("+", "+/#", "/+")])
+@pytest.mark.parametrize("server", ["$dollar", "$SYS"])
+def test_wildcards_match_all_but_dollar_topics(
+    mesh: Mesh, plain: type[Plain], wildcards: tuple[str, ...], server: str
+) -> None:
     everything, publisher = plain(mesh, edge=1), plain(mesh)
-    everything.subscribe("#")
+    for topic_filter in wildcards:
+        everything.subscribe(topic_filter)
     mark = secrets.token_hex(4)
-    publisher.publish(f"$dollar/{mark}", b"no")
+    publisher.publish(f"{server}/{mark}", b"no")
     publisher.publish(f"/{mark}", b"yes")
     publisher.publish(mark, b"end")
     until(lambda: (mark, b"end", False) in everything.messages, what="the last message")

@@ -50,6 +50,7 @@ class Client:
         keepalive: int = 60,
         reconnect: bool = False,
         transport: str = "tcp",
+        protocol: int = paho.MQTTv311,
         will: tuple[str, bytes, int, bool] | None = None,
         instance: str = "",
         manual_ack: bool = False,
@@ -76,7 +77,7 @@ class Client:
             CallbackAPIVersion.VERSION2,
             self.client_id,
             clean_session=clean_session,
-            protocol=paho.MQTTv311,
+            protocol=protocol,  # type: ignore[arg-type]  # one of paho's own constants
             reconnect_on_failure=reconnect,
             transport="websockets" if transport in {"ws", "wss"} else "tcp",
             manual_ack=manual_ack,

@@ -46,6 +46,10 @@ class Device:
         self._writer.write(b"".join(map(codec.encode, sent)))
         await self._writer.drain()
 
+    async def send_bytes(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
     async def receive(self) -> packets.Packet | None:
         """Return the next packet, None at the end of the connection."""
         async with asyncio.timeout(10):

@@ -84,6 +84,8 @@ def new_instance(instance_id: str, profile: Profile, *, anonymous: bool, create_
         profile=profile,
         anonymous=anonymous,
         max_topic_characters=0,
+        # A level of a filter is a node at every router: 65,536 of them in each of 10,000 filters would be too dear.
+        max_topic_levels=1000,
         # Plain MQTT must carry payloads of 1 MB and more; one message must still fit JetStream and one gRPC frame.
         max_payload_bytes=4 << 20,
         max_subscriptions=10_000,

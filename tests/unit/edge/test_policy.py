@@ -97,6 +97,17 @@ def test_subscribe_rules_of_the_lmq_profile(topic_filter: str, allowed: bool) ->
     assert _grant().may_subscribe(topic_filter) is allowed
 
 
+@pytest.mark.parametrize("instance", [LMQ, STANDARD])
+def test_levels_are_counted_of_topics_and_of_the_filters_of_shares(instance: Instance) -> None:
+    grant = _grant(dataclasses.replace(instance, max_topic_levels=3))
+    assert grant.publish_rule("demo/b/c") is not None
+    assert grant.publish_rule("demo/b/c/") is None
+    assert grant.may_subscribe("demo/+/#")
+    assert grant.may_subscribe("$share/g/demo/+/#")
+    assert not grant.may_subscribe("demo/+/+/#")
+    assert not grant.may_subscribe("$share/g/demo/+/+/#")
+
+
 def test_the_standard_profile_allows_every_topic() -> None:
     grant = _grant(STANDARD, "")
     for topic in ("", "/", "a/p2p/b", "$x", "x" * 60_000, "$SYS/uploadToken"):
