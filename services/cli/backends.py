@@ -117,31 +117,46 @@ def _stop() -> None:
 
 
 def _follow(directory: DataDir, auth: str) -> None:
-    topics = directory.read_backend_topics()
-    problem = applied = ""
+    follower = _Follower(directory)
+    problem = ""
     while True:
         try:
-            instances = {backend.instance for backend in directory.read_backends()}
-            topics = Target("auth", auth, directory.path).call(lambda channel: _topics(channel, instances))  # noqa: B023
-            problem = _note(problem, "")
-        except CliError as error:  # auth is away: what is known stays
-            problem = _note(problem, str(error))
-        try:
-            text = nats_config.config_text(directory, topics)
-            if text != applied:  # also at the start: an earlier process may have ended between writing and reloading
-                write_private(directory.backend_topics, json.dumps(topics))
-                asyncio.run(_reload(directory, text))
-                applied = text
-                logger.info("accounts of backends changed", extra={"instances": len(topics)})
-        except (CliError, OSError, nats.errors.Error, TimeoutError) as error:
-            logger.warning("can't change the accounts of backends, trying on", extra={"error": str(error)})
+            Target("auth", auth, directory.path).call(follower.run)  # over one channel, for as long as it lasts
+        except CliError as error:
+            if str(error) != problem:
+                problem = str(error)
+                logger.warning("auth does not tell the topics", extra={"error": problem})
+        asyncio.run(follower.apply())  # with the topics that are known; backends may have changed
         time.sleep(LOOK_S)
 
 
-def _note(before: str, problem: str) -> str:
-    if problem and problem != before:
-        logger.warning("auth does not tell the topics", extra={"error": problem})
-    return problem
+class _Follower:
+    """What `follow` knows, and has told NATS."""
+
+    def __init__(self, directory: DataDir) -> None:
+        self._directory = directory
+        self._topics = directory.read_backend_topics()
+        self._applied = ""  # at the start too: an earlier process may have ended between writing and reloading
+
+    async def run(self, channel: aio.Channel) -> None:
+        """Follow the topics until auth does not answer."""
+        while True:
+            instances = {backend.instance for backend in self._directory.read_backends()}
+            self._topics = await _topics(channel, instances)
+            await self.apply()
+            await asyncio.sleep(LOOK_S)
+
+    async def apply(self) -> None:
+        """Have NATS take what has changed; what fails is tried again by the next call."""
+        try:
+            text = nats_config.config_text(self._directory, self._topics)
+            if text != self._applied:
+                write_private(self._directory.backend_topics, json.dumps(self._topics))
+                await _reload(self._directory, text)
+                self._applied = text
+                logger.info("accounts of backends changed", extra={"instances": len(self._topics)})
+        except (CliError, OSError, nats.errors.Error, TimeoutError) as error:
+            logger.warning("can't change the accounts of backends, trying on", extra={"error": str(error)})
 
 
 async def _topics(channel: aio.Channel, instances: set[str]) -> dict[str, list[str]]:

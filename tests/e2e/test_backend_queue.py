@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 import secrets
 import socket
 from typing import Any
 
+import nats
+import nats.errors
 import pytest
+from nats.aio.client import Client as Nats
 
 from services.common import subjects
 from services.edge.mqtt import codec
@@ -16,6 +21,7 @@ from services.edge.mqtt.packets import Connect, Publish
 from tests.support import queue
 from tests.support.clients import Client
 from tests.support.mesh import Mesh
+from tests.support.wait import until
 
 pytestmark = pytest.mark.e2e
 
@@ -110,3 +116,44 @@ def _events(mesh: Mesh, client_id: str, count: int) -> list[dict[str, Any]]:
         if len(events) >= count:
             return events
     raise AssertionError(f"no {count} events of {client_id}")
+
+
+def test_backend_of_another_instance_made_at_run_time(mesh: Mesh) -> None:
+    instance, topic = f"mqtt-{secrets.token_hex(4)}", "data"
+    mesh.weimq("instance", "create", instance)
+    mesh.weimq("topic", "create", topic, "--instance", instance)
+    made = mesh.json("backend", "create", "app", "--instance", instance)
+    assert {"instance": instance, "name": "app", "user": f"{instance}.app"} in mesh.json("backend", "list")
+    assert mesh.json("backend", "show", "app", "--instance", instance) == made
+
+    async def talk() -> str:
+        client = await nats.connect(made["nats_url"])
+        js = client.jetstream()
+        try:
+            await js.publish(subjects.in_subject(instance, topic), b"hello", headers={"mqttSecondTopic": "/x"})
+            # The new topic is in the account within a second.
+            async with asyncio.timeout(20):
+                messages = await js.pull_subscribe("", durable="app", stream=subjects.log_stream(instance, topic))
+                while True:
+                    with contextlib.suppress(nats.errors.Error, TimeoutError):
+                        (message,) = await messages.fetch(1, timeout=1)
+                        break
+            with pytest.raises((nats.errors.Error, TimeoutError)):
+                await js.stream_info(subjects.log_stream(mesh.instance, mesh.topic))
+            return message.data.decode()
+        finally:
+            await client.close()
+
+    assert asyncio.run(talk()) == "hello"
+    mesh.weimq("backend", "delete", "app", "--instance", instance)
+
+    async def is_let_in() -> bool:
+        client = Nats()
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            await client.connect(made["nats_url"], allow_reconnect=False, max_reconnect_attempts=0)
+            await client.close()
+            return True
+        await client.close()
+        return False
+
+    until(lambda: not asyncio.run(is_let_in()), what="the deleted user is refused")
