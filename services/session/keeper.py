@@ -103,6 +103,8 @@ class Keeper:
         self.shard = Shard(count=self._count, locate=locate, is_ours=self.is_ours)
         self.links: list[RouterLink] = []
         """Links with the routers, added before `run`."""
+        self.markers: list[tuple[str, int]] = []
+        """Subjects and sequences in the bucket that tell of deleted sessions, found at the start."""
         self._writer: LogWriter | None = None
         self._reader: LogReader | None = None
         self._announcer: Announcer | None = None
@@ -133,10 +135,11 @@ class Keeper:
         self._files = files
         if files is not None:
             await self._load_files(files)
-        restored = 0
         while True:
+            restored = 0
+            self.markers.clear()
             try:
-                async for sessions in subscriptions.read_all(js, reader):
+                async for sessions in subscriptions.read_all(js, reader, self.markers):
                     for each in sessions:
                         if self.is_ours(each.instance_id, each.client_id):
                             restored += 1

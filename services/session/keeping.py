@@ -13,6 +13,7 @@ from nats.aio.client import Client
 
 from services.common.log_writer import LogWriter
 from services.common.runtime import background, unless_stopped
+from services.session import subscriptions
 from services.session.announcer import Announcer
 from services.session.catch_up import CatchUp
 from services.session.clock import Clock
@@ -88,6 +89,8 @@ async def keeping(
         ]
         keeper.begin(writer, reader, announcer)
         stack.push_async_callback(keeper.checkpoint)
+        clearing = asyncio.create_task(subscriptions.clear(js, keeper.markers if index == 0 else []))
+        stack.callback(clearing.cancel)
         await enter(
             background(
                 keeper.run(),

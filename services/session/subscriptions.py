@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 BUCKET = "sessions"
 STREAM = f"KV_{BUCKET}"
+MAX_MARKERS = 100_000
+"""Deletions that one start of a shard clears away."""
 MAX_KEY = 1_000
 """Longest key with the client id in it, in characters."""
 _OPERATION = "KV-Operation"
@@ -93,8 +95,15 @@ def parse(message: StoredMessage) -> StoredSession | None:
         raise ValueError(f"not a session: {error!r}") from error
 
 
-async def read_all(js: JetStreamContext, reader: LogReader) -> AsyncIterator[list[StoredSession]]:
+async def read_all(
+    js: JetStreamContext, reader: LogReader, markers: list[tuple[str, int]]
+) -> AsyncIterator[list[StoredSession]]:
     """Yield every session of the bucket, of all shards; made when it does not exist.
+
+    Args:
+        js: of NATS.
+        reader: reads streams.
+        markers: gets subject and sequence of the messages that tell of deletions.
 
     Raises:
         UnavailableError: NATS does not answer.
@@ -119,4 +128,20 @@ async def read_all(js: JetStreamContext, reader: LogReader) -> AsyncIterator[lis
                 continue
             if session is not None:
                 sessions.append(session)
+            elif len(markers) < MAX_MARKERS:
+                markers.append((message.subject, message.sequence))
         yield sessions
+
+
+async def clear(js: JetStreamContext, markers: list[tuple[str, int]]) -> None:
+    """Delete messages that tell of deletions: nobody needs them once every shard has started after them.
+
+    Through a sequence, so that a session which was made again meanwhile stays.
+    """
+    for subject, sequence in markers:
+        try:
+            await js.purge_stream(STREAM, seq=sequence + 1, subject=subject)
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            logger.warning("deletions of sessions not cleared away", extra={"error": repr(error)})
+            return  # the next start does it
+    markers.clear()

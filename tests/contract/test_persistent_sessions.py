@@ -17,6 +17,7 @@ import nats
 import pytest
 import pytest_asyncio
 from grpc import aio
+from nats.aio.client import Client
 from nats.js import api
 
 from services.common import grpc_client, healthcheck, subjects
@@ -151,12 +152,19 @@ class Mesh:
         await self.router.Publish(router_pb2.PublishRequest(messages=messages), timeout=10, wait_for_ready=True)
 
     async def create_log(self, topic: str = "demo") -> None:
-        client = await nats.connect(self.server.url)
         config = api.StreamConfig(
             name=subjects.log_stream(INSTANCE, topic), subjects=subjects.log_filter(INSTANCE, topic), allow_direct=True
         )
-        await client.jetstream().add_stream(config)
-        await client.close()
+        async with self.nats() as client:
+            await client.jetstream().add_stream(config)
+
+    @contextlib.asynccontextmanager
+    async def nats(self) -> AsyncGenerator[Client]:
+        client = await nats.connect(self.server.url)
+        try:
+            yield client
+        finally:
+            await client.close()
 
 
 @pytest_asyncio.fixture
@@ -369,8 +377,7 @@ async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> N
     rules = pb.SessionRules()
     rules.CopyFrom(UNPACED)
     rules.max_offline_messages = 5
-    client = await nats.connect(mesh.server.url)
-    async with mesh.serving(), mesh.edge() as edge:
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
         first = await connected(edge, rules=rules)
         await subscribed(edge, first, "demo/#")
         edge.disconnect(first)
@@ -391,7 +398,6 @@ async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> N
         ]
         second = await connected(edge, rules=rules)
         await until(lambda: edge.payloads(second) == numbered(5, 3))
-    await client.close()
 
 
 async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
@@ -416,6 +422,7 @@ async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
         assert not second.next_page_token
         prefixed = pb.ListSessionsRequest(instance_id=INSTANCE, client_id_prefix="GID_Other")
         assert len((await mesh.sessions.ListSessions(prefixed)).sessions) == 1
+        await mesh.sessions.DeleteSession(pb.DeleteSessionRequest(instance_id=INSTANCE, client_id=clients[2]))
         names = pb.DeleteSessionRequest(instance_id=INSTANCE, client_id=clients[0])
         assert (await mesh.sessions.DeleteSession(names)).dropped_message_count == 4
         with pytest.raises(aio.AioRpcError) as error:
@@ -432,6 +439,9 @@ async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
         session = (await mesh.sessions.GetSession(wanted)).session
         assert [each.topic_filter for each in session.subscriptions] == ["demo/#"]
         assert session.disconnect_time_ms > 0
+        async with mesh.nats() as client, asyncio.timeout(10):  # what tells of the deletion is cleared away
+            while (await client.jetstream().stream_info("KV_sessions")).state.messages > 2:  # noqa: ASYNC110 - NATS's
+                await asyncio.sleep(0.02)
         assert session.oldest_message_time_ms > 0
 
 
@@ -443,7 +453,6 @@ async def until_kept(mesh: Mesh, client_id: str, count: int) -> None:
 
 
 async def test_a_log_that_is_made_anew_is_read_from_its_beginning(mesh: Mesh) -> None:
-    client = await nats.connect(mesh.server.url)
     async with mesh.serving(), mesh.edge() as edge:
         channel_id = await connected(edge)
         await subscribed(edge, channel_id, "demo/#")
@@ -452,19 +461,20 @@ async def test_a_log_that_is_made_anew_is_read_from_its_beginning(mesh: Mesh) ->
         edge.disconnect(channel_id)
         await until(lambda: edge.is_confirmed)
         await mesh.publish("demo/a", b"lost with its log")
-    async with mesh.serving(), mesh.edge() as edge:  # what it read from the log, it takes for certain
+    async with (
+        mesh.nats() as client,
+        mesh.serving(),
+        mesh.edge() as edge,
+    ):  # what it read from the log, it takes for certain
         await client.jetstream().delete_stream(subjects.log_stream(INSTANCE, "demo"))
         await mesh.create_log()
         await mesh.publish("demo/a", *numbered(5, 10))
         channel_id = await connected(edge)
         await until(lambda: edge.payloads(channel_id)[-5:] == numbered(5, 10))
-    await client.close()
 
 
 async def test_a_log_that_nats_does_not_serve_is_not_taken_for_empty(mesh: Mesh) -> None:
-    client = await nats.connect(mesh.server.url)
-    reader = LogReader(client)
-    async with background(reader.run()):
+    async with mesh.nats() as client, background((reader := LogReader(client)).run()):
         with pytest.raises(UnavailableError):
             await reader.read("MQ_none_none", 0)
         await mesh.publish("demo/a", *numbered(3))
@@ -478,4 +488,3 @@ async def test_a_log_that_nats_does_not_serve_is_not_taken_for_empty(mesh: Mesh)
         await until(lambda: len(found) == 5)
         assert found[:3] == numbered(3)
         assert found[3:] == [None, None]
-    await client.close()
