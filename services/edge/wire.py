@@ -116,7 +116,7 @@ class Wire(SharingClient):
     def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
         """Send a message of the session shard; see `Receiver`."""
         if not self._is_admitted:
-            if len(self._early) < MAX_EARLY:  # the shard sends again what is not acknowledged
+            if len(self._early) < MAX_EARLY:  # the shard has fewer under way
                 self._early.append(functools.partial(self.deliver_kept, message, qos, delivery_id, packet_identifier))
         elif not self._closed:
             if self._deliveries.send(message, qos, delivery_id, packet_identifier):
