@@ -16,7 +16,6 @@ from grpc import aio
 from services.common import grpc_server
 from services.common.healthcheck import is_serving
 from services.common.readiness import Readiness
-from services.common.runtime import background
 from services.common.settings import Secret
 from services.edge import app as edge_app
 from services.edge.settings import EdgeSettings
@@ -112,14 +111,14 @@ async def _run(nats_url: str, folder: Path, ports: list[int], ready: threading.E
     ]
     async with (
         grpc_server.serving(listen=[auth_address], token=TOKEN, readiness=Readiness(), register=register, drain_s=0),
-        background(*services),
+        asyncio.TaskGroup() as group,
     ):
+        for service in services:
+            group.create_task(service)
         for address in edges:
             while not await is_serving(address):  # noqa: ASYNC110 - the health service is asked, it tells nobody
                 await asyncio.sleep(0.01)
-        ready.set()
-        await stop.wait()
-        await asyncio.sleep(1.5)  # the services leave one after the other
+        ready.set()  # leaving waits until all have stopped
 
 
 def _free_ports() -> list[int]:
