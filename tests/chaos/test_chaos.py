@@ -239,7 +239,7 @@ def chaos_mesh(tmp_path: Path) -> Iterator[Mesh]:
 @pytest.mark.e2e
 @pytest.mark.timeout(240)
 def test_nothing_acknowledged_is_lost_in_a_short_storm(chaos_mesh: Mesh) -> None:
-    plan = Plan(messages=12_000, publishers=3, rate=1_500, stay_s=3, calm_s=1.0, kills=6)
+    plan = Plan(messages=8_000, publishers=3, rate=1_500, stay_s=3, calm_s=0.8, kills=6)
     check(*asyncio.run(_short(chaos_mesh, plan)))
 
 
