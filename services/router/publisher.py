@@ -98,6 +98,9 @@ class ExternalPublisher:
             raise UnavailableError("too much waits to be stored or confirmed", dependency=NATS)
         if not self._router.can_store and any(each.qos and (each.logged or each.retain) for each in messages):
             raise UnavailableError("NATS does not answer", dependency=NATS)
+        full = self._router.full_logs.logs
+        if full and any(each.qos and (each.instance_id, each.topic.partition("/")[0]) in full for each in messages):
+            raise UnavailableError("too much waits to be stored in the log of a topic", dependency=NATS)
         return self._route(messages)
 
     def acknowledge(self, sequence: int) -> None:

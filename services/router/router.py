@@ -116,7 +116,7 @@ class Router:
         self.pressure.begin(log)
         self._retained.begin(log)
         while self._waiting:
-            self._publish(*self._waiting.popleft())
+            self.publish(*self._waiting.popleft())
         for edge in self._edges:
             if edge is not None:
                 self.on_confirmed(edge)
@@ -151,27 +151,6 @@ class Router:
         if self._count == 1:
             return True
         return router_of(instance_id, topic.partition("/")[0], self._count) == self._index
-
-    def publish(
-        self,
-        source: Source,
-        columns: Columns,
-        *,
-        message_ids: dict[int, str] | None = None,
-        shown_topics: dict[int, str] | None = None,
-    ) -> None:
-        """Route messages that come from no edge.
-
-        Args:
-            source: is told when those of QoS 1 and 2 are safe.
-            columns: of the messages.
-            message_ids: by sequence; None: made of incarnation and sequence.
-            shown_topics: by sequence, topics that clients see instead of the one by which a message was routed.
-
-        Raises:
-            StreamContractError: a topic is not acceptable.
-        """
-        self._publish(source, columns, message_ids, shown_topics or None)
 
     def join(self, edge: EdgeLink) -> None:
         """Let a new edge or shard take part, under its slot."""
@@ -237,7 +216,7 @@ class Router:
             raise StreamContractError("a session shard publishes nothing", rule="publishes")
         columns = columns_of(publishes)
         if self._log is not None:
-            self._publish(edge, columns)
+            self.publish(edge, columns)
             return
         for index in range(len(columns.topics)):
             self._route(columns, index)  # refused now or never
@@ -304,15 +283,28 @@ class Router:
         if edge.pending_bytes > self._high_bytes:
             self.pressure.hold_for_edge(edge, edge)
 
-    def _publish(
+    def publish(
         self,
         source: Source,
         columns: Columns,
+        *,
         message_ids: dict[int, str] | None = None,
         shown_topics: dict[int, str] | None = None,
     ) -> None:
+        """Route messages, after `begin`.
+
+        Args:
+            source: is told when those of QoS 1 and 2 are safe.
+            columns: of the messages.
+            message_ids: by sequence; None: made of incarnation and sequence.
+            shown_topics: by sequence, topics that clients see instead of the one by which a message was routed.
+
+        Raises:
+            StreamContractError: a topic is not acceptable.
+        """
         log = self._log
         assert log is not None  # noqa: S101 - for the type checker
+        shown_topics = shown_topics or None
         topic_flags = columns.topic_flags
         self.published += len(columns.payloads)
         routes: list[Route | None] = [None] * len(topic_flags)
