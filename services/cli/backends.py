@@ -173,9 +173,11 @@ async def _reload(directory: DataDir, text: str) -> None:
     """Write NATS's configuration and have it taken; without NATS nothing is written, so that it is tried again."""
     async with _connected(nats_config.system_url(directory)) as client:
         write_private(directory.nats_conf, text)
-        answer = await client.request(f"$SYS.REQ.SERVER.{client._server_info['server_id']}.RELOAD", b"", timeout=5)  # noqa: SLF001 - nats-py has no other door to it
-        if error := json.loads(answer.data).get("error"):
-            raise CliError(f"NATS refuses its configuration: {error}.")
+        server_id = client._server_info["server_id"]  # noqa: SLF001 - nats-py has no other door to it
+        for _ in range(2):  # nats-server 2.15 lets what a new account imports work from the second time on
+            answer = await client.request(f"$SYS.REQ.SERVER.{server_id}.RELOAD", b"", timeout=5)
+            if error := json.loads(answer.data).get("error"):
+                raise CliError(f"NATS refuses its configuration: {error}.")
 
 
 @contextlib.asynccontextmanager

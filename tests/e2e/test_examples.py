@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from services.common.subjects import log_stream, log_subject
+from tests.support import queue as queue_of
 from tests.support.clients import Client
 from tests.support.mesh import Mesh
 from tests.support.tools import need
@@ -118,7 +120,8 @@ def test_ordered_consumer(mesh: Mesh) -> None:
         for n in range(50):
             client.publish(f"{topic}/{n % 3}", b"%d" % n, 1)
         client.publish_and_wait(topic, b"last")
-        # A new topic is in the backends' account within a second.
+        # A new topic is in the backends' account within a second; the example does not wait for that.
+        assert queue_of.read(mesh, log_stream(mesh.instance, topic), log_subject(mesh.instance, topic), 1)
         with python(mesh, "ordered_consumer.py", topic) as program:
             for text in (*map(str, range(50)), "last"):
                 assert program.wait_line(client.client_id) == f"{client.client_id} {text}"

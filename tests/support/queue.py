@@ -8,6 +8,7 @@ from typing import Any
 import nats
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
+from nats.js.errors import ServiceUnavailableError
 
 from tests.support.mesh import Mesh
 
@@ -30,6 +31,8 @@ async def _read(url: str, stream: str, subject: str, count: int, seconds: float)
                 messages += await consumer.fetch(count - len(messages), timeout=0.5)
             except TimeoutError:  # also that of nats-py, and the plain one that it lets through
                 continue
+            except ServiceUnavailableError:  # a new topic is in the backends' account within a second
+                await asyncio.sleep(0.05)
         return messages
     finally:
         await client.close()

@@ -314,6 +314,14 @@ async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> N
     await is_refused(nats_config.backend_url(broker.data, made))
 
 
+async def test_first_backend_of_an_instance_made_at_run_time_can_publish(broker: Broker) -> None:
+    made = Backend(instance="mqtt-new", name="app", user="new", password="89ab")
+    broker.data.write_backends([*broker.data.read_backends()[1:], made])
+    await _reload(broker.data, config_text(broker.data, {"mqtt-new": ["demo"]}))
+    async with await nats.connect(nats_config.backend_url(broker.data, made)) as client:
+        assert (await client.jetstream().publish(in_subject("mqtt-new", "demo"), b"")).stream == "MQ_IN"
+
+
 async def is_refused(url: str) -> None:
     client = Client()
     with pytest.raises(nats.errors.Error):
