@@ -369,7 +369,8 @@ class ServerConnection:
             keep_alive_s = self._keep_alive_s
         self._allowance_s = keep_alive_s * _KEEP_ALIVE_FACTOR
         accepted = ConnectReturnCode.ACCEPTED
-        self._output.append(encode(ConnAck(session_present, accepted)))
+        # MQTT 3.1 has no such flag: its byte is reserved.
+        self._output.append(encode(ConnAck(session_present and not self._decoder.ignores_flags, accepted)))
         if session is not None:
             self._session = session
             session.resume(self._output)

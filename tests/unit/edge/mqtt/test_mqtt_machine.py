@@ -675,3 +675,11 @@ def test_an_answer_waits_for_those_before_it() -> None:
     assert sent_by(machine) == [PubAck(1), PubAck(2)]
     machine.acknowledge(2, 1)
     assert sent_by(machine) == [PubAck(2)]
+
+
+@pytest.mark.parametrize(("level", "told"), [(3, False), (4, True)])
+def test_a_client_of_mqtt_31_is_not_told_of_its_session(level: int, told: bool) -> None:
+    machine = ServerConnection(now=0.0, limits=Limits())
+    machine.feed(encode(Connect(level, "c", False, 0, None, None, None)), 0.0)
+    machine.accept(0.0, session_present=True)
+    assert sent_by(machine) == [ConnAck(told, 0)]
