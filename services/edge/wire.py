@@ -116,8 +116,8 @@ class Wire(SharingClient):
     def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
         """Send a message of the session shard; see `Receiver`."""
         if not self._is_admitted:
-            if len(self._early) < MAX_EARLY:  # the shard has fewer under way
-                self._early.append(functools.partial(self.deliver_kept, message, qos, delivery_id, packet_identifier))
+            # Not counted: the shard bounds what it has under way, and does not send it again to this connection.
+            self._early.append(functools.partial(self.deliver_kept, message, qos, delivery_id, packet_identifier))
         elif not self._closed:
             if self._deliveries.send(message, qos, delivery_id, packet_identifier):
                 self._mark_dirty()
