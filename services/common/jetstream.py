@@ -102,7 +102,7 @@ async def closing(client: Client) -> AsyncGenerator[Client]:
 
 
 async def ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
-    """Create a stream, or bring an existing one to `config`. Idempotent.
+    """Create a stream, or bring an existing one to `config`, but for its number of replicas. Idempotent.
 
     Raises:
         UnavailableError: NATS does not answer.
@@ -113,7 +113,9 @@ async def ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
         except nats.js.errors.BadRequestError as error:
             if error.err_code != 10058:  # noqa: PLR2004 - "stream name already in use"
                 raise
-            await js.update_stream(config)
+            # An operator may have raised them (docs/operations.md).
+            replicas = (await js.stream_info(str(config.name))).config.num_replicas
+            await js.update_stream(config.evolve(num_replicas=replicas))
     except (nats.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"stream {config.name}: {error!r}", dependency=DEPENDENCY) from error
 

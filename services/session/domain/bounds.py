@@ -10,6 +10,8 @@ from services.session.domain.sessions import Instance, Session
 
 SWEEP_SESSIONS = 5_000
 """Sessions looked at by one call of `sweep`."""
+SWEEP_MS = 10_000
+"""Milliseconds between two sweeps through all sessions."""
 SWEEP_DROPS = 5_000
 """Messages dropped by one call of `sweep`, about."""
 
@@ -27,7 +29,8 @@ class Bounds:
         self._pump = pump
         self._sessions = sessions
         self._expire_session = expire_session
-        self._sweep: Iterator[Session] = iter(())
+        self._sweep: Iterator[Session] | None = None
+        self._due_ms = 0  # when the next sweep begins
 
     def limit(self, instance: Instance) -> None:
         """Drop the oldest messages of an instance that has too many; those under way to clients stay."""
@@ -61,11 +64,16 @@ class Bounds:
 
     def sweep(self, now_ms: int) -> None:
         """Look at the next sessions: drop messages that are too old, and sessions that nobody came back to."""
+        if self._sweep is None:
+            if now_ms < self._due_ms:
+                return
+            self._due_ms = now_ms + SWEEP_MS
+            self._sweep = iter(list(self._sessions.values()))
         drops = 0
         for _ in range(SWEEP_SESSIONS):
             session = next(self._sweep, None)
             if session is None:
-                self._sweep = iter(list(self._sessions.values()))
+                self._sweep = None
                 return
             if self._sessions.get(session.slot) is not session:
                 continue
