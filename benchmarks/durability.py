@@ -80,12 +80,16 @@ async def stream(client: Client, replicas: int) -> None:
                 return
 
 
+async def ignore(_error: Exception) -> None:
+    """Say nothing: the server is starting."""
+
+
 async def connect(urls: list[str]) -> Client:
     """Connect once a server listens."""
     async with asyncio.timeout(START_S):
         while True:
             with contextlib.suppress(OSError, nats.errors.Error, TimeoutError):
-                return await nats.connect(urls, connect_timeout=1, allow_reconnect=False)
+                return await nats.connect(urls, connect_timeout=1, allow_reconnect=False, error_cb=ignore)
             await asyncio.sleep(0.1)
 
 
