@@ -66,7 +66,7 @@ class Row:
             if "p2p" in arguments:
                 arguments += ["--parent", self.topic]
             elif "--topic" not in arguments:
-                arguments += ["--topic", self.topic + "/bench/%d"]
+                arguments += ["--topic", f"{self.topic}/{self.name}/%d"]
         return arguments
 
 

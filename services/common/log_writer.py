@@ -27,27 +27,22 @@ Repeats are harmless within the duplicate window of the stream, since every mess
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
-import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.common.log_lanes import FIRST_PAUSE_S, LONGEST_PAUSE_S, REFUSED, WAITING, Fullness, Lane, Message
-from services.common.raw_nats import Tap, with_header, write
+from services.common.log_pump import pump
+from services.common.raw_nats import with_header, write
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.1
-"""How often the connection and the acknowledgement time are looked at while something is in flight."""
-SETTLE_S = 0.002
-"""How often is looked at whether the subscription was sent."""
 GONE_PAUSE_S = 0.8
 """Pause from which on is asked whether a stream is gone for good: about a second of failures."""
 MAX_CONTROL_LINE = 4_096
@@ -186,44 +181,24 @@ class LogWriter:
         if not lane.flight:
             lane.is_probing = True
 
-    async def run(self) -> None:
+    def run(self) -> Coroutine[object, object, None]:
         """Send what is written until cancelled; then nothing more is sent or reported.
 
         Raises:
             nats.errors.ConnectionClosedError: the client was closed for good.
         """
-        subscription = await self._client.subscribe(f"{self._inbox}*", future=Tap(self._on_answer))
-        try:
-            await self._settle()
-            while True:
-                self._wake.clear()
-                if self._error is not None:
-                    raise self._error
-                if self._client.is_closed:
-                    raise nats.errors.ConnectionClosedError
-                now = time.monotonic()
-                self._check(now)
-                self._end_pauses(now)
-                if self._client.is_connected:
-                    self._send(now)
-                if not self._messages:
-                    await self._wake.wait()
-                    continue
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
-                        await self._wake.wait()
-        finally:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+        return pump(self._client, f"{self._inbox}*", take=self._on_answer, turn=self._turn, wake=self._wake)
 
-    async def _settle(self) -> None:
-        """Wait until the subscription is on its way to NATS, ahead of the messages, so that no answer is lost.
-
-        Not by `Client.flush`: when that is cancelled, nats-py stops reading.
-        """
-        client = self._client
-        while not client.is_closed and (client.pending_data_size or not client.is_connected):  # noqa: ASYNC110 - no event
-            await asyncio.sleep(SETTLE_S)
+    def _turn(self) -> bool:
+        """Send what can be sent; return whether something is not reported yet."""
+        if self._error is not None:
+            raise self._error
+        now = time.monotonic()
+        self._check(now)
+        self._end_pauses(now)
+        if self._client.is_connected:
+            self._send(now)
+        return bool(self._messages)
 
     def _lane(self, subject: str) -> Lane:
         name = self._lane_names.get(subject)

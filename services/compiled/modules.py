@@ -6,6 +6,8 @@ import ast
 from pathlib import Path
 
 MODULES = (
+    "services.common.log_lanes",
+    "services.common.log_writer",
     "services.common.subjects",
     "services.common.topics",
     "services.common.trie",

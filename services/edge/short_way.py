@@ -32,7 +32,7 @@ LOCAL: Final = 2
 
 FIRST_ASK: Final = 8
 """Messages of a topic after which the router is asked for it: a topic that is seldom used is not worth it."""
-LAST_ASK: Final = 65_536
+LAST_ASK: Final = 1024
 """The number grows with every no, up to this."""
 GROWTH: Final = 8
 MAX_ROUTES = 4096

@@ -1,0 +1,60 @@
+"""The waiting of the log writer, apart from its work on messages, which is compiled (see `services.compiled`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from services.common.raw_nats import Tap
+
+TICK_S = 0.1
+"""How often the connection and the acknowledgement time are looked at while something is in flight."""
+SETTLE_S = 0.002
+"""How often is looked at whether the subscription was sent."""
+
+
+async def pump(
+    client: Client, subject: str, *, take: Callable[[Msg], None], turn: Callable[[], bool], wake: asyncio.Event
+) -> None:
+    """Take the answers on `subject`, and call `turn` whenever there is something to do, until cancelled.
+
+    Args:
+        client: connected to NATS and reconnecting by itself.
+        subject: of the answers.
+        take: called with each of them.
+        turn: sends; returns whether it must be called again by the clock.
+        wake: set when there is something to send.
+
+    Raises:
+        nats.errors.ConnectionClosedError: the client was closed for good.
+    """
+    subscription = await client.subscribe(subject, future=Tap(take))
+    try:
+        await _settle(client)
+        while True:
+            wake.clear()
+            if client.is_closed:
+                raise nats.errors.ConnectionClosedError
+            if not turn():
+                await wake.wait()
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await wake.wait()
+    finally:
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+
+
+async def _settle(client: Client) -> None:
+    """Wait until the subscription is on its way to NATS, ahead of the messages, so that no answer is lost.
+
+    Not by `Client.flush`: when that is cancelled, nats-py stops reading.
+    """
+    while not client.is_closed and (client.pending_data_size or not client.is_connected):  # noqa: ASYNC110 - no event
+        await asyncio.sleep(SETTLE_S)
