@@ -19,12 +19,11 @@ from pathlib import Path
 from services.compiled import DIRECTORY, PURE_VARIABLE, ROOT, SUFFIX, check, fingerprint
 from services.compiled.modules import sources
 
+# Not strict: whether the types hold is for `make check`, with stubs that building does without.
 CONFIGURATION = """
 [mypy]
-strict = true
 explicit_package_bases = true
 namespace_packages = true
-[mypy-google.rpc.*]
 ignore_missing_imports = true
 """
 
