@@ -12,6 +12,8 @@ SWEEP_SESSIONS = 5_000
 """Sessions looked at by one call of `sweep`."""
 SWEEP_MS = 10_000
 """Milliseconds between two sweeps through all sessions."""
+MAX_STALE = 1_000
+"""Entries of a heap, beyond two for each session, after which it is made anew."""
 SWEEP_DROPS = 5_000
 """Messages dropped by one call of `sweep`, about."""
 
@@ -59,8 +61,13 @@ class Bounds:
 
     def note_waiting(self, session: Session, time_s: int) -> None:
         """Note that a session may have messages that wait, which it had not before."""
-        if session.instance.heap is not None:
-            heapq.heappush(session.instance.heap, (time_s, session.slot))
+        instance = session.instance
+        if instance.heap is None:
+            return
+        if len(instance.heap) > 2 * len(instance.sessions) + MAX_STALE:
+            instance.heap = None  # most of it is of messages that did not wait; `limit` makes it anew
+        else:
+            heapq.heappush(instance.heap, (time_s, session.slot))
 
     def sweep(self, now_ms: int) -> None:
         """Look at the next sessions: drop messages that are too old, and sessions that nobody came back to."""
@@ -88,6 +95,8 @@ class Bounds:
                 self._drop_oldest(session, EXPIRED)
                 drops += 1
                 oldest_s = session.oldest_s
+            if session.is_empty:
+                self._expire_session(session)  # a receiver of kept P2P messages, of which none is left
             if drops > SWEEP_DROPS:
                 return
 

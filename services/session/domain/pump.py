@@ -183,6 +183,7 @@ class Pump:
         for fetch in channel.fetches.values():
             self._release_fetch(channel, fetch)
             items.append((fetch.position, fetch.time_s))
+        channel.fetches.clear()  # what comes for them finds nobody
         items.extend(channel.live)
         if not items:
             return

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from services.session.domain.fanout import Fanout, IsOurs, Locate
 from services.session.domain.interests import Interests, pack_subscription, qos_of, since_ms_of
 from services.session.domain.outbox import Outbox
-from services.session.domain.positions import P2P, Queue
+from services.session.domain.positions import FLAG_BITS, P2P, Queue
 from services.session.domain.pump import SESSION_DELETED, SESSION_EXPIRED, Pump
 from services.session.domain.roster import Roster
 from services.session.domain.rules import Rules
-from services.session.domain.sessions import Carried, Channel, Session
+from services.session.domain.sessions import WAITS_COMPLETION, Carried, Channel, Session
 
 MAX_RECENT = 65_536
 """Clients with cleanSession 1 that are remembered, to notice when they change it."""
@@ -153,7 +153,7 @@ class Shard:
                 self._store(session)
         if is_established:
             session.carried = None
-        carried = session.carried
+        carried = session.carried = _still_kept(session)
         self.roster.connect(session, channel_id, outbox, is_held=is_held, session_present=was_present)
         if clean_session:
             return NOTHING
@@ -279,3 +279,16 @@ class Shard:
             if len(self._recent_clean) >= MAX_RECENT:
                 del self._recent_clean[next(iter(self._recent_clean))]
             self._recent_clean[key] = None
+
+
+def _still_kept(session: Session) -> Carried | None:
+    """Return what a session carries, without the packet identifiers of messages that were dropped meanwhile.
+
+    Those would wait at the edge for what never comes, on every connection, until its window has no room.
+    """
+    carried = session.carried
+    if carried is None:
+        return None
+    kept = {position >> FLAG_BITS for position, _ in session.queue or ()}
+    deliveries = [each for each in carried.deliveries if each[2] == WAITS_COMPLETION or each[0] in kept]
+    return Carried(deliveries, carried.received) or None

@@ -410,3 +410,67 @@ def test_qos_2_that_was_received_is_completed_and_not_sent_again() -> None:
     assert sequences(desk.received()) == [2]
     desk.acknowledge("2", 1, 2)
     assert desk.shard.roster.instances["i"].count == 0
+
+
+def test_identifiers_of_messages_that_are_gone_do_not_come_back() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish(count=2)
+    desk.received()
+    ids = [desk.log.index << 42 | sequence for sequence in (1, 2)]
+    desk.later(86_400_000)
+    desk.detach("1", Carried([(ids[0], 5, 0), (ids[1], 6, 0)], []))
+    desk.publish()
+    desk.later(2 * 86_400_000 + 2_000)
+    assert desk.reasons == [EXPIRED] * 2
+    # At the edge they would take room in the window of the client for ever: nothing is to come for them.
+    assert desk.attach("2").carried is None
+    assert sequences(desk.received()) == [3]
+
+
+def test_a_fetch_that_ends_after_its_connection_changes_nothing() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.detach("1")
+    desk.publish()
+    desk.attach("2")  # has the message fetched
+    desk.detach("2")
+    for delivery_id in desk.shard.pump.wanted:
+        desk.shard.pump.fetched(delivery_id, "", b"", desk.now_ms)  # the log does not have it
+    assert desk.outbox.fetching == 0
+    assert desk.shard.roster.instances["i"].count == 1  # it is in the queue, and counted
+    assert desk.reasons == []
+
+
+def test_what_is_known_of_the_oldest_stays_bounded() -> None:
+    rules = Rules(max_offline_messages=100)
+    desk = Desk()
+    desk.attach("away", rules, client="away")
+    desk.subscribe("away", 1, "a/b")
+    desk.detach("away")
+    desk.publish(count=101)
+    desk.attach("here", rules, client="here")
+    desk.subscribe("here", 1, "a/c")
+    instance = desk.shard.roster.instances["i"]
+    assert instance.heap is not None
+    targets = desk.shard.interests.match("i", "a/c")
+    for _ in range(5_000):  # live ones, of which none waits
+        desk.sequence += 1
+        desk.shard.fanout.deliver(desk.log, desk.sequence, "a/c", b"", 1, targets, desk.now_ms)
+        desk.shard.flush(desk.now_ms)
+        desk.received()
+        desk.acknowledge("here", desk.sequence)
+    assert len(instance.heap or ()) < 3_000
+
+
+def test_a_receiver_without_a_session_is_forgotten_with_its_last_message() -> None:
+    desk = Desk()
+    desk.shard.fanout.deliver_p2p(desk.log, 1, "never seen", "a/p2p/never seen", b"", desk.now_ms)
+    assert desk.shard.roster.sessions
+    desk.later(3 * 86_400_000 + 2_000)
+    assert desk.reasons == [EXPIRED]
+    desk.later(20_000)
+    desk.later(20_000)
+    assert not desk.shard.roster.sessions
