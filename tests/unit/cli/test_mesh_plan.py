@@ -13,6 +13,12 @@ from services.cli.ports import plan_ports
 from services.cli.secrets import DataDir
 
 
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan as without `WEIMQ_PURE`, with which the gate runs the unit tests once."""
+    monkeypatch.delenv("WEIMQ_PURE", raising=False)
+
+
 def plan(tmp_path: Path, edges: int = 1, config: Environments | None = None, default_instance: str = "") -> Mesh:
     return mesh.plan(
         data=DataDir(tmp_path / "data"),
