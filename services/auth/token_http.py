@@ -16,6 +16,7 @@ from typing import Any
 
 import pydantic
 from fastapi import FastAPI
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -215,6 +216,11 @@ async def _body(request: Request) -> bytes:
 
 
 async def _multipart(request: Request, body: bytes) -> list[tuple[str, str]]:
+    # Other charsets of Python may take seconds for what fits here, or decode to what is no text.
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() not in {b"utf-8", b"utf8"}:
+        raise BadParameterError("the form must be in UTF-8")
+
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield body
 

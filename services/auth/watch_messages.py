@@ -107,4 +107,5 @@ def _access_key_policy(key: AccessKey) -> auth_pb2.AccessKeyPolicy:
         publish=key.publish,
         subscribe=key.subscribe,
         topic_filters=key.topic_filters,
+        create_time_ms=key.create_time_ms,
     )

@@ -121,7 +121,7 @@ class AuthClient:
         if grant is None or policies.is_outdated:
             raise _RefusedError(ConnectReturnCode.SERVER_UNAVAILABLE, "instance or AccessKey not known here")
         if not grant.instance.is_standard and not policies.has_group(
-            result.instance_id, client_id.partition(GROUP_SEPARATOR)[0]
+            result.instance_id, client_id.partition(GROUP_SEPARATOR)[0], result.account_id
         ):
             raise _RefusedError(ConnectReturnCode.SERVER_UNAVAILABLE, "group not known here")
         if result.device_credential_id in policies.removed_credentials or any(

@@ -144,6 +144,7 @@ class AuthWatch:
                     publish=key.publish,
                     subscribe=key.subscribe,
                     topic_filters=tuple(key.topic_filters),
+                    create_time_ms=key.create_time_ms,
                 ),
             )
         for token_id in change.revoked_token_ids:

@@ -306,6 +306,8 @@ class Connection(Wire):
     @override
     def on_withdrawn(self, code: int, token_id: str = "") -> None:
         """Close the connection; see `ports.Client`."""
+        if not token_id:
+            self._will = None  # what it was allowed by is gone; without a token nothing is allowed anyway
         if self._is_admitted:
             self._hub.credentials.withdraw(self, code, token_id)
         elif not self._closed:

@@ -96,7 +96,8 @@ class Policies:
         if tenant is None:
             return None
         key = tenant.keys.get(access_key_id) if access_key_id else UNLIMITED
-        if key is None:
+        # One that changed hands while auth's answer was on its way would be found by nobody any more.
+        if key is None or (access_key_id and key.account_id != account_id):
             return None
         grant = tenant.grants.get((account_id, access_key_id))
         if grant is None:
@@ -105,10 +106,10 @@ class Policies:
             self._share_cache(grant)
         return grant
 
-    def has_group(self, instance_id: str, group_id: str) -> bool:
-        """Return whether a group exists."""
+    def has_group(self, instance_id: str, group_id: str, account_id: str) -> bool:
+        """Return whether a group exists and is an account's."""
         tenant = self._tenants.get(instance_id)
-        return tenant is not None and group_id in tenant.groups
+        return tenant is not None and tenant.groups.get(group_id) == account_id
 
     # --- changes -------------------------------------------------------------------------------
 
@@ -175,7 +176,7 @@ class Policies:
         if tenant is None:
             return
         known = tenant.keys.get(access_key_id)
-        if known is None or known.account_id == key.account_id:
+        if known is None or (known.account_id, known.create_time_ms) == (key.account_id, key.create_time_ms):
             tenant.keys[access_key_id] = key
             grant = tenant.grants.get((key.account_id, access_key_id))
             if grant is not None and known != key:

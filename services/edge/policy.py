@@ -76,6 +76,8 @@ class AccessKey:
     subscribe: bool = True
     topic_filters: tuple[str, ...] = ()
     """Empty: no limit."""
+    create_time_ms: int = 0
+    """A key that is made again under the same id is another."""
 
 
 UNLIMITED = AccessKey(account_id="")

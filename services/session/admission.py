@@ -43,6 +43,8 @@ class Admission:
         self._link_of = link_of
         self._now_ms = now_ms
         self._held: set[str] = set()  # channel ids of connections that get nothing yet
+        # Held ones that want a clean session: until they have proved who they are, they discard nothing.
+        self._to_clean: dict[str, session_pb2.Opening] = {}
         self._carried: dict[str, Carried] = {}  # by channel id, of the frame that is being taken
 
     def open(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> None:
@@ -51,9 +53,8 @@ class Admission:
         if not opening.established:
             edge_link.openings[connection.channel_id] = opening
             return
-        held = self._presence.connections(connection.instance_id, connection.client_id)
-        if not held or held[-1].channel_id != connection.channel_id or held[-1].is_evicted:
-            return  # it ended, or another one took its place
+        if not self._is_current(connection):
+            return
         self._attach(edge_link, opening)
         edge_link.restored.append(connection.channel_id)
 
@@ -89,6 +90,9 @@ class Admission:
             self._keeper.keep_until_stored(events)
         for channel_id in request.released_channel_ids:
             self._held.discard(channel_id)
+            opening = self._to_clean.pop(channel_id, None)
+            if opening is not None and self._is_current(opening.connection):
+                self._attach_now(edge_link, opening)
             if channel_id not in edge_link.restored:
                 shard.release(channel_id)
         for pull in request.offline_pulls:
@@ -108,6 +112,7 @@ class Admission:
     def end(self, event: Event) -> None:
         """Take the end of a connection."""
         self._held.discard(event.channel_id)
+        self._to_clean.pop(event.channel_id, None)
         carried = self._carried.pop(event.channel_id, None)
         shard = self._shard
         if event.channel_id in shard.pump.channels:
@@ -131,10 +136,22 @@ class Admission:
             return None
         return channel_id, edge_link.outbox, channel_id in self._held
 
+    def _is_current(self, connection: session_pb2.Connection) -> bool:
+        """Say whether a connection neither ended nor lost its place to another one."""
+        held = self._presence.connections(connection.instance_id, connection.client_id)
+        return bool(held) and held[-1].channel_id == connection.channel_id and not held[-1].is_evicted
+
     def _attach(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> Attached:
-        connection = opening.connection
+        channel_id = opening.connection.channel_id
         if opening.is_held:
-            self._held.add(connection.channel_id)
+            self._held.add(channel_id)
+            if opening.clean_session:
+                self._to_clean[channel_id] = opening
+                return NOTHING
+        return self._attach_now(edge_link, opening)
+
+    def _attach_now(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> Attached:
+        connection = opening.connection
         is_mine = self._keeper.is_ours(connection.instance_id, connection.client_id)
         if not is_mine:
             return NOTHING  # the edge was told of another number of shards

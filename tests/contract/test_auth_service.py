@@ -397,9 +397,16 @@ async def test_a_watch_tells_of_groups_and_keys(service: AuthService) -> None:
     watch = Watch(service)
     await watch.snapshot()
     first = auth_pb2.GroupPolicy(instance_id=name, group_id="GID_first", account_id="mine")
+    (made,) = (await service.resources.ListAccessKeys(resource_pb2.ListAccessKeysRequest(instance_id=name))).access_keys
     key = auth_pb2.AccessKeyPolicy(
-        instance_id=name, access_key_id=access_key_id, account_id="mine", publish=True, subscribe=True
+        instance_id=name,
+        access_key_id=access_key_id,
+        account_id="mine",
+        publish=True,
+        subscribe=True,
+        create_time_ms=made.create_time_ms,
     )
+    assert made.create_time_ms
     assert first in [group for message in watch.messages for group in message.groups]
     assert key in [one for message in watch.messages for one in message.access_keys]
 

@@ -153,10 +153,17 @@ async def test_retained_messages_that_come_after_the_permission_went_are_dropped
         assert await device.receive() == packets.Publish("demo/a", b"kept", 0, True, False, 0)
 
 
-async def test_a_will_is_not_sent_when_its_right_was_withdrawn() -> None:
+@pytest.mark.parametrize(
+    ("user", "told"),
+    [(SIGNED, KEY_GONE), (SIGNED, GROUP_GONE), (f"DeviceCredential|d|{INSTANCE}", CREDENTIAL_GONE)],
+    ids=["key", "group", "device credential"],
+)
+async def test_a_will_is_not_sent_when_its_right_was_withdrawn(
+    user: str, told: auth_pb2.WatchResourcesResponse
+) -> None:
     async with world() as w:
-        device = await w.connected(user=SIGNED, will=packets.Will("demo/will", b"gone", 1, False))
-        w.auth.tell(KEY_GONE)
+        device = await w.connected(user=user, will=packets.Will("demo/will", b"gone", 1, False))
+        w.auth.tell(told)
         assert await device.receive() is None
         await until(lambda: w.session.closings)
         assert not w.router.published

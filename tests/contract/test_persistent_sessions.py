@@ -373,6 +373,26 @@ async def test_a_held_connection_gets_nothing_until_it_is_released(mesh: Mesh) -
         await until(lambda: set(edge.payloads(second)) == {b"offline", b"live"})
 
 
+async def test_a_held_connection_discards_nothing_until_it_is_released(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await mesh.publish("demo/a", b"offline")
+        stranger = await connected(edge, clean_session=True, is_held=True)
+        edge.disconnect(stranger)
+        second = await connected(edge)
+        assert edge.decisions[second].session_present
+        await until(lambda: edge.payloads(second) == [b"offline"])
+        edge.disconnect(second)
+        owner = await connected(edge, clean_session=True, is_held=True)
+        edge.release(owner)
+        edge.disconnect(owner)
+        third = await connected(edge)
+        assert not edge.decisions[third].session_present
+        assert not edge.decisions[third].subscriptions
+
+
 async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> None:
     rules = pb.SessionRules()
     rules.CopyFrom(UNPACED)

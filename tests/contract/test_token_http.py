@@ -250,6 +250,18 @@ async def test_bodies_are_bounded_in_size_fields_and_time(caller: Caller, monkey
             await client.post(path, content=b"\xff", headers={"content-type": token_http._FORM}),
             await client.post(path, content=b"--x", headers={"content-type": "multipart/form-data; boundary=x"}),
             await client.post(path, content=b"--x", headers={"content-type": "multipart/form-data"}),
+            *[
+                await client.post(
+                    path,
+                    content=b"".join(
+                        b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n+2AA-\r\n' % name
+                        for name in (b"token", b"accessKey", b"signature")
+                    )
+                    + b"--x--\r\n",
+                    headers={"content-type": f"multipart/form-data; boundary=x; charset={charset}"},
+                )
+                for charset in ("utf-7", "punycode")  # no text; decoded in a time that grows as its square
+            ],
             await client.post(path, content=b"token=x"),
         ]
         assert [(answer.status_code, answer.json()["code"]) for answer in hostile] == [(200, 400)] * len(hostile)

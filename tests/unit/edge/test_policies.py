@@ -109,17 +109,26 @@ def test_an_access_key_of_another_account_is_another_key() -> None:
     world.policies.put_key(I, "K", AccessKey(account_id="other"))
     assert world.told() == {"by_key": WITHDRAWN}
     assert world.grant("K", "other").publish_rule("demo") is None
+    assert world.policies.grant(I, "default", "K") is None  # auth's answer is older than the watch
+
+
+def test_an_access_key_that_was_made_again_is_another_key() -> None:
+    world = World()
+    world.policies.put_key(I, "K", dataclasses.replace(KEY, create_time_ms=1))
+    assert world.told() == {"by_key": WITHDRAWN}
+    assert world.keyed.publish_rule("demo") is None
+    assert world.grant("K").publish_rule("demo") is not None
 
 
 def test_a_deleted_group_closes_its_clients_alone() -> None:
     world = World()
-    assert world.policies.has_group(I, "GID_demo")
+    assert world.policies.has_group(I, "GID_demo", "default")
     rule = world.account.publish_rule("demo/p2p/GID_demo@@@1")
     assert rule is not None
     assert rule.flags & FLAG_RECEIVER_GROUP
     world.policies.remove_group(I, "GID_demo")
     assert world.told() == {"by_group": WITHDRAWN}
-    assert not world.policies.has_group(I, "GID_demo")
+    assert not world.policies.has_group(I, "GID_demo", "default")
     rule = world.account.publish_rule("demo/p2p/GID_demo@@@1")
     assert rule is not None
     assert not rule.flags & FLAG_RECEIVER_GROUP
@@ -133,6 +142,7 @@ def test_a_group_that_changes_hands_closes_its_clients() -> None:
     world = World()
     world.policies.put_group(I, "GID_demo", "other")
     assert world.told() == {"by_group": WITHDRAWN}
+    assert not world.policies.has_group(I, "GID_demo", "default")  # auth's answer is older than the watch
 
 
 def test_a_deleted_topic_is_lost_by_its_subscribers_alone() -> None:

@@ -573,6 +573,7 @@ class AccessKeyPolicy(_message.Message):
     PUBLISH_FIELD_NUMBER: _builtins.int
     SUBSCRIBE_FIELD_NUMBER: _builtins.int
     TOPIC_FILTERS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Instance id."""
     access_key_id: _builtins.str
@@ -583,6 +584,8 @@ class AccessKeyPolicy(_message.Message):
     """Whether it may publish."""
     subscribe: _builtins.bool
     """Whether it may subscribe."""
+    create_time_ms: _builtins.int
+    """When it was created, milliseconds since 1970: a key that is made again under the same id is another."""
     @_builtins.property
     def topic_filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Topic filters it is limited to; empty: every parent topic of the account."""
@@ -596,10 +599,11 @@ class AccessKeyPolicy(_message.Message):
         publish: _builtins.bool = ...,
         subscribe: _builtins.bool = ...,
         topic_filters: _abc.Iterable[_builtins.str] | None = ...,
+        create_time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "instance_id", b"instance_id", "publish", b"publish", "subscribe", b"subscribe", "topic_filters", b"topic_filters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "publish", b"publish", "subscribe", b"subscribe", "topic_filters", b"topic_filters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
