@@ -97,10 +97,13 @@ class CatchUp:
                 is_new = False
             opened.clear()
             opening = self._link.openings
+            must_read, self._link.must_read = self._link.must_read, False
             try:
-                while is_new and not await self._catch_up():
+                while must_read and not await self._catch_up():
                     pass
-                if not is_new and not self._link.is_behind:
+                if is_new and not must_read:
+                    await self._note_created()
+                elif not is_new and not self._link.is_behind:
                     await self._read_on()
             except (UnavailableError, nats.errors.Error, TimeoutError, OSError) as error:
                 extra = {"router": self._link.index, "error": repr(error)}
@@ -109,6 +112,7 @@ class CatchUp:
                 if (
                     self._link.openings == opening
                 ):  # else the next stream has its turn when the router knows all filters
+                    self._link.must_read = self._link.must_read or must_read
                     opened.set()
 
     async def _catch_up(self) -> bool:
@@ -141,6 +145,14 @@ class CatchUp:
         logger.info("logs read", extra={**extra, "duration_s": round(time.monotonic() - began, 3)})
         # One that was made while the logs were listed may have been left to reading.
         return link.openings != opening or not any(self._is_of_router(log.name) for log in logs.reading())
+
+    async def _note_created(self) -> None:
+        """Note when the streams were made whose first message came live."""
+        logs = self._shard.logs
+        for state in await self._streams():
+            log = logs.get(state.name)
+            if log is not None and not log.created:
+                logs.note_created(log, state.created)
 
     async def _read_on(self) -> None:
         """Read logs that are far ahead, while what comes live goes on: whatever comes first, counts."""

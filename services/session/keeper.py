@@ -59,7 +59,7 @@ class Waiter(Protocol):
 
 
 class _Answer:
-    """A change of subscriptions that is answered when it is stored and every linked router knows its filters."""
+    """A change of subscriptions that is answered when it is stored and every router knows its filters."""
 
     __slots__ = ("_done", "_missing")
 

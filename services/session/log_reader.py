@@ -51,9 +51,10 @@ class StoredMessage:
         self.payload = payload
         self.subject = headers["Nats-Subject"]
         self.sequence = int(headers["Nats-Sequence"])
-        # Nine digits of a second are more than Python takes.
-        stamp = dt.datetime.fromisoformat(f"{headers['Nats-Time-Stamp'][:19]}+00:00")
-        self.time_ms = int(stamp.timestamp()) * 1000
+        # Up to nine digits of a second, which are more than Python takes; none when they are zeros.
+        time, _, fraction = headers["Nats-Time-Stamp"].rstrip("Z").partition(".")
+        seconds = int(dt.datetime.fromisoformat(f"{time}+00:00").timestamp())
+        self.time_ms = seconds * 1000 + int(fraction[:3].ljust(3, "0"))
 
 
 class _Request:

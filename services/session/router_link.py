@@ -90,6 +90,7 @@ class RouterLink:
         self._waiters: list[Callable[[], None]] = []
         self._sent: deque[tuple[int, list[Callable[[], None]]]] = deque()  # frame and who waits for it
         self._is_snapshot_complete = False
+        self._looks_again = False  # once all that was sent is confirmed
         self.is_linked = False
         """Whether filters that are added now reach the router by the link; else by the next snapshot."""
         self.is_behind = True
@@ -97,7 +98,9 @@ class RouterLink:
         self.openings = 0
         """How many streams were opened."""
         self.opened = asyncio.Event()
-        """Set when the router knows every filter of a new stream, so that the logs can be read."""
+        """Set when there is something to do about the logs: to read them, or to note which streams they are."""
+        self.must_read = False
+        """Whether the logs are to be read: the router knows every filter of a new stream, or one was made anew."""
         self._name = f"router-{index}"
         self._link: Link[router_pb2.LinkRequest, router_pb2.LinkResponse] = Link(
             build=self._build, bare=router_pb2.LinkRequest, take=self._take, confirmed=self._on_confirmed
@@ -119,31 +122,35 @@ class RouterLink:
     def tell(
         self, added: Iterable[Interest[Session]], removed: Iterable[int], known: Callable[[], None] | None
     ) -> None:
-        """Tell the router of filters; `known` is called when it knows them, or when the next stream will tell it."""
-        if not self.is_linked:
-            if known is not None:
-                known()
-            return
-        self._added.extend(added)
-        self._removed.extend(removed)
+        """Tell the router of filters; `known` is called when it knows them, however many streams that takes.
+
+        Until then it would neither deliver nor keep a message of a topic without a log.
+        """
         if known is not None:
             self._waiters.append(known)
+        if not self.is_linked:
+            return  # the next stream begins with all filters
+        self._added.extend(added)
+        self._removed.extend(removed)
         self._link.wake()
 
     def look_again(self) -> None:
         """Have the logs read once more: one of them may have been made anew."""
-        if self.is_linked and self._is_snapshot_complete and not self._sent:
-            self.opened.set()
+        self._looks_again = self.is_linked and (not self._is_snapshot_complete or bool(self._sent))
+        if self.is_linked and not self._looks_again:
+            self._read()
+
+    def _read(self) -> None:
+        self.must_read = True
+        self.opened.set()
 
     def _on_link(self, *, is_up: bool) -> None:
         if is_up:
             return
         self.is_linked = False
-        waiters = [each for _, group in self._sent for each in group] + self._waiters
+        sent = [each for _, group in self._sent for each in group if each != self._read]
         self._sent.clear()
-        self._waiters = []
-        for waiter in waiters:
-            waiter()
+        self._waiters = sent + self._waiters
 
     def _greeting(self) -> router_pb2.LinkRequest:
         index, count = self._place
@@ -162,6 +169,8 @@ class RouterLink:
         self.is_behind = True
         self.is_linked = True
         self.opened.clear()
+        self.must_read = False
+        self._looks_again = False
         self._added = deque(self._shard.interests.by_target.values())
         self._removed = []
         self._is_snapshot_complete = False
@@ -194,7 +203,7 @@ class RouterLink:
         waiters, self._waiters = self._waiters, []
         if not self._is_snapshot_complete:
             self._is_snapshot_complete = frame.snapshot_complete = True
-            waiters.append(self.opened.set)
+            waiters.append(self._read)
         if waiters:
             self._sent.append((self._link.next_frame, waiters))
         return frame
@@ -203,6 +212,8 @@ class RouterLink:
         while self._sent and self._sent[0][0] <= through:
             for waiter in self._sent.popleft()[1]:
                 waiter()
+        if self._looks_again:
+            self.look_again()
 
     def _take(self, frame: router_pb2.LinkResponse) -> None:
         if frame.HasField("deliveries"):
@@ -215,6 +226,8 @@ class RouterLink:
         now_ms = self._clock.now_ms()
         logs = []
         for name in batch.logs:
+            if fanout.logs.get(name) is None and not self.is_behind:
+                self.opened.set()  # to note when it was made, by which another one of its name is told apart
             log = fanout.logs.open(name, stream_names(name)[0])
             log.is_reading = log.is_reading or self.is_behind
             logs.append(log)

@@ -66,24 +66,24 @@ class Mesh:
         self.sessions: session_pb2_grpc.SessionServiceStub
         self.channel: aio.Channel
 
-    def router_settings(self) -> RouterSettings:
+    def router_settings(self, address: str = "") -> RouterSettings:
         return RouterSettings(
             cluster_token=TOKEN,
             nats_url=Secret(self.server.url),
-            grpc_listen=(self.router_address,),
+            grpc_listen=(address or self.router_address,),
             shard_count=1,
             drain_s=0.0,
             auth=f"unix:{self.directory}/auth.sock",  # nobody
         )
 
     @contextlib.asynccontextmanager
-    async def serving(self, **changes: Any) -> AsyncGenerator[None]:
+    async def serving(self, router: str = "", **changes: Any) -> AsyncGenerator[None]:
         """Run the session service; stopped gracefully on leaving."""
         settings = SessionSettings(
             cluster_token=TOKEN,
             nats_url=Secret(self.server.url),
             grpc_listen=(self.session_address,),
-            router=(self.router_address,),
+            router=(router or self.router_address,),
             data_dir=self.data,
             drain_s=2.0,
             **changes,
@@ -491,6 +491,41 @@ async def test_a_log_that_is_made_anew_is_read_from_its_beginning(mesh: Mesh) ->
         await mesh.publish("demo/a", *numbered(5, 10))
         channel_id = await connected(edge)
         await until(lambda: edge.payloads(channel_id)[-5:] == numbered(5, 10))
+
+
+async def test_a_subscription_waits_for_a_router_that_is_away(mesh: Mesh) -> None:
+    """It would keep nothing of a topic without a log while it does not know who wants it."""
+    late = f"unix:{mesh.directory}/late.sock"
+    stop = asyncio.Event()
+    async with mesh.nats() as client, mesh.serving(late), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        change = edge.subscribe(channel_id, "unlogged/#", 1)
+        async with asyncio.timeout(10):
+            bucket = await client.jetstream().key_value("sessions")
+            while b"unlogged" not in ((await bucket.history("*.*"))[-1].value or b""):  # noqa: ASYNC110 - NATS's
+                await asyncio.sleep(0.02)
+        edge.disconnect(channel_id)
+        await until(lambda: edge.is_confirmed)  # what was stored before is answered by then
+        assert change not in edge.stored
+        channel_id = await connected(edge)
+        change = edge.subscribe(channel_id, "unlogged/#", 1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(router_app.serve(mesh.router_settings(late), stop))
+            await until(lambda: change in edge.stored)
+            stop.set()
+
+
+async def test_a_log_that_came_live_and_is_made_anew_is_read_from_its_beginning(mesh: Mesh) -> None:
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await subscribed(edge, channel_id, "demo2/#")
+        await mesh.create_log("demo2")  # the shard has never read it
+        await mesh.publish("demo2/a", *numbered(5))
+        await until(lambda: len(edge.payloads(channel_id)) == 5)
+        await client.jetstream().delete_stream(subjects.log_stream(INSTANCE, "demo2"))
+        await mesh.create_log("demo2")
+        await mesh.publish("demo2/a", *numbered(5, 5))  # under the sequences of the first ones
+        await until(lambda: edge.payloads(channel_id)[-5:] == numbered(5, 5))
 
 
 async def test_a_log_that_nats_does_not_serve_is_not_taken_for_empty(mesh: Mesh) -> None:

@@ -24,7 +24,7 @@ class Logs:
         self._by_name: dict[str, Log] = {}
         self._by_index: dict[int, Log] = {}
         self.repeats = 0
-        """Live messages of what was read before: repeats, or of a stream that was made anew under its name."""
+        """Live messages that were met before: repeats, or of a stream that was made anew under its name."""
 
     def restore(self, index: int, name: str, instance_id: str, created: str, met: Met) -> None:
         """Enter a log that was stored."""
@@ -62,7 +62,7 @@ class Logs:
             log.skipped = max(log.skipped, sequence)
             return False
         if not log.met.add(sequence):
-            self.repeats += sequence <= log.met.read_through
+            self.repeats += 1
             return False
         self._pump.changes.touch_log(log)
         return True
@@ -84,6 +84,11 @@ class Logs:
         log.is_reading = False
         log.skipped = 0
         return True
+
+    def note_created(self, log: Log, created: str) -> None:
+        """Note when the stream of a log was made."""
+        log.created = created
+        self._pump.changes.touch_log(log)
 
     def begin_anew(self, log: Log, created: str, sessions: dict[int, Session]) -> None:
         """Note that a stream was deleted, and another one made under its name: drop what waits of the old one."""
