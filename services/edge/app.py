@@ -16,7 +16,7 @@ from services.common.runtime import background, unless_stopped
 from services.edge import ordering
 from services.edge.auth_client import AuthClient
 from services.edge.auth_watch import AuthWatch
-from services.edge.commands import ENABLE_ORDER, GET_OFFLINE_MESSAGES, UPLOAD_TOKEN
+from services.edge.commands import ENABLE_ORDER, GET_OFFLINE_MESSAGES
 from services.edge.credentials import Credentials
 from services.edge.groups import SessionShards, router_group
 from services.edge.hub import Hub
@@ -27,6 +27,7 @@ from services.edge.router_link import RouterLink
 from services.edge.server import listening, specs
 from services.edge.session_link import SessionLink
 from services.edge.settings import EdgeSettings
+from services.edge.tokens import UPLOAD_TOKEN
 
 
 def _register(_server: aio.Server) -> list[str]:

@@ -14,7 +14,6 @@ from typing import TypeAlias
 from services.edge.mqtt.packets import Publish
 from services.edge.ports import Client
 
-UPLOAD_TOKEN = "$SYS/uploadToken"  # noqa: S105 - a topic
 GET_OFFLINE_MESSAGES = "$SYS/getOfflineMsg"
 ENABLE_ORDER = "$SYS/enableOrderMsg"
 

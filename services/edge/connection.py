@@ -37,7 +37,7 @@ from services.edge.receipts import Receipt
 from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
 from services.edge.throttle import Throttle, throttle_of
-from services.edge.tokens import READ, WRITE
+from services.edge.tokens import READ, UPLOAD_TOKEN, WRITE
 from services.edge.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,9 @@ class Connection(Wire):
         """Take what is published to a topic of the server; every other topic is one that the client may not use."""
         done = functools.partial(self.on_published, packet.packet_identifier, packet.qos) if packet.qos else _no_answer
         try:
-            if self._grant.instance.is_standard or not self._hub.commands.take(self, packet, done):
+            # In plain MQTT the topics of the server are ordinary ones; but tokens must be replaced there, too.
+            is_command = not self._grant.instance.is_standard or packet.topic == UPLOAD_TOKEN
+            if not (is_command and self._hub.commands.take(self, packet, done)):
                 self._deny(WRITE, packet.topic)
         except CommandError as error:
             logger.info("bad command", extra={"client_id": self.client_id, "topic": packet.topic, "error": str(error)})

@@ -10,6 +10,8 @@ from typing_extensions import override
 from services.common.topics import split_share
 from services.edge.policy import Coverage, Grant, Permissions, TopicRule, is_p2p_to
 
+UPLOAD_TOKEN = "$SYS/uploadToken"  # noqa: S105 - a topic
+
 READ = "R"
 WRITE = "W"
 READ_WRITE = "RW"
@@ -168,6 +170,8 @@ class TokenGrant(Permissions):
 
     @override
     def _judge(self, topic: str) -> TopicRule | None:
+        if topic == UPLOAD_TOKEN:
+            return None  # a command, even where `standard` allows `$SYS/...`: nobody else may see the token
         if not self._rules:
             self._base.share_changes(self)
         rule = self._base.publish_rule(topic)

@@ -26,7 +26,7 @@ CLOSE_S = 5.0
 """How long a peer has to read what was sent before the connection was closed."""
 
 MAX_EARLY = 1000
-"""P2P messages that may come between the registration of a client and its CONNACK."""
+"""P2P messages and notices that may come between the registration of a client and its CONNACK."""
 
 
 class Wire(SharingClient):
@@ -150,7 +150,10 @@ class Wire(SharingClient):
     @override
     def notify(self, topic: str, payload: bytes) -> None:
         """Send a message of the server; see `ports.Client`."""
-        if self._is_admitted and not self._closed:
+        if not self._is_admitted:
+            if len(self._early) < MAX_EARLY:
+                self._early.append(functools.partial(self.notify, topic, payload))
+        elif not self._closed:
             self._machine.deliver(OutboundMessage(topic.encode(), payload, False), 0)  # noqa: FBT003 - RETAIN
             self._mark_dirty()
 

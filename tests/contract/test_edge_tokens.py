@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.edge import tokens
 from services.edge.mqtt import packets
 from tests.support.edge_world import Device, World, until, world
 from weimq.auth.v1 import auth_pb2
@@ -111,6 +112,20 @@ async def test_a_client_may_connect_first_and_upload_its_tokens_afterwards() -> 
         assert w.session.released == [w.session.openings[0].connection.channel_id]
         await device.send(packets.Subscribe(4, [("demo/a", 1)]))
         assert await device.receive() == packets.SubAck(4, [1])
+
+
+async def test_tokens_are_uploaded_in_the_standard_profile_too() -> None:
+    async with world(auth_pb2.PROFILE_STANDARD) as w:
+        w.auth.issue("write", "W", "demo/#", "$SYS/#")
+        w.auth.issue("read", "R", "demo/#")
+        device = await token_device(w, "")
+        await device.send(upload("write", "W"))
+        assert await device.receive() == packets.PubAck(1)
+        await device.send(upload("read", "R", 2))
+        assert await device.receive() == packets.PubAck(2)
+        await device.send(packets.Publish("demo/a", b"x", 1, False, False, 3))
+        assert await device.receive() == packets.PubAck(3)
+        assert [each[0] for each in w.router.published] == ["demo/a"]
 
 
 async def test_a_client_without_tokens_receives_nothing() -> None:
@@ -234,6 +249,30 @@ async def test_expiry_is_announced_and_then_ends_the_connection() -> None:
         expire_time_ms = w.auth.tokens["short"].expire_time_ms
         assert await notice(device) == (EXPIRES, {"expireTime": expire_time_ms, "type": "R"})
         await closed_with(w, device, 2, "R")
+
+
+async def test_an_expiry_that_is_announced_while_the_client_is_let_in_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announced: list[tokens.Token] = []
+    take_due = tokens.TokenSet.take_due
+
+    def spy(held: tokens.TokenSet, now_ms: float) -> tuple[list[tokens.Token], tokens.Fault | None]:
+        due, fault = take_due(held, now_ms)
+        announced.extend(due)
+        return due, fault
+
+    monkeypatch.setattr(tokens.TokenSet, "take_due", spy)
+    async with world(connect_timeout_s=10) as w:
+        w.auth.issue("short", "R", "demo/#", seconds=60)
+        w.router.confirms = False
+        device = await w.connect(password=b"R|short", user=USER)
+        await until(lambda: announced)
+        w.router.confirms = True
+        w.router.cut.set()
+        assert await device.receive() == packets.ConnAck(False, 0)
+        expire_time_ms = w.auth.tokens["short"].expire_time_ms
+        assert await notice(device) == (EXPIRES, {"expireTime": expire_time_ms, "type": "R"})
 
 
 async def test_a_token_that_is_replaced_in_time_ends_nothing() -> None:
