@@ -239,6 +239,8 @@ class Connection(Wire):
             self._is_announced = False
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
             return
+        if session.identifiers is not None:  # should it end before CONNACK, the next connection has them again
+            self._machine.session.restore(session.identifiers)
         self._target_id = self._hub.add_client(self)
         self._unrestored = session.subscriptions
         self._restore()
@@ -259,8 +261,6 @@ class Connection(Wire):
         self._hub.let_in(self)
         self._throttle = throttle_of(self._grant.instance, None, self._loop.time())
         state = self._machine.session
-        if session.identifiers is not None:
-            state.restore(session.identifiers)
         events = self._machine.accept(self._loop.time(), session_present=session.is_present, session=state)
         self._deliver_early()
         logger.info(

@@ -101,6 +101,10 @@ class Admission:
             edge_link.openings.pop(closing.connection.channel_id, None)
             if closing.HasField("inflight"):
                 self._carried[closing.connection.channel_id] = _carried(closing.inflight)
+            elif not closing.connection.connect_time_ms:  # its edge had no decision: the next one has what it brought
+                channel = pump.channels.get(closing.connection.channel_id)
+                if channel is not None and channel.carried is not None:
+                    self._carried[channel.channel_id] = channel.carried
 
     def complete_snapshot(self, edge_link: EdgeLink) -> None:
         """Let established connections get their messages."""

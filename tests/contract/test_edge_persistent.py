@@ -278,6 +278,20 @@ async def test_identifiers_in_use_go_to_the_shard_and_come_back_on_the_next_conn
         assert len(w.router.published) == published, "the publication had its PUBREC"
 
 
+async def test_a_connection_that_ends_before_connack_leaves_the_identifiers_as_they_were() -> None:
+    async with world(STANDARD) as w:
+        inflight = session_pb2.InflightState(
+            delivery_ids=[7, 8], packet_identifiers=[1, 2], stages=b"\0\1", received_packet_identifiers=[9]
+        )
+        w.session.decisions[ME] = session_of(("a", 1), inflight=inflight)
+        w.router.confirms = False
+        device = await w.connect(ME, clean_session=False)
+        await until(lambda: interests(w))  # the decision has come
+        device.abort()
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].inflight == inflight
+
+
 async def test_a_client_may_complete_a_delivery_before_it_comes_again() -> None:
     async with world(STANDARD) as w:
         inflight = session_pb2.InflightState(delivery_ids=[7, 8], packet_identifiers=[1, 2], stages=b"\0\0")

@@ -342,6 +342,28 @@ async def test_what_is_under_way_comes_again_under_its_packet_identifier(mesh: M
         assert again == [(b"0", 7, True), (b"1", 8, True), (b"2", 9, True)]
 
 
+async def test_a_connection_that_ends_before_its_decision_leaves_identifiers_to_the_next(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        edge.acknowledges = False
+        first = await connected(edge)
+        await subscribed(edge, first, "demo/#")
+        await mesh.publish("demo/a", *numbered(1))
+        await until(lambda: len(edge.deliveries) == 1)
+        state = pb.InflightState(
+            delivery_ids=[edge.deliveries[0].delivery_id],
+            packet_identifiers=[7],
+            stages=bytes(1),
+            received_packet_identifiers=[5],
+        )
+        edge.disconnect(first, state)
+        second = await connected(edge)
+        edge.openings[second].connection.connect_time_ms = 0  # as if it ended before the decision came
+        edge.disconnect(second)
+        third = await connected(edge)
+        assert edge.decisions[third].inflight == state
+        await until(lambda: [each.packet_identifier for each in edge.deliveries if each.channel_id == third] == [7])
+
+
 async def test_clean_session_discards_what_was_kept(mesh: Mesh) -> None:
     async with mesh.serving(), mesh.edge() as edge:
         first = await connected(edge)

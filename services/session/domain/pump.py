@@ -162,6 +162,7 @@ class Pump:
         session.channel = channel
         self.channels[channel.channel_id] = channel
         carried, session.carried = session.carried, None
+        channel.carried = carried
         if carried is not None:
             self.changes.touch_session(session)
             channel.packet_identifiers = {each[0]: each[1] for each in carried.deliveries if not each[2]}

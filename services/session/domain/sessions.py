@@ -61,8 +61,9 @@ class Channel:
     """The connection that gets the messages of a session."""
 
     __slots__ = (
-        "channel_id", "fetches", "inflight", "inflight_bytes", "is_held", "last_change", "live", "live_fetches",
-        "next_batch_ms", "outbox", "packet_identifiers", "pulls", "session", "session_present", "timer_ms",
+        "carried", "channel_id", "fetches", "inflight", "inflight_bytes", "is_held", "last_change", "live",
+        "live_fetches", "next_batch_ms", "outbox", "packet_identifiers", "pulls", "session", "session_present",
+        "timer_ms",
     )  # fmt: skip
 
     def __init__(self, channel_id: str, session: Session, outbox: Outbox[Channel]) -> None:
@@ -79,6 +80,7 @@ class Channel:
         self.next_batch_ms = 0
         self.timer_ms = 0  # when `pump` is to be called; 0: no timer runs
         self.last_change = 0  # number of the last change of subscriptions
+        self.carried: Carried | None = None  # what it was told of the connection before
         self.packet_identifiers: dict[int, int] = {}  # by delivery id, of what the connection before was sent
         self.pulls: list[int] = []  # times of the last active pulls, milliseconds
 
