@@ -29,6 +29,11 @@ MAX_TOKENS = 100
 MAX_WAITING = 20_000
 """CONNECT packets that may wait for their call; a further one is answered CONNACK 3. As many tokens may wait; a further
 one closes its connection."""
+LARGE_BYTES = 4_096
+"""A CONNECT beyond this is large."""
+MAX_LARGE_BYTES = 16 << 20
+"""Large CONNECT packets that may wait and be asked about together, so that a call fits into a message of gRPC whatever
+strangers send; a further one is answered CONNACK 3."""
 TIMEOUT_S = 5.0
 """Deadline of a call."""
 
@@ -56,6 +61,7 @@ class _RefusedError(Exception):
 class _Attempt(NamedTuple):
     client: Client
     message: auth_pb2.ConnectAttempt
+    large_bytes: int
 
 
 class _Check(NamedTuple):
@@ -70,6 +76,7 @@ class AuthClient:
         self._stub = auth_pb2_grpc.AuthServiceStub(channel)
         self._policies = policies
         self._default_instance = default_instance
+        self._large_bytes = 0
         self._attempts = Gathering(self._authenticate, max_batch=MAX_ATTEMPTS, max_waiting=MAX_WAITING)
         self._checks = Gathering(self._check_tokens, max_batch=MAX_TOKENS, max_waiting=MAX_WAITING)
 
@@ -90,7 +97,12 @@ class AuthClient:
             default_instance_id=self._default_instance,
             address=client.address,
         )
-        if not self._attempts.add(_Attempt(client, attempt)):
+        size = attempt.ByteSize()
+        large_bytes = size if size > LARGE_BYTES else 0
+        has_room = not large_bytes or self._large_bytes + large_bytes <= MAX_LARGE_BYTES
+        if has_room and self._attempts.add(_Attempt(client, attempt, large_bytes)):
+            self._large_bytes += large_bytes
+        else:
             client.on_authenticated(None, ConnectReturnCode.SERVER_UNAVAILABLE, "too many connections at once")
 
     async def _authenticate(self, batch: list[_Attempt]) -> None:
@@ -99,10 +111,12 @@ class AuthClient:
             response = await self._stub.Authenticate(request, timeout=TIMEOUT_S)
         except aio.AioRpcError as error:
             logger.warning("auth did not answer", extra={"code": error.code().name, "error": error.details()})
-            for client, _ in batch:
+            for client, _, _ in batch:
                 client.on_authenticated(None, ConnectReturnCode.SERVER_UNAVAILABLE, "auth did not answer")
             return
-        for (client, _), result in zip(batch, response.results, strict=True):
+        finally:
+            self._large_bytes -= sum(attempt.large_bytes for attempt in batch)
+        for (client, _, _), result in zip(batch, response.results, strict=True):
             try:
                 access = self._access(client.client_id, result)
             except _RefusedError as refusal:
