@@ -141,6 +141,7 @@ class Files:
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                 ((*key, time_s) for key, time_s in positions if time_s != REMOVED and key[0] not in removed),
             )
+            self._run("DELETE FROM logs WHERE log = ?", ((index,) for index in checkpoint.removed_logs))
             self._run(
                 "INSERT OR REPLACE INTO logs VALUES (?, ?, ?, ?, ?, ?)",
                 (

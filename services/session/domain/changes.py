@@ -42,6 +42,8 @@ class Checkpoint:
     logs: list[LogRow]
     positions: dict[tuple[int, int], int]
     """(slot, position) -> when it came, in seconds; or `REMOVED`."""
+    removed_logs: list[int] = dataclasses.field(default_factory=list)
+    """Indexes that logs had before they were made anew."""
 
 
 class Changes:
@@ -51,6 +53,7 @@ class Changes:
         self._sessions: dict[int, Session] = {}
         self._removed_slots: list[int] = []
         self._logs: dict[int, Log] = {}
+        self._removed_logs: list[int] = []
         self._positions: dict[tuple[int, int], int] = {}
 
     @property
@@ -85,6 +88,11 @@ class Changes:
         """Note that messages of a log were met."""
         self._logs[log.index] = log
 
+    def remove_log(self, log: Log) -> None:
+        """Note that nothing has the index of a log any more; it gets another one."""
+        self._logs.pop(log.index, None)
+        self._removed_logs.append(log.index)
+
     def take(self) -> Checkpoint:
         """Return what changed, once; it shares nothing that changes on."""
         checkpoint = Checkpoint(
@@ -98,6 +106,8 @@ class Changes:
                 for log in self._logs.values()
             ],
             self._positions,
+            self._removed_logs,
         )
         self._sessions, self._removed_slots, self._logs, self._positions = {}, [], {}, {}
+        self._removed_logs = []
         return checkpoint

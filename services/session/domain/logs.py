@@ -48,10 +48,7 @@ class Logs:
         """Return a log, which may be new."""
         log = self._by_name.get(name)
         if log is None:
-            index = crc32(name.encode()) % MAX_LOGS
-            while index in self._by_index:
-                index = (index + 1) % MAX_LOGS
-            log = Log(index, name, instance_id)
+            log = Log(self._free_index(crc32(name.encode()) % MAX_LOGS), name, instance_id)
             self._by_name[name] = self._by_index[log.index] = log
             self._pump.changes.touch_log(log)
         return log
@@ -91,7 +88,16 @@ class Logs:
         self._pump.changes.touch_log(log)
 
     def begin_anew(self, log: Log, created: str, sessions: dict[int, Session]) -> None:
-        """Note that a stream was deleted, and another one made under its name: drop what waits of the old one."""
+        """Note that a stream was deleted, and another one made under its name: drop what waits of the old one.
+
+        The new one has another index: an edge or a fetch that still has a delivery of the old one must not take it for
+        one of the new.
+        """
+        old_index = log.index
+        self._pump.changes.remove_log(log)
+        log.index = self._free_index(old_index)
+        del self._by_index[old_index]
+        self._by_index[log.index] = log
         log.created = created
         log.met = Met()
         log.skipped = 0
@@ -100,7 +106,13 @@ class Logs:
             queue = session.queue
             if not queue:
                 continue
-            for position, _ in [item for item in queue if log_index_of(item[0] >> FLAG_BITS) == log.index]:
+            for position, _ in [item for item in queue if log_index_of(item[0] >> FLAG_BITS) == old_index]:
                 queue.remove(position >> FLAG_BITS)
                 self._pump.forget(session, position)
                 self._pump.note_dropped(session, position, LOG_DELETED)
+
+    def _free_index(self, index: int) -> int:
+        """Return an index that no log has, from `index` on."""
+        while index in self._by_index:
+            index = (index + 1) % MAX_LOGS
+        return index

@@ -37,6 +37,8 @@ def test_a_checkpoint_is_read_again(tmp_path: Path) -> None:
     files.write(checkpoint({(3, 50): 1}, removed=[3]))
     assert list(files.positions()) == [[(4, 2, 6)]]
     assert [[each.slot for each in rows] for rows in files.sessions()] == [[4]]
+    files.write(Checkpoint([], [], [], {}, [log.index]))
+    assert files.logs() == []
     files.close()
 
 

@@ -474,3 +474,29 @@ def test_a_receiver_without_a_session_is_forgotten_with_its_last_message() -> No
     desk.later(20_000)
     desk.later(20_000)
     assert not desk.shard.roster.sessions
+
+
+def test_a_log_that_is_made_anew_shares_no_delivery_with_the_old_one() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1)
+    desk.publish()
+    batch = desk.outbox.take()
+    assert batch is not None
+    [old] = batch.delivery_ids  # under way, so its edge would take it for a repeat
+    desk.shard.logs.begin_anew(desk.log, "later", desk.shard.roster.sessions)
+    desk.sequence = 0
+    desk.publish()
+    batch = desk.outbox.take()
+    assert batch is not None
+    [new] = batch.delivery_ids
+    assert new != old
+    assert desk.shard.logs.of(old) is None
+    assert desk.shard.logs.of(new) is desk.log
+    desk.acknowledge("1", 1)
+    desk.shard.pump.acknowledge("1", old, completed=True)
+    assert desk.shard.roster.instances["i"].count == 0
+    checkpoint = desk.shard.pump.changes.take()
+    assert checkpoint.removed_logs == [old >> 42]
+    assert [row.index for row in checkpoint.logs] == [desk.log.index]
+    assert not {position for _, position in checkpoint.positions if checkpoint.positions[_, position] >= 0}
