@@ -139,6 +139,7 @@ async def serving(
         log_level="warning",  # what is left are failed requests; the start is logged below
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # else whoever comes over loopback may claim any address, and so is never made to wait
         limit_concurrency=MAX_CONCURRENCY,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),

@@ -186,6 +186,17 @@ async def test_who_guesses_signatures_is_not_checked_for_a_while(nats_of_module:
         await in_time(admitted, "the address is checked again")
 
 
+async def test_who_guesses_can_not_claim_another_address(nats_of_module: str) -> None:
+    async with running_auth(nats_of_module, free_failures=2) as service:
+        caller = await make_caller(service)
+        async with httpx.AsyncClient(base_url=caller.url) as client:
+            for number in range(3):
+                guess = Caller(service, caller.instance_id, f"unknown{number}", "guess").applying()
+                headers = {"X-Forwarded-For": f"192.0.2.{number}"}
+                assert (await client.get("/token/apply", params=guess, headers=headers)).json()["code"] == 407
+        assert await caller.code("apply", caller.applying()) == 407
+
+
 async def test_1_forged_tokens_and_tokens_of_another_key(caller: Caller) -> None:
     other = Caller(caller.service, caller.instance_id, *(await caller.service.create_key(caller.instance_id)))
     token = await caller.token()
