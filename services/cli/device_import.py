@@ -82,7 +82,9 @@ def run(
     Raises:
         CliError: a file can't be used, or a call failed.
     """
-    total = sum(1 for _ in _client_ids(source))
+    # A client that is named twice gets one credential: another one would make the secret of the row before worthless.
+    client_ids = list(dict.fromkeys(_client_ids(source)))
+    total = len(client_ids)
     summary = Summary(output)
     with _private(output) as file, _progress(quiet) as progress:
         writer = csv.writer(file)
@@ -100,7 +102,7 @@ def run(
                     setattr(summary, name, getattr(summary, name) + 1)
                 progress.advance(task, len(batch))
 
-            await _in_parallel(one(batch) for batch in _batches(_client_ids(source)))
+            await _in_parallel(one(batch) for batch in _batches(iter(client_ids)))
 
         try:
             target.call(work)

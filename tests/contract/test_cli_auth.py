@@ -239,7 +239,7 @@ def test_devices_are_imported_from_a_file(shell: Shell, instance: str, tmp_path:
 def test_an_import_refreshes_what_exists_when_told(shell: Shell, instance: str, tmp_path: Path) -> None:
     first = shell.json("device", "register", "GID_demo@@@1", "--instance", instance)
     source = tmp_path / "devices.csv"
-    source.write_text("GID_demo@@@1\n\nGID_demo@@@2\n", encoding="utf-8")
+    source.write_text("GID_demo@@@1\n\nGID_demo@@@2\nGID_demo@@@1\n", encoding="utf-8")
     output = tmp_path / "out"
     options = ["--output", str(output), "--refresh-existing", "--instance", instance]
     assert shell.json("device", "import", str(source), *options) == {
