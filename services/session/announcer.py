@@ -54,7 +54,7 @@ class Announcer:
         self._logs = logs
         self._clock = clock
         self._waiting: deque[Dropped] = deque()
-        self._streams: set[str] = set()  # instances whose stream is there
+        self._streams: set[str] = set()  # instances whose stream was there in this round
 
     def add(self, dropped: list[Dropped]) -> None:
         """Count losses, and have them announced."""
@@ -69,22 +69,32 @@ class Announcer:
         """Announce until cancelled."""
         while True:
             await asyncio.sleep(PAUSE_S)
-            while self._waiting and self._writer.backlog_bytes < MAX_BACKLOG_BYTES:
-                first = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-                topics = await self._topics(first)
-                first.sort(key=lambda each: (each.instance_id, each.reason))
-                for (instance_id, reason), group in groupby(first, lambda each: (each.instance_id, each.reason)):
-                    await self._announce(instance_id, reason, list(group), topics)
-
-    async def _announce(self, instance_id: str, reason: str, group: list[Dropped], topics: dict[int, str]) -> None:
-        if instance_id not in self._streams:
+            self._streams.clear()  # one that was deleted with its instance would hold up the writer
             try:
-                await jetstream.ensure_stream(self._js, stream_config(instance_id))
+                while self._waiting and self._writer.backlog_bytes < MAX_BACKLOG_BYTES:
+                    await self._announce_next()
             except UnavailableError as error:
-                logger.warning("losses not announced", extra={"instance": instance_id, "error": str(error)})
-                UNANNOUNCED.inc(len(group))
-                return
+                logger.warning("losses can't be announced, trying on", extra={"error": str(error)})
+                self._waiting.rotate(-BATCH)  # those of other instances have their turn
+
+    async def _announce_next(self) -> None:
+        """Announce the next losses.
+
+        Raises:
+            UnavailableError: NATS does not answer; they still wait.
+        """
+        first = [self._waiting[index] for index in range(min(BATCH, len(self._waiting)))]
+        for instance_id in {each.instance_id for each in first} - self._streams:
+            await jetstream.ensure_stream(self._js, stream_config(instance_id))
             self._streams.add(instance_id)
+        for _ in first:
+            self._waiting.popleft()
+        topics = await self._topics(first)
+        first.sort(key=lambda each: (each.instance_id, each.reason))
+        for (instance_id, reason), group in groupby(first, lambda each: (each.instance_id, each.reason)):
+            self._announce(instance_id, reason, list(group), topics)
+
+    def _announce(self, instance_id: str, reason: str, group: list[Dropped], topics: dict[int, str]) -> None:
         messages = []
         for each in group:
             log = self._logs.of(each.delivery_id)

@@ -425,21 +425,43 @@ async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> N
         edge.disconnect(first)
         await until(lambda: edge.is_confirmed)
         await mesh.publish("demo/a", *numbered(8))
-        body: dict[str, Any] = {"messages": []}
-        async with asyncio.timeout(10):
-            while len(body["messages"]) < 3:
-                with contextlib.suppress(nats.js.errors.NotFoundError):
-                    stored = await client.jetstream().get_last_msg(
-                        subjects.dropped_stream(INSTANCE), subjects.dropped_subject(INSTANCE)
-                    )
-                    body = json.loads(stored.data or b"")
-                await asyncio.sleep(0.05)
+        body = await announced(client, 3)
         assert body["reason"] == "over_limit"
         assert [(each["clientId"], each["topic"], each["sequence"]) for each in body["messages"]] == [
             (CLIENT, "demo/a", n) for n in (1, 2, 3)
         ]
         second = await connected(edge, rules=rules)
         await until(lambda: edge.payloads(second) == numbered(5, 3))
+
+
+async def test_losses_are_announced_though_the_stream_went_with_its_instance(mesh: Mesh) -> None:
+    rules = pb.SessionRules()
+    rules.CopyFrom(UNPACED)
+    rules.max_offline_messages = 1
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge, rules=rules)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(2))
+        await announced(client, 1)
+        await client.jetstream().delete_stream(subjects.dropped_stream(INSTANCE))
+        await mesh.publish("demo/a", b"2")
+        assert [each["sequence"] for each in (await announced(client, 1))["messages"]] == [2]
+
+
+async def announced(client: Client, count: int) -> dict[str, Any]:
+    """Return the last announcement of losses when it has so many."""
+    body: dict[str, Any] = {"messages": []}
+    async with asyncio.timeout(10):
+        while len(body["messages"]) < count:
+            with contextlib.suppress(nats.js.errors.NotFoundError):
+                stored = await client.jetstream().get_last_msg(
+                    subjects.dropped_stream(INSTANCE), subjects.dropped_subject(INSTANCE)
+                )
+                body = json.loads(stored.data or b"")
+            await asyncio.sleep(0.05)
+    return body
 
 
 async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
