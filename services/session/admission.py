@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from services.session.domain.effects import Decide
 from services.session.domain.events import Event
@@ -43,8 +43,8 @@ class Admission:
         self._link_of = link_of
         self._now_ms = now_ms
         self._held: set[str] = set()  # channel ids of connections that get nothing yet
-        # Held ones that want a clean session: until they have proved who they are, they discard nothing.
-        self._to_clean: dict[str, session_pb2.Opening] = {}
+        # Held ones that would discard or make a session, which they must not before they have proved who they are.
+        self._to_attach: dict[str, session_pb2.Opening] = {}
         self._carried: dict[str, Carried] = {}  # by channel id, of the frame that is being taken
 
     def open(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> None:
@@ -78,6 +78,7 @@ class Admission:
         """Take what clients of sessions did; closings come after."""
         shard, pump = self._shard, self._shard.pump
         now_ms = self._now_ms()
+        self._attach_released(edge_link, request.released_channel_ids)
         for change in request.subscription_changes:
             added = [(each.topic_filter, each.qos) for each in change.added]
             shard.change(change.channel_id, change.number, added, change.removed_topic_filters, now_ms)
@@ -90,9 +91,6 @@ class Admission:
             self._keeper.keep_until_stored(events)
         for channel_id in request.released_channel_ids:
             self._held.discard(channel_id)
-            opening = self._to_clean.pop(channel_id, None)
-            if opening is not None and self._is_current(opening.connection):
-                self._attach_now(edge_link, opening)
             if channel_id not in edge_link.restored:
                 shard.release(channel_id)
         for pull in request.offline_pulls:
@@ -116,7 +114,7 @@ class Admission:
     def end(self, event: Event) -> None:
         """Take the end of a connection."""
         self._held.discard(event.channel_id)
-        self._to_clean.pop(event.channel_id, None)
+        self._to_attach.pop(event.channel_id, None)
         carried = self._carried.pop(event.channel_id, None)
         shard = self._shard
         if event.channel_id in shard.pump.channels:
@@ -146,13 +144,20 @@ class Admission:
         return bool(held) and held[-1].channel_id == connection.channel_id and not held[-1].is_evicted
 
     def _attach(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> Attached:
-        channel_id = opening.connection.channel_id
+        connection = opening.connection
         if opening.is_held:
-            self._held.add(channel_id)
-            if opening.clean_session:
-                self._to_clean[channel_id] = opening
+            self._held.add(connection.channel_id)
+            session = self._shard.roster.find(connection.instance_id, connection.client_id)
+            if opening.clean_session or session is None or not session.is_persistent:
+                self._to_attach[connection.channel_id] = opening
                 return NOTHING
         return self._attach_now(edge_link, opening)
+
+    def _attach_released(self, edge_link: EdgeLink, channel_ids: Iterable[str]) -> None:
+        for channel_id in channel_ids:
+            opening = self._to_attach.pop(channel_id, None)
+            if opening is not None and self._is_current(opening.connection):
+                self._attach_now(edge_link, opening)
 
     def _attach_now(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> Attached:
         connection = opening.connection

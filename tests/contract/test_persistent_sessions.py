@@ -415,6 +415,20 @@ async def test_a_held_connection_discards_nothing_until_it_is_released(mesh: Mes
         assert not edge.decisions[third].subscriptions
 
 
+async def test_a_held_connection_makes_no_session_until_it_is_released(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        edge.disconnect(await connected(edge, is_held=True))
+        owner = await connected(edge, is_held=True)
+        assert not edge.decisions[owner].session_present
+        edge.release(owner)
+        await subscribed(edge, owner, "demo/#")
+        await mesh.publish("demo/a", b"live")
+        await until(lambda: edge.payloads(owner) == [b"live"])
+        edge.disconnect(owner)
+        again = await connected(edge, is_held=True)
+        assert edge.decisions[again].session_present
+
+
 async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> None:
     rules = pb.SessionRules()
     rules.CopyFrom(UNPACED)
