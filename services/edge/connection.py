@@ -74,7 +74,7 @@ class Connection(Wire):
         self._is_announced = False
         self._throttle: Throttle | None = None
         self._target_id = 0
-        self._subscriptions = Subscriptions(hub, self)
+        self._subscriptions: Subscriptions
         self.oversized_count = 0
         """Publications that were acknowledged and dropped because their payload is too large."""
 
@@ -86,13 +86,16 @@ class Connection(Wire):
 
     # --- transport -----------------------------------------------------------------------------
 
+    @override
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""
         now = self._loop.time()
         events = self._machine.feed(data, now)
         self._handle(events)
         if self._throttle is not None and not self._closed:
-            self._hold(self._throttle.take(len(data), events, now))
+            pause_s = self._throttle.take(len(data), events, now)
+            if pause_s:
+                self._hold(pause_s)
         if not (self._is_admitted or self._closed or self._hub.may_hold(self, self._machine.pending_bytes)):
             logger.warning("too many large CONNECT packets at once", extra={"address": self.address})
             self.close(reasons.PROTOCOL_ERROR)
@@ -217,7 +220,10 @@ class Connection(Wire):
         self._hub.by_channel[self.channel_id] = self
         self._sessions = self._hub.sessions.of(self.instance_id, self.client_id)
         self._deliveries = KeptDeliveries(self, self._machine, self._sessions)
-        if not self._clean_session:
+        # Not before: who never gets here would be a cycle, and strangers that end by the thousand are freed one by one.
+        if self._clean_session:
+            self._subscriptions = Subscriptions(self._hub, self)
+        else:
             self._subscriptions = PersistentSubscriptions(
                 self._hub, self, self._sessions, keeps_qos2=grant.instance.is_standard
             )
@@ -373,7 +379,8 @@ class Connection(Wire):
         self._closed = True
         if self._will is not None and self._is_admitted and reason != reasons.CLIENT_DISCONNECT:
             self._publish_will(self._will)
-        self._subscriptions.clear(self._machine.session)
+        if self._is_announced:
+            self._subscriptions.clear(self._machine.session)
         if self._target_id:
             self._hub.remove_client(self._target_id)
         self._hub.credentials.leave(self)

@@ -26,7 +26,13 @@ CLOSE_S = 5.0
 """How long a peer has to read what was sent before the connection was closed."""
 
 MAX_EARLY = 1000
-"""P2P messages and notices that may come between the registration of a client and its CONNACK."""
+"""Messages and notices that may come between the registration of a client and its CONNACK."""
+
+READ_BYTES = 32 << 10
+"""What is read of one client in a loop turn: one that sends without end would keep the others waiting for long."""
+
+_buffer = bytearray(READ_BYTES)
+"""For all connections: what is read is taken at once."""
 
 
 class Wire(SharingClient):
@@ -61,6 +67,20 @@ class Wire(SharingClient):
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if peer else ""
         self._hub.connections.add(self)
+
+    def get_buffer(self, _sizehint: int) -> bytearray:
+        """Return where to read to; see `asyncio.BufferedProtocol`."""
+        return _buffer
+
+    def buffer_updated(self, size: int) -> None:
+        """Take bytes of the client; there may be more than fit, which wait until others had their turn."""
+        self.data_received(bytes(memoryview(_buffer)[:size]))
+        if size == READ_BYTES and not self._closed:
+            self._hold(0)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client."""
+        raise NotImplementedError
 
     def eof_received(self) -> bool:
         """Close our side too."""
@@ -130,6 +150,13 @@ class Wire(SharingClient):
         if qos == 0:
             self.deliver(message, 0)
             return True
+        if not self._is_admitted:
+            # A restored session. It is sent with CONNACK, and returned when the connection ends before that.
+            session = self._machine.session
+            if session.queued_count >= MAX_EARLY:
+                return False
+            session.push_queued((message, qos, token))
+            return True
         if not self._machine.deliver(message, qos, token):
             self.close(reasons.SLOW_CONSUMER)
             return False
@@ -186,8 +213,8 @@ class Wire(SharingClient):
             self._hub.pause(self)
 
     def _hold(self, seconds: float) -> None:
-        """Read no more for a while: the client is beyond its rate."""
-        if seconds and self._held is None:
+        """Read no more for a while: the client is beyond its rate; 0: it had its part of this loop turn."""
+        if self._held is None:
             self._held = self._loop.call_later(seconds, self._release)
             self._pause()
 
