@@ -6,6 +6,7 @@ import pytest
 
 from services.edge.mqtt import packets
 from tests.support.edge_world import Device, World, until, world
+from weimq.session.v1 import session_pb2
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -146,3 +147,23 @@ async def test_what_is_not_allowed_closes_the_connection(share: str) -> None:
         device = await w.connected()
         await device.send(packets.Subscribe(1, [(share, 1)]))
         assert await device.receive() is None
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_what_comes_for_a_restored_member_before_connack_is_sent_after_it_or_returned(*, stays: bool) -> None:
+    async with world() as w:
+        me = "GID_demo@@@1"
+        stored = session_pb2.Subscription(topic_filter=SHARE, qos=1)
+        w.session.decisions[me] = session_pb2.Decision(session_present=True, subscriptions=[stored])
+        w.router.confirms = False
+        device = await w.connect(me, clean_session=False)
+        await until(lambda: any(target.share_name for target in w.router.targets.values()))
+        w.router.deliver("fast/a", b"early", 1, SHARE, sequence=1)
+        await until(lambda: not w.router.link.has_unconfirmed)
+        if stays:
+            w.router.link.confirm(w.router.link.received_through)
+            assert await device.receive() == packets.ConnAck(True, 0)
+            assert await device.receive() == packets.Publish("fast/a", b"early", 1, False, False, 1)
+        else:
+            device.abort()
+            await until(lambda: w.router.returned == [(SHARE, "fast/a", b"early", 1)])
