@@ -88,10 +88,12 @@ class CatchUp:
     async def run(self) -> None:
         """Read after each opening of the link, until cancelled."""
         opened = self._link.opened
+        loop = asyncio.get_running_loop()
+        due = loop.time() + READ_ON_S
         while True:
             is_new = True
             try:
-                async with asyncio.timeout(READ_ON_S):
+                async with asyncio.timeout_at(due):
                     await opened.wait()
             except TimeoutError:
                 is_new = False
@@ -103,7 +105,9 @@ class CatchUp:
                     pass
                 if is_new and not must_read:
                     await self._note_created()
-                elif not is_new and not self._link.is_behind:
+                    continue
+                due = loop.time() + READ_ON_S
+                if not is_new and not self._link.is_behind:
                     await self._read_on()
             except (UnavailableError, nats.errors.Error, TimeoutError, OSError) as error:
                 extra = {"router": self._link.index, "error": repr(error)}
