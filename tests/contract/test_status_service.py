@@ -246,7 +246,7 @@ async def test_the_shard_of_the_client_is_asked(auth: AuthService, status: Statu
         addresses = [await stack.enter_async_context(running_session(shard)) for shard in shards]
         other = await stack.enter_async_context(running_status(auth=auth.address, session=tuple(addresses)))
         other.instance_id, other.access_key_id, other.secret = status.instance_id, status.access_key_id, status.secret
-        for n in range(12):
+        for n in range(40):  # enough that every shard has one
             client_id = f"GID_mine@@@{n}"
             shard = shards[shard_of(status.instance_id, client_id, len(shards))]
             shard.connections[status.instance_id, client_id] = [connection(1, client_id)]
