@@ -138,6 +138,9 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
         await unless_stopped(stop, device_store.loaded.wait())
         token_keys = TokenKeys(store=store, resources=resources, sealer=sealer)
         await unless_stopped(stop, _load(settings, store, token_keys, administration, resources))
+        stores = store, revocation_store, device_store
+        auth_servicer.view_age_s = lambda: max(each.age_s for each in stores)
+        auth_servicer.revision = lambda: store.revision
         resource_servicer.administration = administration
         device_servicer.store = device_store
         token_servicer.token_keys = token_keys

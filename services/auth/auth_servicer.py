@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from grpc import aio
@@ -68,6 +68,9 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self._guard = guard
         self._watchers = watchers
         self._gate = gate
+        self.view_age_s: Callable[[], float] = lambda: 0.0
+        """Age of the view in seconds; set before the gate is opened, like `revision`."""
+        self.revision: Callable[[], int] = lambda: 0
 
     @override
     async def Authenticate(
@@ -195,18 +198,23 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self._gate.check()
         with self._watchers.watching() as (snapshot, watcher):
             for message in messages(snapshot):
-                yield message
-            yield auth_pb2.WatchResourcesResponse(snapshot_complete=True)
+                yield self._stamped(message)
+            yield self._stamped(auth_pb2.WatchResourcesResponse(snapshot_complete=True))
             loop = asyncio.get_running_loop()
             beat = loop.time() + HEARTBEAT_S
             while True:
                 changes = await watcher.next(max(0.0, beat - loop.time()))
                 if changes is not None:
                     for message in messages(changes):
-                        yield message
+                        yield self._stamped(message)
                 else:
-                    yield auth_pb2.WatchResourcesResponse()
+                    yield self._stamped(auth_pb2.WatchResourcesResponse())
                 beat = loop.time() + HEARTBEAT_S
+
+    def _stamped(self, message: auth_pb2.WatchResourcesResponse) -> auth_pb2.WatchResourcesResponse:
+        message.view_age_ms = int(self.view_age_s() * 1000)
+        message.revision = self.revision()
+        return message
 
 
 def _grant(verdict: Verdict) -> auth_pb2.TokenGrant:

@@ -13,6 +13,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from typing import Generic, TypeVar
 
@@ -78,10 +79,21 @@ class Bucket(abc.ABC, Generic[T]):
         self._js: JetStreamContext = client.jetstream(timeout=2)
         self._kv: KeyValue | None = None
         self._revision = 0
+        self._current_s = time.monotonic()
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self.loaded = asyncio.Event()
         """Set when the bucket has been read for the first time."""
+
+    @property
+    def revision(self) -> int:
+        """Revision of the bucket that the view shows."""
+        return self._revision
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the view was last known to show every change; grows while NATS is away."""
+        return time.monotonic() - self._current_s
 
     @abc.abstractmethod
     def decoded(self, key: str, stored: bytes) -> T | None:
@@ -253,6 +265,7 @@ class Bucket(abc.ABC, Generic[T]):
             revision = await self._read(watcher, entries) if state.messages else 0
             self.replace(entries)
             self._kv = kv
+            self._current_s = time.monotonic()
             # The newest message may have been removed, by hand or by its age; without it, every check would find us
             # behind.
             self._advance(max(revision, state.last_seq))
@@ -283,6 +296,8 @@ class Bucket(abc.ABC, Generic[T]):
             entry = await _next(watcher, POLL_S)
             if connection != self._connection():
                 raise _StaleWatchError("NATS was reconnected")
+            if self._client.is_connected:
+                self._current_s = time.monotonic()
             if isinstance(entry, KeyValue.Entry):
                 quiet = 0
                 self.apply(entry.key, self._decoded(entry))

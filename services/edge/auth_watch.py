@@ -107,7 +107,8 @@ class AuthWatch:
                     self._policies.is_outdated = False
                     self._readiness.mark(DEPENDENCY, present=True)
             if snapshot is None:
-                self._heard = self._loop.time()
+                # Auth goes on sending while NATS is away; what it has then is as old as it says.
+                self._heard = self._loop.time() - change.view_age_ms / 1000
             if self._policies.effects:
                 self._has_effects.set()
 

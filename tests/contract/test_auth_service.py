@@ -428,7 +428,9 @@ async def test_a_quiet_watch_beats_every_second(service: AuthService) -> None:
     await watch.snapshot()
     begin = time.monotonic()
     for _ in range(2):
-        assert (await watch.read()).ByteSize() == 0
+        message = await watch.read()
+        assert {field.name for field, _ in message.ListFields()} <= {"view_age_ms", "revision"}
+        assert message.view_age_ms < 5_000
     assert 1.5 < time.monotonic() - begin < 4
     watch.cancel()
 
@@ -498,6 +500,25 @@ async def test_a_watch_survives_an_outage_of_nats_and_hears_what_changed(nats_se
         assert "one" in watch.instances
         # Never torn down in between: edges would close every connection.
         assert not any(message.removed_instance_ids for message in watch.messages)
+        watch.cancel()
+
+
+async def test_a_watch_tells_how_old_its_view_is(nats_server: NatsServer) -> None:
+    async with running_auth(nats_server.url) as service:
+        await service.create_instance("one")
+        watch = Watch(service)
+        await watch.snapshot()
+        revision = watch.messages[-1].revision
+        assert revision > 0
+        nats_server.kill()
+        async with asyncio.timeout(20):
+            while (await watch.read()).view_age_ms < 2_500:
+                pass
+        await asyncio.to_thread(nats_server.start)
+        async with asyncio.timeout(20):
+            while (message := await watch.read()).view_age_ms > 1_500:
+                pass
+        assert message.revision >= revision
         watch.cancel()
 
 

@@ -208,6 +208,15 @@ async def test_clients_are_closed_when_auth_is_away_for_too_long() -> None:
             again = await w.connect()
 
 
+async def test_clients_are_closed_when_the_view_of_auth_is_too_old() -> None:
+    async with world(policy_max_age_s=3) as w:
+        device = await w.connected()
+        w.auth.view_age_ms = 60_000  # it goes on sending, but NATS tells it nothing
+        assert await device.receive() is None
+        await until(lambda: w.session.closings)
+        assert w.session.closings[0].reason == session_pb2.CLOSE_REASON_NOT_AUTHORIZED
+
+
 async def test_what_waits_for_a_slow_client_is_taken_back() -> None:
     async with world(max_inflight=1) as w:
         device = await w.connected(user=SIGNED)

@@ -72,6 +72,7 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
         self.is_away = False
         """Whether calls fail."""
         self.is_silent = False
+        self.view_age_ms = 0
         """Whether watches fail, and nothing else."""
         self.snapshot = snapshot(profile)
         self._watchers: set[asyncio.Queue[auth_pb2.WatchResourcesResponse | None]] = set()
@@ -184,7 +185,7 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
                     async with asyncio.timeout(1):
                         change = await changes.get()
                 except TimeoutError:
-                    change = auth_pb2.WatchResourcesResponse()
+                    change = auth_pb2.WatchResourcesResponse(view_age_ms=self.view_age_ms)
                 if change is None:
                     return
                 yield change

@@ -464,8 +464,16 @@ class WatchResourcesResponse(_message.Message):
     REMOVED_ACCESS_KEYS_FIELD_NUMBER: _builtins.int
     REVOKED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     REMOVED_DEVICE_CREDENTIAL_IDS_FIELD_NUMBER: _builtins.int
+    VIEW_AGE_MS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     snapshot_complete: _builtins.bool
     """Set once, on the message that ends the snapshot."""
+    view_age_ms: _builtins.int
+    """How old the view of this auth process is, in milliseconds: the time since it last knew that it has every change. It
+    grows while NATS is away; an edge adds it to the age of its own view.
+    """
+    revision: _builtins.int
+    """Revision of the bucket `resources` that the view has; rises."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstancePolicy]:
         """Instances added or replaced."""
@@ -522,10 +530,12 @@ class WatchResourcesResponse(_message.Message):
         removed_access_keys: _abc.Iterable[Global___AccessKeyPolicy] | None = ...,
         revoked_token_ids: _abc.Iterable[_builtins.str] | None = ...,
         removed_device_credential_ids: _abc.Iterable[_builtins.str] | None = ...,
+        view_age_ms: _builtins.int = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_keys", b"access_keys", "groups", b"groups", "instances", b"instances", "removed_access_keys", b"removed_access_keys", "removed_device_credential_ids", b"removed_device_credential_ids", "removed_groups", b"removed_groups", "removed_instance_ids", b"removed_instance_ids", "removed_topics", b"removed_topics", "revoked_token_ids", b"revoked_token_ids", "snapshot_complete", b"snapshot_complete", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_keys", b"access_keys", "groups", b"groups", "instances", b"instances", "removed_access_keys", b"removed_access_keys", "removed_device_credential_ids", b"removed_device_credential_ids", "removed_groups", b"removed_groups", "removed_instance_ids", b"removed_instance_ids", "removed_topics", b"removed_topics", "revision", b"revision", "revoked_token_ids", b"revoked_token_ids", "snapshot_complete", b"snapshot_complete", "topics", b"topics", "view_age_ms", b"view_age_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
