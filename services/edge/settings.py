@@ -86,7 +86,7 @@ class EdgeSettings(CommonSettings):
     default_instance: str = setting("", text="Instance that serves clients whose user name names none; empty: nobody.")
     policy_max_age_s: float = setting(
         3600.0,
-        text="Seconds that clients go on while auth, or NATS for it, is away; then all are closed: who knows what was revoked?",
+        text="Seconds that clients go on while auth, or NATS for it, is away; then all are closed: it may be revoked.",
         minimum=1,
         maximum=604_800,
     )
