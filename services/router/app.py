@@ -51,7 +51,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     )
 
     def register(server: aio.Server) -> Iterable[str]:
-        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges, publisher, calls), server)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(servicer.RouterServicer(edges, calls), server)
         return [router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name]
 
     async with contextlib.AsyncExitStack() as stack:
@@ -86,7 +86,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             is_gone=rules.is_gone,
             is_full=router.full_logs.note,
         )
-        figures = metrics.RouterMetrics(router=router, retained=retained_messages, shards=shards, log=log)
+        figures = metrics.RouterMetrics(router=router, retained=retained_messages, shards=shards, log=log, calls=calls)
         prometheus_client.REGISTRY.register(figures)
         stack.callback(prometheus_client.REGISTRY.unregister, figures)
         noted = await runtime.unless_stopped(stop, known.load(js))

@@ -9,7 +9,7 @@ import random
 from grpc import aio
 
 from services.common.linking import BACKOFF_S
-from services.router.domain.catalog import Catalog, Instance, Topic
+from services.router.domain.catalog import AccessKey, Catalog, Instance, Topic
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -69,13 +69,25 @@ def _apply(catalog: Catalog, change: auth_pb2.WatchResourcesResponse) -> None:
         )
     for topic in change.topics:
         catalog.topics[topic.instance_id, topic.topic] = Topic(
-            instance_id=topic.instance_id, topic=topic.topic, is_logged=topic.logged, is_ordered=topic.ordered
+            instance_id=topic.instance_id,
+            topic=topic.topic,
+            account_id=topic.account_id,
+            is_logged=topic.logged,
+            is_ordered=topic.ordered,
         )
     for topic in change.removed_topics:
         catalog.topics.pop((topic.instance_id, topic.topic), None)
     for group in change.groups:
-        catalog.groups.add((group.instance_id, group.group_id))
+        catalog.groups[group.instance_id, group.group_id] = group.account_id
     for group in change.removed_groups:
-        catalog.groups.discard((group.instance_id, group.group_id))
+        catalog.groups.pop((group.instance_id, group.group_id), None)
+    for key in change.removed_access_keys:
+        catalog.keys.pop((key.instance_id, key.access_key_id), None)
+    for key in change.access_keys:
+        catalog.keys[key.instance_id, key.access_key_id] = AccessKey(
+            account_id=key.account_id, may_publish=key.publish, topic_filters=tuple(key.topic_filters)
+        )
+    for token_id in change.revoked_token_ids:
+        catalog.revoke_token(token_id)
     for instance_id in change.removed_instance_ids:
         catalog.remove_instance(instance_id)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.common.errors import InvalidFieldError, NotServingError
 from services.common.runtime import first_of
 from services.router.auth_watch import AuthWatch
-from services.router.domain.catalog import Catalog, RefusedError
+from services.router.domain.catalog import Catalog, Publisher, RefusedError
 from services.router.domain.columns import KEPT_IF_OFFLINE, LOGGED, P2P
 from services.router.publisher import MAX_WAIT_S, Call, ExternalPublisher
 from services.router.receipts import Receipts
 from weimq.router.v1 import router_pb2
+
+logger = logging.getLogger(__name__)
 
 MAX_UNANSWERED = 16
 """Batches of a stream that are routed and not answered."""
@@ -31,6 +34,25 @@ class Calls:
         self._watch = watch
         self._publisher = publisher
         self._receipts = receipts
+        self.not_permitted = 0
+        """Messages dropped because their publisher may not publish them any more."""
+
+    async def publish(self, messages: Sequence[router_pb2.PublishedMessage], remaining_s: float | None) -> None:
+        """Serve `Publish`; see `ExternalPublisher.publish`. Messages that name a publisher are judged first.
+
+        Raises:
+            InvalidFieldError: see there.
+            NotServingError: see there; also while what exists is not known and a message is to be judged.
+            UnavailableError: see there.
+        """
+        self._publisher.validate(messages, field="messages")
+        permitted = messages
+        if any(message.HasField("publisher") for message in messages):
+            catalog = self._catalog()
+            permitted = [message for message in messages if _is_permitted(message, catalog)]
+        if permitted:
+            await self._publisher.publish(permitted, remaining_s)
+        self.not_permitted += len(messages) - len(permitted)  # once, however often the call was repeated
 
     async def deliver(
         self, message: router_pb2.PublishedMessage, remaining_s: float | None
@@ -110,3 +132,24 @@ def complete(message: router_pb2.PublishedMessage, catalog: Catalog) -> None:
     message.logged = flags & LOGGED != 0
     message.p2p = flags & P2P != 0
     message.kept_if_offline = flags & KEPT_IF_OFFLINE != 0
+
+
+def _is_permitted(message: router_pb2.PublishedMessage, catalog: Catalog) -> bool:
+    """Judge a message that names its publisher, and fill in what its topic is."""
+    if not message.HasField("publisher"):
+        return True
+    identity = message.publisher
+    publisher = Publisher(
+        client_id=message.client_id,
+        account_id=identity.account_id,
+        access_key_id=identity.access_key_id,
+        token_ids=tuple(identity.token_ids),
+    )
+    try:
+        complete(message, catalog)
+        catalog.judge(publisher, message.instance_id, message.topic)
+    except RefusedError as error:
+        # Neither topic nor payload: they are the client's.
+        logger.info("message not permitted any more", extra={"instance": message.instance_id, "error": str(error)})
+        return False
+    return True

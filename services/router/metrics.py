@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from services.common.log_writer import LogWriter
+from services.router.calls import Calls
 from services.router.retained import Retained
 from services.router.router import Router
 from services.router.shards import Shards
@@ -26,13 +27,15 @@ class RouterMetrics(Collector):
         retained: its retained messages.
         shards: its session shards.
         log: what it writes with.
+        calls: of other systems.
     """
 
-    def __init__(self, *, router: Router, retained: Retained, shards: Shards, log: LogWriter) -> None:
+    def __init__(self, *, router: Router, retained: Retained, shards: Shards, log: LogWriter, calls: Calls) -> None:
         self._router = router
         self._retained = retained
         self._shards = shards
         self._log = log
+        self._calls = calls
 
     def describe(self) -> Iterable[Metric]:
         """Return no names to compare: a test may run several routers in its process."""
@@ -59,6 +62,7 @@ class RouterMetrics(Collector):
         for reason, count in (
             ("not_logged_nats_away", router.unlogged_messages),
             ("not_logged_refused", router.refused_messages),
+            ("not_permitted", self._calls.not_permitted),
             ("no_member_left", router.shares.dropped_messages),
             ("not_retained_quota", self._retained.over_quota_messages),
         ):

@@ -15,7 +15,6 @@ from services.common.link import LinkBrokenError
 from services.common.runtime import first_of
 from services.router.calls import Calls
 from services.router.members import Members
-from services.router.publisher import ExternalPublisher
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 OPENING_S = 5.0
@@ -27,9 +26,8 @@ _Context = aio.ServicerContext[AsyncIterator[router_pb2.LinkRequest], AsyncItera
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     """Links of edges, whose state is with `Members`, and messages of others."""
 
-    def __init__(self, members: Members, publisher: ExternalPublisher, calls: Calls) -> None:
+    def __init__(self, members: Members, calls: Calls) -> None:
         self._members = members
-        self._publisher = publisher
         self._calls = calls
 
     @override
@@ -38,7 +36,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         request: router_pb2.PublishRequest,
         context: aio.ServicerContext[router_pb2.PublishRequest, Awaitable[router_pb2.PublishResponse]],
     ) -> router_pb2.PublishResponse:
-        await self._publisher.publish(request.messages, context.time_remaining())
+        await self._calls.publish(request.messages, context.time_remaining())
         return router_pb2.PublishResponse()
 
     @override

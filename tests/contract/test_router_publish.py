@@ -16,11 +16,14 @@ from services.common import grpc_errors
 from services.common.errors import InvalidFieldError, NotServingError, UnavailableError
 from services.common.grpc_client import channel
 from services.router import publisher
+from tests.contract.test_router_inbound import auth
+from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer
 from tests.support.router import TOKEN, FakeEdge, Mesh, make_log, mesh, read_log, until, until_not_serving
+from weimq.auth.v1 import auth_pb2
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
-__all__ = ["mesh"]  # a fixture
+__all__ = ["auth", "mesh"]  # fixtures
 
 pytestmark = pytest.mark.asyncio
 
@@ -275,3 +278,83 @@ async def test_call_without_the_cluster_token_is_refused(mesh: Mesh) -> None:
         with pytest.raises(aio.AioRpcError) as error:
             await router_pb2_grpc.RouterServiceStub(opened).Publish(router_pb2.PublishRequest(messages=[message()]))
         assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def will(number: int, **identity: Any) -> router_pb2.PublishedMessage:
+    """Return a will on `own/a` of a client of the account `acc`, with an AccessKey and two tokens."""
+    who: dict[str, Any] = {"account_id": "acc", "access_key_id": "key", "token_ids": ["t-1", "t-2"], **identity}
+    return message(
+        topic="own/a",
+        payload=b"%d" % number,
+        message_id=f"will-{number}",
+        client_id="GID_own@@@1",
+        publisher=router_pb2.PublisherIdentity(**who),
+    )
+
+
+def give(auth: FakeAuth) -> None:
+    """Give the account `acc` what its client needs to publish its will."""
+    topic = auth_pb2.TopicPolicy(instance_id="i", topic="own", account_id="acc")
+    auth.tell(topics=[topic], revoked_token_ids=["t-1"])
+    auth.put_group("i", "GID_own", "acc")
+    auth.put_key("i", "key", "acc", topic_filters=["own/+"])
+
+
+KEY = auth_pb2.AccessKeyPolicy(instance_id="i", access_key_id="key", account_id="acc", publish=True)
+LOSSES: dict[str, dict[str, Any]] = {
+    "key removed": {"removed_access_keys": [KEY]},
+    "key of another account": {
+        "access_keys": [auth_pb2.AccessKeyPolicy(instance_id="i", access_key_id="key", account_id="b", publish=True)]
+    },
+    "key may not publish": {
+        "access_keys": [auth_pb2.AccessKeyPolicy(instance_id="i", access_key_id="key", account_id="acc")]
+    },
+    "key narrowed": {
+        "access_keys": [
+            auth_pb2.AccessKeyPolicy(
+                instance_id="i", access_key_id="key", account_id="acc", publish=True, topic_filters=["own/b"]
+            )
+        ]
+    },
+    "group removed": {"removed_groups": [auth_pb2.GroupPolicy(instance_id="i", group_id="GID_own")]},
+    "tokens revoked": {"revoked_token_ids": ["t-2"]},
+    "topic removed": {"removed_topics": [auth_pb2.TopicPolicy(instance_id="i", topic="own")]},
+    "topic of another account": {"topics": [auth_pb2.TopicPolicy(instance_id="i", topic="own", account_id="b")]},
+    "instance removed": {"removed_instance_ids": ["i"]},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+async def test_message_of_a_client_is_judged_when_it_is_sent(mesh: Mesh, auth: FakeAuth, loss: dict[str, Any]) -> None:
+    give(auth)
+    async with mesh.router(), FakeEdge(mesh, "one").running() as edge, caller_of(mesh) as caller:
+        edge.subscribe(1, "#")
+        await edge.settled()
+        await mesh.serving()
+        async with asyncio.timeout(10):
+            while True:  # until the router knows what exists
+                with contextlib.suppress(NotServingError, UnavailableError):
+                    await caller.publish(will(0))
+                    break
+                await asyncio.sleep(0.01)
+        assert edge.payloads == [b"0"]
+        auth.tell(**loss)
+        number = 0
+        async with asyncio.timeout(10):
+            while len(edge.payloads) == number + 1:  # until it has heard of it
+                number += 1
+                await caller.publish(will(number))  # answered, so that it is not repeated
+        # One without a publisher is not judged, and what is allowed in the same call goes its way.
+        await caller.publish(will(1000), message(message_id="m-other", payload=b"other"))
+        assert edge.payloads == [*(b"%d" % n for n in range(number)), b"other"]
+
+
+async def test_message_of_a_client_waits_until_the_router_knows_what_exists(mesh: Mesh) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as edge, caller_of(mesh) as caller:
+        edge.subscribe(1, "#")
+        await edge.settled()
+        await mesh.serving()
+        with pytest.raises((NotServingError, UnavailableError)):
+            await caller.publish(will(0))
+        await caller.publish(message())
+        assert edge.payloads == [b"1"]

@@ -34,8 +34,14 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
     def put_topic(self, instance_id: str, topic: str, *, logged: bool = True, ordered: bool = False) -> None:
         self.tell(topics=[auth_pb2.TopicPolicy(instance_id=instance_id, topic=topic, logged=logged, ordered=ordered)])
 
-    def put_group(self, instance_id: str, group_id: str) -> None:
-        self.tell(groups=[auth_pb2.GroupPolicy(instance_id=instance_id, group_id=group_id)])
+    def put_group(self, instance_id: str, group_id: str, account_id: str = "") -> None:
+        self.tell(groups=[auth_pb2.GroupPolicy(instance_id=instance_id, group_id=group_id, account_id=account_id)])
+
+    def put_key(self, instance_id: str, access_key_id: str, account_id: str, **fields: Any) -> None:
+        policy = auth_pb2.AccessKeyPolicy(
+            instance_id=instance_id, access_key_id=access_key_id, account_id=account_id, **{"publish": True, **fields}
+        )
+        self.tell(access_keys=[policy])
 
     def remove_topic(self, instance_id: str, topic: str) -> None:
         self.tell(removed_topics=[auth_pb2.TopicPolicy(instance_id=instance_id, topic=topic)])

@@ -215,6 +215,7 @@ class PublishedMessage(_message.Message):
     CLEAN_SESSION_FIELD_NUMBER: _builtins.int
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     KEPT_IF_OFFLINE_FIELD_NUMBER: _builtins.int
+    PUBLISHER_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Required. Instance."""
     topic: _builtins.str
@@ -237,6 +238,12 @@ class PublishedMessage(_message.Message):
     """Required. Unique for the message within ten minutes, up to 128 printable ASCII characters; becomes `Nats-Msg-Id`."""
     kept_if_offline: _builtins.bool
     """With `p2p`, whether the receiver's group exists, so that a message of QoS 1 without clean session is kept for it."""
+    @_builtins.property
+    def publisher(self) -> Global___PublisherIdentity:
+        """With `Publish`: whose message this is, so that the router judges it now and looks up what the topic is. A message that
+        its publisher may not publish any more is dropped and counted, and the call answered. Absence: not judged.
+        """
+
     def __init__(
         self,
         *,
@@ -251,14 +258,47 @@ class PublishedMessage(_message.Message):
         clean_session: _builtins.bool = ...,
         message_id: _builtins.str = ...,
         kept_if_offline: _builtins.bool = ...,
+        publisher: Global___PublisherIdentity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["publisher", b"publisher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "client_id", b"client_id", "instance_id", b"instance_id", "kept_if_offline", b"kept_if_offline", "logged", b"logged", "message_id", b"message_id", "p2p", b"p2p", "payload", b"payload", "qos", b"qos", "retain", b"retain", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "client_id", b"client_id", "instance_id", b"instance_id", "kept_if_offline", b"kept_if_offline", "logged", b"logged", "message_id", b"message_id", "p2p", b"p2p", "payload", b"payload", "publisher", b"publisher", "qos", b"qos", "retain", b"retain", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PublishedMessage: _TypeAlias = PublishedMessage  # noqa: Y015
+
+@_typing.final
+class PublisherIdentity(_message.Message):
+    """By what a client, whose id is `client_id`, may publish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Account; empty: anonymous."""
+    access_key_id: _builtins.str
+    """AccessKey; empty: none."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tokens that allow the message: with all of them revoked it is not allowed any more. Empty: not in token mode."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        access_key_id: _builtins.str = ...,
+        token_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublisherIdentity: _TypeAlias = PublisherIdentity  # noqa: Y015
 
 @_typing.final
 class PublishResponse(_message.Message):

@@ -94,7 +94,7 @@ class RouterServiceServicer:
 
         Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, a topic of another router, more than 1,000
         messages), `UNAVAILABLE`
-        (NATS does not answer, or the edges are not known yet: try again).
+        (NATS does not answer, the edges are not known yet, or what exists is not, with `publisher`: try again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class RouterServiceStub:
 
     Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, a topic of another router, more than 1,000
     messages), `UNAVAILABLE`
-    (NATS does not answer, or the edges are not known yet: try again).
+    (NATS does not answer, the edges are not known yet, or what exists is not, with `publisher`: try again).
     """
     PublishStream: _aio.StreamStreamMultiCallable[_router_pb2.PublishStreamRequest, _router_pb2.PublishStreamResponse]
     """Publishes batches over one stream, for systems that publish much. The router looks up what each topic is: `logged`,
@@ -116,7 +116,7 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, a topic of another router, more than 1,000
         messages), `UNAVAILABLE`
-        (NATS does not answer, or the edges are not known yet: try again).
+        (NATS does not answer, the edges are not known yet, or what exists is not, with `publisher`: try again).
         """
 
     @_abc_1.abstractmethod

@@ -877,6 +877,9 @@ class Will(_message.Message):
     RETAIN_FIELD_NUMBER: _builtins.int
     LOGGED_FIELD_NUMBER: _builtins.int
     P2P_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """Topic name."""
     payload: _builtins.bytes
@@ -889,6 +892,14 @@ class Will(_message.Message):
     """Whether the topic is logged."""
     p2p: _builtins.bool
     """Whether the topic is `<parent>/p2p/<client id>`."""
+    account_id: _builtins.str
+    """Account of the client; empty: anonymous."""
+    access_key_id: _builtins.str
+    """AccessKey of the client; empty: it has none."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In token mode, ids of the tokens by which it may publish the will, as of the opening."""
+
     def __init__(
         self,
         *,
@@ -898,10 +909,13 @@ class Will(_message.Message):
         retain: _builtins.bool = ...,
         logged: _builtins.bool = ...,
         p2p: _builtins.bool = ...,
+        account_id: _builtins.str = ...,
+        access_key_id: _builtins.str = ...,
+        token_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logged", b"logged", "p2p", b"p2p", "payload", b"payload", "qos", b"qos", "retain", b"retain", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "logged", b"logged", "p2p", b"p2p", "payload", b"payload", "qos", b"qos", "retain", b"retain", "token_ids", b"token_ids", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
