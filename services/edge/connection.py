@@ -234,6 +234,7 @@ class Connection(Wire):
             is_held=is_held,
             will=self._will,
             will_rule=will_rule,
+            publisher=access.publisher(self._will.topic if self._will is not None else ""),
         )
 
     @override

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mypy_extensions import mypyc_attr
 
@@ -12,7 +12,7 @@ from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Connect, Publish, Will
 from services.edge.policy import Grant, Instance, TopicRule
-from services.edge.tokens import Token
+from services.edge.tokens import READ, Token
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,22 @@ class Access:
     """None: the client is not in token mode."""
     device_credential_id: str = ""
     """Empty: the client has none."""
+
+    def publisher(self, topic: str) -> Publisher:
+        """Return by what the client may publish to `topic`."""
+        tokens = [token for token in self.tokens or () if token.type != READ and token.coverage.covers(topic)]
+        return Publisher(self.grant.account_id, self.access_key_id, [token.token_id for token in tokens])
+
+
+class Publisher(NamedTuple):
+    """By what a client may publish its will, for the router to judge it should this edge be lost."""
+
+    account_id: str
+    """Empty: anonymous."""
+    access_key_id: str
+    """Empty: the client has none."""
+    token_ids: list[str]
+    """Of the tokens that let it, in token mode."""
 
 
 class StoredSession:
@@ -149,6 +165,7 @@ class Sessions(Protocol):
         is_held: bool,
         will: Will | None,
         will_rule: TopicRule | None,
+        publisher: Publisher,
     ) -> None:
         """Have `client.on_admitted` called; `close` must follow unless it was refused.
 

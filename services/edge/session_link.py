@@ -22,7 +22,7 @@ from services.edge.inquiries import Inquiries
 from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.packets import Will
 from services.edge.policy import FLAG_LOGGED, FLAG_P2P, Instance, TopicRule
-from services.edge.ports import Client, KeptMessages
+from services.edge.ports import Client, KeptMessages, Publisher
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,7 @@ class SessionLink:
         is_held: bool,
         will: Will | None,
         will_rule: TopicRule | None,
+        publisher: Publisher,
     ) -> None:
         """Ask for a client to be let in; see `ports.Sessions`."""
         opening = session_pb2.Opening(
@@ -124,6 +125,9 @@ class SessionLink:
             opening.will.retain = will.retain
             opening.will.logged = bool(will_rule.flags & FLAG_LOGGED)
             opening.will.p2p = bool(will_rule.flags & FLAG_P2P)
+            opening.will.account_id = publisher.account_id
+            opening.will.access_key_id = publisher.access_key_id
+            opening.will.token_ids.extend(publisher.token_ids)
         self._waiting[client.channel_id] = opening
         self._to_open.append(opening)
         self.link.wake()

@@ -8,6 +8,8 @@ Wills are not stored, and the lifecycle events hold no payloads. So a will is lo
 does the session process that has it, before the router took it - be it that it had not noticed the end of the edge, or
 that the router was away. While the edge lives, a session process that starts gets it again with the edge's snapshot.
 
+Whether the client may still publish it, the router judges: each message says by what account, AccessKey and tokens.
+
 A will may come twice when its edge was not dead but cut off for longer than its grace: told to close the connections,
 the edge sends their wills itself.
 """
@@ -24,7 +26,7 @@ import grpc
 from grpc import aio
 
 from services.common.sharding import router_of
-from services.session.domain.records import Will
+from services.session.domain.records import Publisher, Will
 from weimq.router.v1 import router_pb2
 from weimq.session.v1 import session_pb2
 
@@ -206,6 +208,7 @@ def will_of(opening: session_pb2.Opening) -> Will | None:
         logged=will.logged,
         p2p=will.p2p,
         clean_session=opening.clean_session,
+        publisher=Publisher(will.account_id, will.access_key_id, tuple(will.token_ids)),
     )
 
 
@@ -221,4 +224,9 @@ def _message(will: Will) -> router_pb2.PublishedMessage:
         client_id=will.client_id,
         clean_session=will.clean_session,
         message_id=f"will-{will.channel_id}",
+        publisher=router_pb2.PublisherIdentity(
+            account_id=will.publisher.account_id,
+            access_key_id=will.publisher.access_key_id,
+            token_ids=will.publisher.token_ids,
+        ),
     )

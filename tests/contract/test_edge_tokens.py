@@ -309,6 +309,8 @@ async def test_a_revoked_token_takes_the_will_with_it() -> None:
     async with world() as w:
         w.auth.issue("a", "RW", "demo/#")
         device = await token_device(w, "RW|a", will=packets.Will("demo/will", b"gone", 1, False))
+        will = w.session.openings[0].will  # should the edge be lost, the router judges it by these
+        assert (will.account_id, will.access_key_id, list(will.token_ids)) == ("default", "K", ["id-a"])
         w.auth.tell(auth_pb2.WatchResourcesResponse(revoked_token_ids=["id-a"]))
         await closed_with(w, device, 3, "RW")
         assert not w.router.published

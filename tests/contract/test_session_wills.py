@@ -120,7 +120,16 @@ def connect(edge: FakeEdge, client_id: str = CLIENT, *, topic: str = "demo/gone"
     """Ask for a connection with a will to be let in; returns its channel id."""
     channel_id = secrets.token_hex(16)
     connection = pb.Connection(channel_id=channel_id, instance_id=INSTANCE, client_id=client_id, address="10.0.0.1:1")
-    will = pb.Will(topic=topic, payload=b"\x00gone", qos=1, retain=True, logged=True)
+    will = pb.Will(
+        topic=topic,
+        payload=b"\x00gone",
+        qos=1,
+        retain=True,
+        logged=True,
+        account_id="default",
+        access_key_id="key",
+        token_ids=["t-1", "t-2"],
+    )
     opening = edge.open[channel_id] = pb.Opening(
         connection=connection, takeover=takeover, clean_session=True, will=will
     )
@@ -146,6 +155,9 @@ async def test_the_will_of_a_lost_edge_is_published_once_and_whole(mesh: WillMes
                 client_id=CLIENT,
                 clean_session=True,
                 message_id=f"will-{channel_id}",
+                publisher=router_pb2.PublisherIdentity(
+                    account_id="default", access_key_id="key", token_ids=["t-1", "t-2"]
+                ),
             )
         ]
         await mesh.router.has(channel_id, await mesh.marker())

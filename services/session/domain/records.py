@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 class Edge:
     """One process of an edge, and what it holds."""
@@ -44,11 +46,20 @@ class Connection:
         self.takeover = False  # it displaces older ones
 
 
+class Publisher(NamedTuple):
+    """By what a client may publish its will; see `weimq.router.v1.PublisherIdentity`."""
+
+    account_id: str = ""
+    access_key_id: str = ""
+    token_ids: tuple[str, ...] = ()
+
+
 class Will:
     """The message that is published when a connection ends without DISCONNECT [MQTT-3.1.2-8]."""
 
     __slots__ = (
-        "channel_id", "clean_session", "client_id", "instance_id", "logged", "p2p", "payload", "qos", "retain", "topic",
+        "channel_id", "clean_session", "client_id", "instance_id", "logged", "p2p", "payload", "publisher", "qos",
+        "retain", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +75,7 @@ class Will:
         logged: bool,
         p2p: bool,
         clean_session: bool,
+        publisher: Publisher = Publisher(),  # noqa: B008 - immutable
     ) -> None:
         self.instance_id = instance_id
         self.client_id = client_id
@@ -75,10 +87,11 @@ class Will:
         self.logged = logged
         self.p2p = p2p
         self.clean_session = clean_session  # of the client
+        self.publisher = publisher
 
     def size(self) -> int:
         """Return about how many bytes it takes."""
-        return len(self.payload) + len(self.topic) + len(self.client_id)
+        return len(self.payload) + len(self.topic) + len(self.client_id) + sum(map(len, self.publisher.token_ids))
 
 
 class Claim:
