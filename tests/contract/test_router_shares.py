@@ -106,7 +106,7 @@ async def test_edge_without_a_stream_is_passed_over(mesh: Mesh) -> None:
         for number in range(6):  # within the grace of the other edge
             one.publish("a/b", b"%d" % number)
         await one.all_acknowledged()
-        # The router may notice the cut after the first ones: what the other edge is owed then comes when it is given up.
+        # The router may notice the cut after the first ones: what the other edge is owed comes when that is given up.
         assert sorted(one.payloads) == [b"%d" % number for number in range(6)]
 
 
