@@ -8,9 +8,6 @@ GEN ?= gen
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # Builds what changed; nothing without a C compiler, or with WEIMQ_PURE=1.
 COMPILE = $(BIN)/python -m services.compiled
-# What failed runs once more, alone: some tests have deadlines that a busy machine misses. Both runs are printed; a test that
-# needs the second one is a defect of that test.
-AGAIN = $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -44,9 +41,9 @@ check: .venv/.developing ## Run everything that CI runs
 	$(BIN)/buf format --diff --exit-code
 	@rm -rf build/gen && $(MAKE) --no-print-directory proto GEN=build/gen
 	diff -r -x __pycache__ build/gen/weimq gen/weimq || { echo "gen/ is stale: run make proto" >&2; exit 1; }
-	WEIMQ_PURE=1 $(BIN)/python -m pytest tests/unit || WEIMQ_PURE=1 $(AGAIN)
+	WEIMQ_PURE=1 $(BIN)/python -m pytest tests/unit
 	$(COMPILE) --strict
-	$(BIN)/python -m pytest $(ARGS) || $(AGAIN)
+	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: fmt
 fmt: .venv/.developing ## Format the sources and apply safe fixes
