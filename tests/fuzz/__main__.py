@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib
+import logging
 import random
 import resource
 import sys
@@ -74,6 +75,8 @@ def main() -> int:
     parser.add_argument("--atheris", action="store_true", help="guided by coverage; one target")
     options = parser.parse_args()
     names = options.targets or list(TARGETS)
+    # A line for each refused connection would be most of the time.
+    logging.getLogger("services.edge.transports").setLevel(logging.ERROR)
     if options.atheris:
         run_guided(names[0], options.inputs, options.seed)
         return 0

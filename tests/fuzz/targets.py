@@ -7,7 +7,6 @@ change what comes out.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 
 from services.auth.domain.credentials import parse_user_name
@@ -173,6 +172,3 @@ TARGETS: dict[str, Target] = {
     "commands": commands,
     "credentials": credentials,
 }
-
-# A line for each refused connection would be most of the time.
-logging.getLogger("services.edge.transports").setLevel(logging.ERROR)

@@ -40,8 +40,12 @@ class Firehose:
         assert (await self._reader.readexactly(4))[3] == 0
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._publish())
-                group.create_task(self._read())
+                reading = group.create_task(self._read())
+                await self._publish()
+                while len(self.acknowledged) < self.sent:
+                    self._room.clear()
+                    await self._room.wait()
+                reading.cancel()  # the last acknowledgement may have come before `stop`
         finally:
             self._writer.transport.abort()
             with contextlib.suppress(OSError):
@@ -74,7 +78,7 @@ class Firehose:
     async def _read(self) -> None:
         decoder = codec.Decoder(1 << 20)
         oldest = 0
-        while not (self._is_stopped and len(self.acknowledged) == self.sent):
+        while True:
             data = await self._reader.read(65_536)
             assert data, "the edge closed the connection"
             for packet in decoder.feed(data):
