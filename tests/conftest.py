@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import uvloop
 
-pytest_plugins = ["tests.support.mesh", "tests.support.nats"]
+pytest_plugins = ["tests.support.mesh", "tests.support.nats", "tests.support.nats_cluster"]
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("default")

@@ -34,13 +34,27 @@ PENDING_BYTES = 32 << 20
 """What nats-py may hold while NATS is away; writers keep their own bounds below it."""
 
 
-async def connect(url: Secret, *, name: str, readiness: Readiness) -> Client:
+class _Client(Client):
+    """A client that knows how many replicas streams and buckets are to have."""
+
+    def __init__(self, replicas: int) -> None:
+        super().__init__()
+        self.replicas = replicas
+
+
+def _replicas(js: JetStreamContext) -> int:
+    client = js._nc  # noqa: SLF001 - nats-py has no other door to it
+    return client.replicas if isinstance(client, _Client) else 1
+
+
+async def connect(url: Secret, *, name: str, readiness: Readiness, replicas: int = 1) -> Client:
     """Connect to NATS, trying again until it answers; afterwards nats-py reconnects for ever.
 
     Args:
         url: `nats://user:password@host:port`, several joined by commas.
         name: of the client, shown by NATS.
         readiness: kept informed under `nats`.
+        replicas: that `ensure_stream` and `ensure_bucket` give what they make by this client.
     """
     logged = False
 
@@ -54,7 +68,7 @@ async def connect(url: Secret, *, name: str, readiness: Readiness) -> Client:
         readiness.mark(DEPENDENCY, present=True)
 
     while True:
-        client = Client()
+        client = _Client(replicas)
         try:
             await client.connect(
                 url.reveal().split(","),
@@ -102,22 +116,40 @@ async def closing(client: Client) -> AsyncGenerator[Client]:
 
 
 async def ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
-    """Create a stream, or bring an existing one to `config`, but for its number of replicas. Idempotent.
+    """Create a stream, or bring an existing one to `config`. Idempotent.
+
+    It has as many replicas as `connect` was told; those of an existing one are raised where the servers for it are
+    there, and never lowered.
 
     Raises:
-        UnavailableError: NATS does not answer.
+        UnavailableError: NATS does not answer, or has too few servers to create it now.
     """
+    wanted = _replicas(js)
     try:
         try:
-            await js.add_stream(config)
+            await js.add_stream(config.evolve(num_replicas=wanted))
         except nats.js.errors.BadRequestError as error:
             if error.err_code != 10058:  # noqa: PLR2004 - "stream name already in use"
                 raise
-            # An operator may have raised them (docs/operations.md).
-            replicas = (await js.stream_info(str(config.name))).config.num_replicas
-            await js.update_stream(config.evolve(num_replicas=replicas))
+            present = (await js.stream_info(str(config.name))).config.num_replicas or 1
+            await js.update_stream(config.evolve(num_replicas=present))
+            await _raise_replicas(js, config, present)
     except (nats.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"stream {config.name}: {error!r}", dependency=DEPENDENCY) from error
+
+
+async def _raise_replicas(js: JetStreamContext, config: api.StreamConfig, present: int) -> None:
+    """Give an existing stream the replicas that it lacks, unless servers for them are missing now."""
+    wanted = _replicas(js)
+    if present >= wanted:
+        return
+    extra: dict[str, object] = {"stream": config.name, "replicas": present, "wanted": wanted}
+    try:
+        await js.update_stream(config.evolve(num_replicas=wanted))
+    except nats.js.errors.APIError as error:
+        logger.warning("stream has fewer replicas than it should", extra={**extra, "error": repr(error)})
+    else:
+        logger.info("stream gets more replicas", extra=extra)
 
 
 async def delete_stream(js: JetStreamContext, name: str) -> None:
@@ -154,17 +186,20 @@ async def stream_names(client: Client, subject: str) -> list[str]:
             return names
 
 
-async def ensure_bucket(js: JetStreamContext, bucket: str, *, replicas: int = 1) -> KeyValue:
-    """Open a KV bucket, made when it does not exist. Idempotent.
+async def ensure_bucket(js: JetStreamContext, bucket: str) -> KeyValue:
+    """Open a KV bucket, made when it does not exist, with replicas as `ensure_stream` says. Idempotent.
 
     Raises:
-        UnavailableError: NATS does not answer.
+        UnavailableError: NATS does not answer, or has too few servers to create it now.
     """
     try:
         try:
-            return await js.key_value(bucket)
+            kv = await js.key_value(bucket)
         except nats.js.errors.NotFoundError:
-            config = api.KeyValueConfig(bucket=bucket, history=1, replicas=replicas, direct=True)
-            return await js.create_key_value(config)
+            made = api.KeyValueConfig(bucket=bucket, history=1, replicas=_replicas(js), direct=True)
+            return await js.create_key_value(made)
+        config = (await js.stream_info(f"KV_{bucket}")).config
+        await _raise_replicas(js, config, config.num_replicas or 1)
     except (nats.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"bucket {bucket}: {error!r}", dependency=DEPENDENCY) from error
+    return kv

@@ -246,6 +246,13 @@ class CommonSettings:
         maximum=600,
         shared=True,
     )
+    nats_replicas: int = setting(
+        1,
+        text="Replicas of every JetStream stream and bucket: 3 where NATS is a cluster of three servers or more.",
+        minimum=1,
+        maximum=5,
+        shared=True,
+    )
 
 
 def variable(settings: type[CommonSettings], field: dataclasses.Field[Any]) -> str:

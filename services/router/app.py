@@ -73,7 +73,9 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         stack.callback(edges.close)  # ends the streams, which would use up the grace of the server
         auth = await enter(grpc_client.channel(settings.auth, settings.cluster_token))
         await enter(runtime.background(edges.run(), watch.run(auth)))
-        connecting = jetstream.connect(settings.nats_url, name="router", readiness=readiness)
+        connecting = jetstream.connect(
+            settings.nats_url, name="router", readiness=readiness, replicas=settings.nats_replicas
+        )
         client = await enter(jetstream.closing(await runtime.unless_stopped(stop, connecting)))
         js = client.jetstream()
         rules = LogRules(watch)

@@ -62,7 +62,9 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
             http_server.serving_health(listen=settings.http_listen, readiness=readiness, drain_s=settings.drain_s)
         )
         stack.push_async_callback(servicer.end_links)  # open streams would use the grace up
-        connecting = jetstream.connect(settings.nats_url, name="weimq-session", readiness=readiness)
+        connecting = jetstream.connect(
+            settings.nats_url, name="weimq-session", readiness=readiness, replicas=settings.nats_replicas
+        )
         client = await enter(jetstream.closing(await unless_stopped(stop, connecting)))
         js = client.jetstream(timeout=5)
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,29 +45,48 @@ class NatsServer:
 
     Its methods block the calling thread for some 50 ms; a test whose event loop has to turn meanwhile calls them
     by `asyncio.to_thread`.
+
+    Args:
+        directory: for its data and log.
+        port: where it listens; -1: the server chooses.
+        arguments: further ones of the command.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, port: int = -1, arguments: Sequence[str] = ()) -> None:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = -1
+        self._port = port
+        self._arguments = arguments
 
     @property
     def url(self) -> str:
         """`nats://127.0.0.1:<port>`; known after the first start."""
         return f"nats://127.0.0.1:{self._port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process was started, and not killed since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start the process and wait until it serves JetStream."""
+        self.launch()
+        self.wait_started()
+
+    def launch(self) -> None:
+        """Start the process."""
         if self._process is not None:
             raise AssertionError("the server runs already")
         command = [executable(), "-a", "127.0.0.1", "-p", str(self._port), "-js", "-sd", str(self._directory / "data")]
-        command += ["--ports_file_dir", str(self._directory)]
+        command += ["--ports_file_dir", str(self._directory), *self._arguments]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def wait_started(self) -> None:
+        """Wait until the process serves JetStream."""
         deadline = time.monotonic() + STARTUP_S
         while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                 log_text = (self._directory / "log").read_text(encoding="utf-8", errors="replace")
                 self.kill()
                 raise AssertionError(f"nats-server did not start:\n{log_text[-2000:]}")

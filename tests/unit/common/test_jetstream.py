@@ -1,33 +1,108 @@
-"""Set-up of streams, against a JetStream of the test's own."""
+"""Set-up of streams and buckets, against a cluster of real NATS servers."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import nats.errors
 import pytest
-from nats.js import api, errors
+from nats.aio.client import Client
+from nats.js import api
 
-from services.common.jetstream import ensure_stream
+from services.common import jetstream
+from services.common.errors import UnavailableError
+from services.common.readiness import Readiness
+from services.common.settings import Secret
+from tests.support.nats import unique
+from tests.support.nats_cluster import NatsCluster, running_cluster
 
 
-class FakeJetStream:
-    """Has one stream, made before with three replicas: a real one needs a cluster for that."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[NatsCluster]:
+    """A cluster for these tests; streams and buckets have names of their own."""
+    with running_cluster() as running:
+        yield running
 
-    def __init__(self) -> None:
-        self.updated: api.StreamConfig | None = None
 
-    async def add_stream(self, config: api.StreamConfig) -> None:
-        raise errors.BadRequestError(code=400, err_code=10058, description="stream name already in use")
+def config() -> api.StreamConfig:
+    name = unique("S")
+    return api.StreamConfig(name=name, subjects=[name])
 
-    async def stream_info(self, name: str) -> api.StreamInfo:
-        config = api.StreamConfig(name=name, num_replicas=3)
-        return api.StreamInfo(config=config, state=api.StreamState(0, 0, 0, 0, 0))
 
-    async def update_stream(self, config: api.StreamConfig) -> None:
-        self.updated = config
+@asynccontextmanager
+async def connected(cluster: NatsCluster, replicas: int) -> AsyncIterator[Client]:
+    url = Secret(cluster.url)
+    connecting = jetstream.connect(url, name="test", readiness=Readiness("nats"), replicas=replicas)
+    async with jetstream.closing(await connecting) as client:
+        yield client
+
+
+async def replicas_of(client: Client, stream: str) -> int | None:
+    return (await client.jetstream().stream_info(stream)).config.num_replicas
 
 
 @pytest.mark.asyncio
-async def test_replicas_that_an_operator_set_stay() -> None:
-    fake = FakeJetStream()
-    await ensure_stream(fake, api.StreamConfig(name="S", subjects=["s"], max_age=5))  # type: ignore[arg-type]  # a fake
-    assert fake.updated is not None
-    assert (fake.updated.num_replicas, fake.updated.subjects, fake.updated.max_age) == (3, ["s"], 5)
+async def test_streams_and_buckets_get_the_replicas_of_the_client_and_keep_what_they_have(
+    cluster: NatsCluster,
+) -> None:
+    made, stream, bucket = config(), config(), unique("b")
+    async with connected(cluster, 1) as single, connected(cluster, 3) as safe:
+        await jetstream.ensure_stream(single.jetstream(), made)
+        await (await jetstream.ensure_bucket(single.jetstream(), bucket)).put("key", b"value")
+        await single.jetstream().publish(str(made.name), b"first")
+        names = str(made.name), f"KV_{bucket}"
+        assert [await replicas_of(single, name) for name in names] == [1, 1]
+
+        await jetstream.ensure_stream(safe.jetstream(), made)
+        kv = await jetstream.ensure_bucket(safe.jetstream(), bucket)
+        assert [await replicas_of(safe, name) for name in names] == [3, 3]
+        assert (await kv.get("key")).value == b"value"
+        assert (await safe.jetstream().stream_info(f"KV_{bucket}")).config.max_msgs_per_subject == 1
+
+        await jetstream.ensure_stream(single.jetstream(), made.evolve(max_age=60))
+        await jetstream.ensure_bucket(single.jetstream(), bucket)
+        assert [await replicas_of(single, name) for name in names] == [3, 3]
+        assert (await single.jetstream().stream_info(names[0])).config.max_age == 60
+
+        await jetstream.ensure_stream(safe.jetstream(), stream)
+        other = unique("b")
+        await jetstream.ensure_bucket(safe.jetstream(), other)
+        assert [await replicas_of(safe, name) for name in (str(stream.name), f"KV_{other}")] == [3, 3]
+
+
+@pytest.mark.asyncio
+async def test_more_replicas_than_servers_leave_an_existing_stream_as_it_is(cluster: NatsCluster) -> None:
+    made = config()
+    async with connected(cluster, 1) as single, connected(cluster, 5) as too_many:
+        await jetstream.ensure_stream(single.jetstream(), made)
+        await jetstream.ensure_stream(too_many.jetstream(), made.evolve(max_age=60))
+        info = await single.jetstream().stream_info(str(made.name))
+        assert (info.config.num_replicas, info.config.max_age) == (1, 60)
+        with pytest.raises(UnavailableError):
+            await jetstream.ensure_stream(too_many.jetstream(), config())
+
+
+@pytest.mark.asyncio
+async def test_a_stream_of_three_replicas_goes_on_without_its_leader(cluster: NatsCluster) -> None:
+    made = config()
+    name = str(made.name)
+    async with connected(cluster, 3) as client:
+        js = client.jetstream()
+        await jetstream.ensure_stream(js, made)
+        first = await js.publish(name, b"first")
+        await cluster.step_down(name)
+        leader = await cluster.leader(name)
+        await asyncio.to_thread(leader.kill)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    second = await js.publish(name, b"second", timeout=1)
+                except (nats.errors.Error, TimeoutError):
+                    await asyncio.sleep(0.1)
+                else:
+                    assert second.seq > first.seq
+                    break
+        await asyncio.to_thread(leader.start)
+        await cluster.wait_current(name)
