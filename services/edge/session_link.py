@@ -21,7 +21,7 @@ from services.edge.hub import Hub
 from services.edge.inquiries import Inquiries
 from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.packets import Will
-from services.edge.policy import FLAG_LOGGED, FLAG_P2P, Instance, TopicRule
+from services.edge.policy import Instance, TopicRule
 from services.edge.ports import Client, KeptMessages, Publisher
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
@@ -123,8 +123,6 @@ class SessionLink:
             opening.will.payload = will.payload
             opening.will.qos = will.qos
             opening.will.retain = will.retain
-            opening.will.logged = bool(will_rule.flags & FLAG_LOGGED)
-            opening.will.p2p = bool(will_rule.flags & FLAG_P2P)
             opening.will.account_id = publisher.account_id
             opening.will.access_key_id = publisher.access_key_id
             opening.will.token_ids.extend(publisher.token_ids)

@@ -1,4 +1,4 @@
-"""What other systems call: their messages are checked by what exists, and completed by it."""
+"""What other systems call: their messages are checked by what exists."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from services.common.errors import InvalidFieldError, NotServingError
 from services.common.runtime import first_of
 from services.router.auth_watch import AuthWatch
 from services.router.domain.catalog import Catalog, Publisher, RefusedError
-from services.router.domain.columns import KEPT_IF_OFFLINE, LOGGED, P2P
-from services.router.publisher import MAX_WAIT_S, Call, ExternalPublisher
+from services.router.domain.columns import P2P
+from services.router.publisher import DEFAULT_WAIT_S, MAX_WAIT_S, Call, Checked, ExternalPublisher
 from services.router.receipts import Receipts
 from weimq.router.v1 import router_pb2
 
@@ -38,20 +38,38 @@ class Calls:
         """Messages dropped because their publisher may not publish them any more."""
 
     async def publish(self, messages: Sequence[router_pb2.PublishedMessage], remaining_s: float | None) -> None:
-        """Serve `Publish`; see `ExternalPublisher.publish`. Messages that name a publisher are judged first.
+        """Serve `Publish`: route messages, and wait until those of QoS 1 and 2 are safe.
+
+        Cancelling ends the wait; the messages go their way.
+
+        Args:
+            messages: in order.
+            remaining_s: until the deadline of the caller; None: it has none.
 
         Raises:
-            InvalidFieldError: see there.
-            NotServingError: see there; also while what exists is not known and a message is to be judged.
-            UnavailableError: see there.
+            InvalidFieldError: a message is not acceptable; none was routed.
+            NotServingError: the router is stopping, or does not know yet what exists or its edges; none was routed.
+            UnavailableError: NATS or an edge does not answer, or too much waits; to be repeated as a whole.
         """
         self._publisher.validate(messages, field="messages")
-        permitted = messages
-        if any(message.HasField("publisher") for message in messages):
-            catalog = self._catalog()
-            permitted = [message for message in messages if _is_permitted(message, catalog)]
+        catalog = self._catalog()
+        permitted: list[Checked] = []
+        for index, message in enumerate(messages):
+            try:
+                checked = check(message, catalog)
+                if message.HasField("publisher"):
+                    catalog.judge(_publisher(message), message.instance_id, message.topic)
+            except RefusedError as error:
+                if not message.HasField("publisher"):
+                    raise InvalidFieldError(str(error), field=f"messages[{index}]") from error
+                # Neither topic nor payload: they are the client's.
+                extra = {"instance": message.instance_id, "error": str(error)}
+                logger.info("message not permitted any more", extra=extra)
+            else:
+                permitted.append(checked)
         if permitted:
-            await self._publisher.publish(permitted, remaining_s)
+            call = self._publisher.begin(permitted)
+            await self._publisher.wait(call, DEFAULT_WAIT_S if remaining_s is None else remaining_s)
         self.not_permitted += len(messages) - len(permitted)  # once, however often the call was repeated
 
     async def deliver(
@@ -65,13 +83,13 @@ class Calls:
             UnavailableError: see there.
         """
         try:
-            complete(message, self._catalog())
+            checked = check(message, self._catalog())
         except RefusedError as error:
             raise InvalidFieldError(str(error), field="message") from error
         self._publisher.validate([message], field="message")
-        if not message.p2p or not message.qos or message.retain:
+        if not checked.topic_flags & P2P or not message.qos or message.retain:
             raise InvalidFieldError("a P2P message of QoS 1 or 2, not retained", field="message")
-        return await self._receipts.deliver(message, remaining_s)
+        return await self._receipts.deliver(checked, remaining_s)
 
     async def stream(
         self,
@@ -96,12 +114,11 @@ class Calls:
                 accepted = []
                 for index, message in enumerate(request.messages):
                     try:
-                        complete(message, self._watch.catalog or catalog)
-                        accepted.append(message)
+                        accepted.append(check(message, self._watch.catalog or catalog))
                     except RefusedError as error:
                         answer.refusals.add(index=index, reason=str(error))
                 if accepted or not request.messages:
-                    self._publisher.validate(accepted, field="messages")
+                    self._publisher.validate([each.message for each in accepted], field="messages")
                 call = self._publisher.begin(accepted) if accepted else None
                 await routed.put((call, answer))
             await routed.put(None)
@@ -122,34 +139,20 @@ class Calls:
         return self._watch.catalog
 
 
-def complete(message: router_pb2.PublishedMessage, catalog: Catalog) -> None:
-    """Fill in what a topic is.
+def check(message: router_pb2.PublishedMessage, catalog: Catalog) -> Checked:
+    """Look up what the topic of a message is.
 
     Raises:
         RefusedError: the message breaks a rule of its instance.
     """
-    flags = catalog.check(message.instance_id, message.topic, len(message.payload))
-    message.logged = flags & LOGGED != 0
-    message.p2p = flags & P2P != 0
-    message.kept_if_offline = flags & KEPT_IF_OFFLINE != 0
+    return Checked(message, catalog.check(message.instance_id, message.topic, len(message.payload)))
 
 
-def _is_permitted(message: router_pb2.PublishedMessage, catalog: Catalog) -> bool:
-    """Judge a message that names its publisher, and fill in what its topic is."""
-    if not message.HasField("publisher"):
-        return True
+def _publisher(message: router_pb2.PublishedMessage) -> Publisher:
     identity = message.publisher
-    publisher = Publisher(
+    return Publisher(
         client_id=message.client_id,
         account_id=identity.account_id,
         access_key_id=identity.access_key_id,
         token_ids=tuple(identity.token_ids),
     )
-    try:
-        complete(message, catalog)
-        catalog.judge(publisher, message.instance_id, message.topic)
-    except RefusedError as error:
-        # Neither topic nor payload: they are the client's.
-        logger.info("message not permitted any more", extra={"instance": message.instance_id, "error": str(error)})
-        return False
-    return True

@@ -26,6 +26,8 @@ class FullLogs:
         self._edges = edges
         self.logs: set[tuple[str, str]] = set()
         """Instance and parent topic of each; no parent topic: the stream of kept messages of the instance."""
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when one has room again."""
 
     def note(self, lane: str, is_full: bool) -> None:  # noqa: FBT001 - LogWriter's
         """Note that a lane of the log writer is full, or has room again."""
@@ -40,9 +42,14 @@ class FullLogs:
             logger.warning("log is full, its publishers wait", extra={"instance_id": log[0], "parent_topic": log[1]})
         else:
             self.logs.discard(log)
+            self.on_room()
         for edge in self._edges():
             if not edge.is_shard:
                 edge.tell(log, is_full=is_full)
+
+    def has(self, instance_id: str, topic: str) -> bool:
+        """Return whether the log of a topic's parent is full."""
+        return bool(self.logs) and (instance_id, topic.partition("/")[0]) in self.logs
 
     def tell_all(self, edge: EdgeLink) -> None:
         """Tell an edge that starts anew."""

@@ -12,8 +12,9 @@ Nothing is lost and little is repeated:
 - The consumer is made anew at the start and after each reconnection, so that what was delivered to a connection that
   broke comes first and in order, not half a minute later.
 
-Bounds: `WINDOW_MESSAGES` and `WINDOW_BYTES` are pulled and not acknowledged; none are pulled while the router holds
-its sources. What waits longer waits in the stream.
+Bounds: `MAX_MESSAGES` and `MAX_BYTES` are pulled and not acknowledged; none are pulled while the router holds its
+sources. What waits longer waits in the stream. A message is parked (`services.router.parking`) while its log is full or
+`WINDOW_MESSAGES` of it are on their way; those of other topics go on behind it as long as the bounds allow.
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ from services.router import inbound_stream
 from services.router.domain.catalog import Catalog, RefusedError
 from services.router.domain.columns import QOS, ColumnsBuilder
 from services.router.domain.inbound import InboundMessage, read
+from services.router.parking import Parking
 from services.router.ports import DeadLetter, Log
 from services.router.router import Router
 
 logger = logging.getLogger(__name__)
 
 WINDOW_MESSAGES = 4_096
-WINDOW_BYTES = 16 << 20
+MAX_MESSAGES = 20_480
+MAX_BYTES = 48 << 20
 BATCH_MESSAGES = 1_024
 BATCH_BYTES = 12 << 20
 """Bounds of one pull, above NATS's largest message."""
@@ -51,8 +54,10 @@ EXPIRES_S = 5.0
 """How long a pull waits for messages."""
 LATE_S = 2.0
 """Time after that in which NATS says that a pull is over."""
-MAX_DONE = 8_192
+MAX_DONE = 32_768
 """Acknowledged messages that are remembered, since an acknowledgement may be lost: `MAX_ACK_PENDING` at least."""
+UNPARK_BYTES = 1 << 20
+"""Parked messages that are routed before their log is looked at again; less than makes it full."""
 TICK_S = 0.25
 RETRY_S = 0.5
 
@@ -91,12 +96,15 @@ class Inbound:
         self._pulled = 0  # messages that the pull on its way may still bring
         self._expiry = 0.0  # when that pull is over at the latest, monotonic seconds
         self._messages: list[Msg] = []  # of this turn of the loop
-        self._on_way: dict[int, tuple[str, int]] = {}  # by sequence: subject of the acknowledgement, size
+        # By sequence, parked ones too: subject of the acknowledgement, size, log.
+        self._on_way: dict[int, tuple[str, int, tuple[str, str]]] = {}
         self._on_way_bytes = 0
         self._done: dict[int, None] = {}
         self._done_order: deque[int] = deque()
         self._acks: list[bytes] = []
+        self._parking = Parking()
         self._wake = asyncio.Event()
+        router.full_logs.on_room = self._wake.set
         self.origin = BACKEND
         self.wants_receipts = False
         self.incarnation = ""
@@ -127,6 +135,7 @@ class Inbound:
                         await asyncio.sleep(RETRY_S)
                         continue
                     connection = reconnects
+                await self._unpark()
                 self._request(time.monotonic())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
@@ -141,14 +150,15 @@ class Inbound:
         entry = self._on_way.pop(sequence, None)
         if entry is None:
             return  # the stream is another one by now
-        reply, size = entry
+        reply, size, log = entry
         self._on_way_bytes -= size
+        has_room = self._parking.leave(log) <= WINDOW_MESSAGES // 2 and log in self._parking
         self._done[sequence] = None
         self._done_order.append(sequence)
         if len(self._done_order) > MAX_DONE:
             self._done.pop(self._done_order.popleft(), None)
         self._acknowledge(reply)
-        if not self._pulled:
+        if has_room or not self._pulled:
             self._wake.set()
 
     def sent(self, sequence: int, ways: int, *, is_kept: bool) -> None:
@@ -173,6 +183,7 @@ class Inbound:
             self.incarnation = incarnation
             self._on_way.clear()
             self._on_way_bytes = 0
+            self._parking.clear()
             self._done.clear()
             self._done_order.clear()
         self._pull = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.IN_STREAM}.{name}"
@@ -185,8 +196,8 @@ class Inbound:
         """Pull when the pull before is over and there is room."""
         if self._pulled and now < self._expiry:
             return
-        room = min(BATCH_MESSAGES, WINDOW_MESSAGES - len(self._on_way))
-        has_room = room >= BATCH_MESSAGES // 4 and self._on_way_bytes < WINDOW_BYTES
+        room = min(BATCH_MESSAGES, MAX_MESSAGES - len(self._on_way))
+        has_room = room >= BATCH_MESSAGES // 4 and self._on_way_bytes < MAX_BYTES
         if self.is_held or not has_room or not self._router.is_begun or self._catalog() is None:
             self._pulled = 0
             return
@@ -205,24 +216,54 @@ class Inbound:
         messages, self._messages = self._messages, []
         catalog = self._catalog()
         assert catalog is not None  # noqa: S101 - nothing is pulled before, and it never goes
-        builder = ColumnsBuilder()
-        shown: dict[int, str] = {}
-        safe: list[int] = []
+        parking, full = self._parking, self._router.full_logs.logs
+        ready: list[Msg] = []
         for message in messages:
             if not message.reply:  # the pull is over: 404, 408, 409
                 self._pulled = 0
                 continue
             self._pulled = max(0, self._pulled - 1)
-            sequence = int(message.reply.split(".")[5])  # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>...
+            sequence = _sequence(message)
             if sequence in self._on_way:
-                self._on_way[sequence] = (message.reply, self._on_way[sequence][1])
+                self._on_way[sequence] = (message.reply, *self._on_way[sequence][1:])
                 continue
             if sequence in self._done:
                 self._acknowledge(message.reply)
                 continue
             size = len(message.data)
-            self._on_way[sequence] = (message.reply, size)
+            log = _log_of(message.subject, catalog)
+            self._on_way[sequence] = (message.reply, size, log)
             self._on_way_bytes += size
+            if log in full or log in parking or parking.on_way(log) >= WINDOW_MESSAGES:
+                parking.park(log, message)
+            else:
+                parking.depart(log)
+                ready.append(message)
+        self._route(ready, catalog)
+        if not self._pulled:
+            self._wake.set()
+
+    async def _unpark(self) -> None:
+        """Route parked messages whose log has room."""
+        catalog, parking, full = self._catalog(), self._parking, self._router.full_logs.logs
+        for log in parking.logs:
+            while log in parking and log not in full and not self.is_held:
+                room = WINDOW_MESSAGES - parking.on_way(log)
+                if room <= 0:
+                    break
+                messages = parking.take(log, room, UNPARK_BYTES)
+                for _ in messages:
+                    parking.depart(log)
+                assert catalog is not None  # noqa: S101 - as above
+                self._route(messages, catalog)
+                await asyncio.sleep(0)  # what comes meanwhile is parked behind them
+
+    def _route(self, messages: list[Msg], catalog: Catalog) -> None:
+        builder = ColumnsBuilder()
+        shown: dict[int, str] = {}
+        safe: list[int] = []
+        for message in messages:
+            sequence = _sequence(message)
             try:
                 publication = read(message.subject, message.headers or {}, message.data, catalog)
             except RefusedError as error:
@@ -238,8 +279,6 @@ class Inbound:
             self._router.publish(self, builder.build(), shown_topics=shown)
         for sequence in safe:
             self.acknowledge(sequence)
-        if not self._pulled:
-            self._wake.set()
 
     # --- out -----------------------------------------------------------------------------------
 
@@ -264,6 +303,18 @@ class Inbound:
         acks, self._acks = self._acks, []
         if self._client is not None and self._client.is_connected:
             write(self._client, acks)  # one that is lost makes its message come again
+
+
+def _sequence(message: Msg) -> int:
+    return int(message.reply.split(".")[5])  # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>...
+
+
+def _log_of(subject: str, catalog: Catalog) -> tuple[str, str]:
+    try:
+        instance_id, parent_topic = subjects.in_topic(subject)
+    except ValueError:
+        return "", ""  # a dead letter
+    return instance_id, parent_topic if catalog.has_log(instance_id, parent_topic) else ""
 
 
 def _add(builder: ColumnsBuilder, sequence: int, publication: InboundMessage) -> None:

@@ -22,7 +22,8 @@ MAX_DEAD_AGE_S = 7 * 86_400
 MAX_DEAD_BYTES = 1 << 30
 """Bounds of the messages that can't be routed; the oldest go."""
 ACK_WAIT_S = 30.0
-MAX_ACK_PENDING = 8_192
+MAX_ACK_PENDING = 32_768
+"""Above what a router takes."""
 
 _PREFIX = "router-"
 

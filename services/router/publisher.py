@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from services.common.errors import InvalidFieldError, NotServingError, UnavailableError
 from services.common.jetstream import DEPENDENCY as NATS
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.router import members
-from services.router.domain.columns import CLEAN_SESSION, KEPT_IF_OFFLINE, LOGGED, P2P, RETAIN, Columns, ColumnsBuilder
+from services.router.domain.columns import CLEAN_SESSION, LOGGED, RETAIN, Columns, ColumnsBuilder
 from services.router.router import Router
 from weimq.router.v1 import router_pb2
 
@@ -25,6 +25,17 @@ DEFAULT_WAIT_S = 10.0
 MAX_WAIT_S = 60.0
 ANSWER_S = 0.5
 """Part of the deadline kept for the answer, at most a fifth of it: the caller is to learn why it failed."""
+
+
+class Checked:
+    """A valid message, and what its topic is."""
+
+    __slots__ = ("message", "topic_flags")
+
+    def __init__(self, message: router_pb2.PublishedMessage, topic_flags: int) -> None:
+        self.message = message
+        self.topic_flags = topic_flags
+        """Flags of `services.router.domain.columns`."""
 
 
 class Call:
@@ -56,25 +67,6 @@ class ExternalPublisher:
         self.is_held = False
         """Whether the router can take no more; calls are refused meanwhile."""
 
-    async def publish(self, messages: Sequence[router_pb2.PublishedMessage], remaining_s: float | None) -> None:
-        """Route messages, and wait until those of QoS 1 and 2 are safe.
-
-        Cancelling ends the wait; the messages go their way.
-
-        Args:
-            messages: in order.
-            remaining_s: until the deadline of the caller; None: it has none.
-
-        Raises:
-            InvalidFieldError: a message is not acceptable; none was routed.
-            NotServingError: the router is stopping, or does not know its edges yet; none was routed.
-            UnavailableError: NATS or an edge does not answer, or too much waits; to be repeated as a whole.
-        """
-        self.validate(messages, field="messages")
-        call = self.begin(messages)
-        if call.waiting:
-            await self.wait(call, DEFAULT_WAIT_S if remaining_s is None else remaining_s)
-
     def validate(self, messages: Sequence[router_pb2.PublishedMessage], *, field: str) -> None:
         """Refuse messages that are not acceptable.
 
@@ -83,8 +75,8 @@ class ExternalPublisher:
         """
         _validate(messages, self._router.serves, field)
 
-    def begin(self, messages: Sequence[router_pb2.PublishedMessage]) -> Call:
-        """Route valid messages.
+    def begin(self, messages: Sequence[Checked]) -> Call:
+        """Route messages, whose call can then be waited for.
 
         Raises:
             NotServingError: the router is stopping, or does not know its edges yet; none was routed.
@@ -96,10 +88,10 @@ class ExternalPublisher:
             raise NotServingError("the router waits for its edges")
         if self.is_held:
             raise UnavailableError("too much waits to be stored or confirmed", dependency=NATS)
-        if not self._router.can_store and any(each.qos and (each.logged or each.retain) for each in messages):
+        if not self._router.can_store and any(_needs_nats(each) for each in messages):
             raise UnavailableError("NATS does not answer", dependency=NATS)
-        full = self._router.full_logs.logs
-        if full and any(each.qos and (each.instance_id, each.topic.partition("/")[0]) in full for each in messages):
+        full = self._router.full_logs
+        if full.logs and any(each.qos and full.has(each.instance_id, each.topic) for each in _of(messages)):
             raise UnavailableError("too much waits to be stored in the log of a topic", dependency=NATS)
         return self._route(messages)
 
@@ -122,10 +114,10 @@ class ExternalPublisher:
         """Refuse further calls: the process stops."""
         self._is_closed = True
 
-    def _route(self, messages: Sequence[router_pb2.PublishedMessage]) -> Call:
+    def _route(self, messages: Sequence[Checked]) -> Call:
         call = Call()
         message_ids: dict[int, str] = {}
-        for message in messages:
+        for message in _of(messages):
             self._sequence += 1
             message_ids[self._sequence] = message.message_id
             if message.qos:
@@ -170,10 +162,6 @@ def _validate(messages: Sequence[router_pb2.PublishedMessage], serves: Callable[
             raise InvalidFieldError(str(error), field=f"{path}.topic") from error
         if not serves(message.instance_id, message.topic):
             raise InvalidFieldError("another router has this topic", field=f"{path}.topic")
-        if message.p2p:
-            levels = message.topic.split("/", 2)
-            if len(levels) != 3 or levels[1] != "p2p":  # noqa: PLR2004 - parent, p2p, client id
-                raise InvalidFieldError("not `<parent>/p2p/<client id>`", field=f"{path}.topic")
         if not 0 <= message.qos <= MAX_QOS:
             raise InvalidFieldError("0, 1 or 2", field=f"{path}.qos")
         if len(message.client_id.encode()) > MAX_CLIENT_ID:
@@ -188,17 +176,24 @@ def _validate(messages: Sequence[router_pb2.PublishedMessage], serves: Callable[
         message_ids.add(message_id)
 
 
-def columns_of(messages: Sequence[router_pb2.PublishedMessage], sequences: list[int]) -> Columns:
+def _needs_nats(checked: Checked) -> bool:
+    message = checked.message
+    return message.qos > 0 and (message.retain or checked.topic_flags & LOGGED != 0)
+
+
+def _of(messages: Sequence[Checked]) -> Iterator[router_pb2.PublishedMessage]:
+    return (each.message for each in messages)
+
+
+def columns_of(messages: Sequence[Checked], sequences: list[int]) -> Columns:
     """Return messages in columns."""
     builder = ColumnsBuilder()
-    for message, sequence in zip(messages, sequences, strict=True):
-        topic_flags = (LOGGED if message.logged else 0) | (P2P if message.p2p else 0)
-        if message.kept_if_offline:
-            topic_flags |= KEPT_IF_OFFLINE
+    for checked, sequence in zip(messages, sequences, strict=True):
+        message = checked.message
         builder.add(
             instance_id=message.instance_id,
             topic=message.topic,
-            topic_flags=topic_flags,
+            topic_flags=checked.topic_flags,
             client_id=message.client_id,
             sequence=sequence,
             payload=message.payload,

@@ -12,7 +12,8 @@ import secrets
 
 from services.common.errors import NotServingError, UnavailableError
 from services.common.jetstream import DEPENDENCY as NATS
-from services.router.publisher import ANSWER_S, DEFAULT_WAIT_S, MAX_WAIT_S, columns_of
+from services.router.domain.columns import LOGGED
+from services.router.publisher import ANSWER_S, DEFAULT_WAIT_S, MAX_WAIT_S, Checked, columns_of
 from services.router.router import Router
 from weimq.router.v1 import router_pb2
 
@@ -60,13 +61,11 @@ class Receipts:
         self.is_held = False
         """Whether the router can take no more; calls are refused meanwhile."""
 
-    async def deliver(
-        self, message: router_pb2.PublishedMessage, remaining_s: float | None
-    ) -> router_pb2.DeliveryOutcome.ValueType:
+    async def deliver(self, checked: Checked, remaining_s: float | None) -> router_pb2.DeliveryOutcome.ValueType:
         """Route a message whose fields are right, and return what became of it. Cancelling ends the wait.
 
         Args:
-            message: P2P, of QoS 1 or 2.
+            checked: P2P, of QoS 1 or 2.
             remaining_s: until the deadline of the caller; None: it has none.
 
         Raises:
@@ -77,13 +76,16 @@ class Receipts:
             raise NotServingError("the router is stopping or waits for its edges")
         if self.is_held or len(self._waits) >= MAX_CALLS:
             raise UnavailableError("too much waits to be stored or confirmed", dependency=NATS)
-        if not self._router.can_store and message.logged:
+        if not self._router.can_store and checked.topic_flags & LOGGED:
             raise UnavailableError("NATS does not answer", dependency=NATS)
+        message = checked.message
+        if self._router.full_logs.has(message.instance_id, message.topic):
+            raise UnavailableError("too much waits to be stored in the log of the topic", dependency=NATS)
         self._sequence += 1
         sequence = self._sequence
         wait = self._waits[sequence] = _Wait()
         try:
-            self._router.publish(self, columns_of([message], [sequence]), message_ids={sequence: message.message_id})
+            self._router.publish(self, columns_of([checked], [sequence]), message_ids={sequence: message.message_id})
             limit_s = DEFAULT_WAIT_S if remaining_s is None else remaining_s
             async with asyncio.timeout(min(limit_s - min(ANSWER_S, limit_s / 5), MAX_WAIT_S)):
                 await wait.done.wait()

@@ -205,8 +205,6 @@ def will_of(opening: session_pb2.Opening) -> Will | None:
         will.payload,
         qos=will.qos,
         retain=will.retain,
-        logged=will.logged,
-        p2p=will.p2p,
         clean_session=opening.clean_session,
         publisher=Publisher(will.account_id, will.access_key_id, tuple(will.token_ids)),
     )
@@ -219,8 +217,6 @@ def _message(will: Will) -> router_pb2.PublishedMessage:
         payload=will.payload,
         qos=will.qos,
         retain=will.retain,
-        logged=will.logged,
-        p2p=will.p2p,
         client_id=will.client_id,
         clean_session=will.clean_session,
         message_id=f"will-{will.channel_id}",

@@ -29,6 +29,7 @@ from services.router.settings import RouterSettings
 from services.session import app as session_app
 from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
+from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer, unique
 from tests.support.session_edge import RULES, SessionEdge
 from weimq.router.v1 import router_pb2, router_pb2_grpc
@@ -73,7 +74,7 @@ class Mesh:
             grpc_listen=(address or self.router_address,),
             shard_count=1,
             drain_s=0.0,
-            auth=f"unix:{self.directory}/auth.sock",  # nobody
+            auth=f"unix:{self.directory}/auth.sock",
         )
 
     @contextlib.asynccontextmanager
@@ -130,7 +131,7 @@ class Mesh:
             await until(lambda: edge.links)
             yield edge
 
-    async def publish(self, topic: str, *payloads: bytes, qos: int = 1, p2p: bool = False, clean: bool = True) -> None:
+    async def publish(self, topic: str, *payloads: bytes, qos: int = 1, clean: bool = True) -> None:
         """Publish messages; they are acknowledged."""
         messages = []
         for payload in payloads:
@@ -141,15 +142,24 @@ class Mesh:
                     topic=topic,
                     payload=payload,
                     qos=qos,
-                    logged=topic.startswith("demo"),
-                    p2p=p2p,
-                    kept_if_offline=p2p,
                     clean_session=clean,
                     client_id="GID_Test@@@sender",
                     message_id=f"m-{self.number}",
                 )
             )
         await self.router.Publish(router_pb2.PublishRequest(messages=messages), timeout=10, wait_for_ready=True)
+
+    async def router_knows(self) -> None:
+        """Wait until the router knows what exists."""
+        message = router_pb2.PublishedMessage(instance_id="nowhere", topic="t", message_id="m")
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await self.router.Publish(router_pb2.PublishRequest(messages=[message]), timeout=5)
+                except aio.AioRpcError as error:
+                    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                        return
+                    await asyncio.sleep(0.02)
 
     async def create_log(self, topic: str = "demo") -> None:
         config = api.StreamConfig(
@@ -167,6 +177,17 @@ class Mesh:
             await client.close()
 
 
+def auth() -> FakeAuth:
+    """Return an auth service that knows the topics and groups of the tests."""
+    fake = FakeAuth()  # type: ignore[abstract]  # what it lacks is answered UNIMPLEMENTED
+    fake.put_instance(INSTANCE)
+    for topic in ("demo", "demo2", "plain"):
+        fake.put_topic(INSTANCE, topic, logged=topic != "plain")
+    for group_id in ("GID_Test", "GID_Other"):
+        fake.put_group(INSTANCE, group_id)
+    return fake
+
+
 @pytest_asyncio.fixture
 async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncGenerator[Mesh]:
     directory = Path("/tmp") / unique("weimq-test-")  # short: a socket's path has 107 bytes
@@ -174,7 +195,7 @@ async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncGenerator[Mesh]:
     mesh = Mesh(nats_server, directory)
     await mesh.create_log()
     stop = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
+    async with auth().serving(f"unix:{directory}/auth.sock"), asyncio.TaskGroup() as group:
         group.create_task(router_app.serve(mesh.router_settings(), stop))
         async with (
             grpc_client.channel(mesh.router_address, TOKEN) as router,
@@ -183,6 +204,7 @@ async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncGenerator[Mesh]:
             mesh.router = router_pb2_grpc.RouterServiceStub(router)
             mesh.sessions = session_pb2_grpc.SessionServiceStub(session)
             mesh.channel = session
+            await mesh.router_knows()
             yield mesh
         stop.set()
 
@@ -253,7 +275,7 @@ async def test_a_shard_rebuilds_itself_from_jetstream_alone(mesh: Mesh) -> None:
         edge.disconnect(channel_id)
         await until(lambda: edge.is_confirmed)
         await mesh.publish("demo/a", *numbered(5))
-        await mesh.publish(f"demo/p2p/{CLIENT}", b"p2p", p2p=True, clean=False)
+        await mesh.publish(f"demo/p2p/{CLIENT}", b"p2p", clean=False)
     for path in mesh.data.iterdir():
         path.unlink()
     async with mesh.serving(), mesh.edge() as edge:
@@ -266,12 +288,12 @@ async def test_a_shard_rebuilds_itself_from_jetstream_alone(mesh: Mesh) -> None:
 async def test_p2p_is_kept_by_the_flag_of_the_sender(mesh: Mesh, clean_receiver: bool) -> None:
     topic = f"demo/p2p/{CLIENT}"
     async with mesh.serving(), mesh.edge() as edge:
-        await mesh.publish(topic, b"kept", p2p=True, clean=False)
-        await mesh.publish(topic, b"not kept", p2p=True, clean=True)
-        await mesh.publish(topic, b"qos 0", p2p=True, clean=False, qos=0)
+        await mesh.publish(topic, b"kept", clean=False)
+        await mesh.publish(topic, b"not kept", clean=True)
+        await mesh.publish(topic, b"qos 0", clean=False, qos=0)
         channel_id = await connected(edge, clean_session=clean_receiver)
         await until(lambda: edge.payloads(channel_id) == [b"kept"])
-        await mesh.publish(topic, b"live", p2p=True, clean=False)
+        await mesh.publish(topic, b"live", clean=False)
         await until(lambda: edge.payloads(channel_id) == [b"kept", b"live"])
         assert {each.topic for each in edge.deliveries} == {topic}
 
@@ -485,7 +507,7 @@ async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
             channel_id = await connected(edge, client_id)
             await subscribed(edge, channel_id, "demo/#")
             edge.disconnect(channel_id)
-        await mesh.publish("demo/p2p/GID_Other@@@1", b"kept", p2p=True, clean=False)
+        await mesh.publish("demo/p2p/GID_Other@@@1", b"kept", clean=False)
         await until(lambda: edge.is_confirmed)
         await mesh.publish("demo/a", *numbered(4))
         await until_kept(mesh, clients[0], 4)

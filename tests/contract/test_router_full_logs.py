@@ -6,18 +6,25 @@ import asyncio
 import dataclasses
 
 import pytest
+from grpc import aio
 
 from services.common.errors import UnavailableError
+from services.common.grpc_client import channel
 from services.common.log_lanes import FULL_AWAY_BYTES, FULL_BYTES
+from services.router import inbound
+from tests.contract.test_router_inbound import auth, backend_of, running
 from tests.contract.test_router_publish import caller_of, message
+from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer
-from tests.support.router import LOGGED, FakeEdge, Mesh, make_log, mesh, read_log, until, until_not_serving
+from tests.support.router import LOGGED, TOKEN, FakeEdge, Mesh, make_log, mesh, read_log, until, until_not_serving
+from weimq.router.v1 import router_pb2, router_pb2_grpc
 
-__all__ = ["mesh"]  # a fixture
+__all__ = ["auth", "mesh"]  # fixtures
 
 pytestmark = pytest.mark.asyncio
 
 PIECE = 64 << 10
+BELOW = {"mqttSecondTopic": "/a"}
 
 
 async def fill(edge: FakeEdge, topic: str, size: int) -> None:
@@ -66,16 +73,81 @@ async def test_full_stream_of_kept_messages_is_one_of_no_parent_topic(mesh: Mesh
         await until(lambda: not one.full_logs)
 
 
-async def test_other_systems_are_refused_while_the_log_is_full(mesh: Mesh, nats_server: NatsServer) -> None:
+async def test_other_systems_are_refused_while_the_log_is_full(
+    mesh: Mesh, auth: FakeAuth, nats_server: NatsServer
+) -> None:
+    auth.put_topic("i", "other")
     await make_log(nats_server.url, "other")
     async with mesh.router(), FakeEdge(mesh, "one").running() as one, caller_of(mesh) as caller:
         await mesh.serving()
+        await caller.knows()
         await fill(one, "p/a", FULL_BYTES)
         with pytest.raises(UnavailableError, match="log of a topic"):
-            await caller.publish(message(logged=True))
-        await caller.publish(message(topic="other/a", logged=True), message(qos=0, logged=True, message_id="m-2"))
+            await caller.publish(message())
+        request = router_pb2.DeliverRequest(message=message(topic="p/p2p/GID_x@@@1"))
+        async with channel(mesh.address, TOKEN) as opened:
+            with pytest.raises(aio.AioRpcError, match="log of the topic"):
+                await router_pb2_grpc.RouterServiceStub(opened).Deliver(request, timeout=10)
+        await caller.publish(message(topic="other/a"), message(qos=0, message_id="m-2"))
         await make_log(nats_server.url, "p")
         await one.all_acknowledged()
+
+
+async def test_inbound_messages_wait_for_their_log_and_those_of_others_go_on(
+    mesh: Mesh, auth: FakeAuth, nats_server: NatsServer
+) -> None:
+    auth.put_topic("i", "other")
+    await make_log(nats_server.url, "other")
+    async with running(mesh, "#") as edge, backend_of(nats_server) as backend:
+        await fill(edge, "p/a", FULL_BYTES)
+        for n in range(40):
+            await backend.publish(
+                b"%d" % n + bytes(PIECE // 2), headers=BELOW
+            )  # less than makes the log full once more
+            await backend.publish(b"other%d" % n, "other")
+            await backend.publish(b"unlogged%d" % n, "q")
+        await until(lambda: len(edge.deliveries) == 80)
+        assert [each for each in edge.payloads if each.startswith(b"other")] == [b"other%d" % n for n in range(40)]
+        assert await backend.waiting() == 40
+        await make_log(nats_server.url, "p")
+        await backend.taken()
+        await edge.all_acknowledged()
+        inbound = [each.data for each in await read_log(nats_server.url, "p") if each.data.strip(b"\0")]
+        assert [int(data.strip(b"\0")) for data in inbound] == list(range(40))
+
+
+async def test_inbound_messages_of_a_stuck_log_leave_room_for_others(
+    mesh: Mesh, auth: FakeAuth, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbound, "WINDOW_MESSAGES", 64)
+    monkeypatch.setattr(inbound, "BATCH_MESSAGES", 64)
+    async with running(mesh, "#") as edge, backend_of(nats_server) as backend:
+        for n in range(1_000):  # too few bytes to make the log full, which has no stream
+            await backend.publish(b"%d" % n, headers=BELOW)
+        await backend.publish(b"unlogged", "q")
+        await until(lambda: edge.payloads == [b"unlogged"])
+        await make_log(nats_server.url, "p")
+        await backend.taken()
+        assert edge.payloads == [b"unlogged", *(b"%d" % n for n in range(1_000))]
+        assert [each.data for each in await read_log(nats_server.url, "p")] == [b"%d" % n for n in range(1_000)]
+
+
+async def test_inbound_messages_that_wait_for_their_log_are_bounded(
+    mesh: Mesh, auth: FakeAuth, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbound, "WINDOW_MESSAGES", 16)
+    monkeypatch.setattr(inbound, "BATCH_MESSAGES", 16)
+    monkeypatch.setattr(inbound, "MAX_MESSAGES", 64)
+    async with running(mesh, "#") as edge, backend_of(nats_server) as backend:
+        for n in range(200):
+            await backend.publish(b"%d" % n, headers=BELOW)
+        await backend.publish(b"behind", "q")
+        await asyncio.to_thread(nats_server.restart)  # all that is not acknowledged comes again
+        await make_log(nats_server.url, "p")
+        async with backend_of(nats_server) as again:
+            await again.taken()
+        assert max(edge.payloads, key=len) == b"behind"
+        assert [each.data for each in await read_log(nats_server.url, "p")] == [b"%d" % n for n in range(200)]
 
 
 async def test_logs_are_full_sooner_while_nats_is_away(mesh: Mesh, nats_server: NatsServer) -> None:

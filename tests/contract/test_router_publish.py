@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -28,6 +29,14 @@ __all__ = ["auth", "mesh"]  # fixtures
 pytestmark = pytest.mark.asyncio
 
 
+@pytest.fixture(autouse=True)
+def topics(auth: FakeAuth) -> None:
+    """Let there be the topic `log`, which is logged, and others, which are not."""
+    auth.put_topic("i", "log")
+    for topic in ("p", "other", "nobody"):
+        auth.put_topic("i", topic, logged=False)
+
+
 def message(**changes: Any) -> router_pb2.PublishedMessage:
     fields: dict[str, Any] = {"instance_id": "i", "topic": "p/a", "payload": b"1", "qos": 1, "message_id": "m-1"}
     return router_pb2.PublishedMessage(**{**fields, **changes})
@@ -45,6 +54,17 @@ class Caller:
         except aio.AioRpcError as error:
             raise (grpc_errors.from_rpc_error(error) or error) from error
 
+    async def knows(self) -> None:
+        """Wait until the router knows what exists."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await self.publish(message(instance_id="nowhere"))
+                except InvalidFieldError:
+                    return
+                except (NotServingError, UnavailableError):
+                    await asyncio.sleep(0.01)
+
 
 @contextlib.asynccontextmanager
 async def caller_of(mesh: Mesh) -> AsyncGenerator[Caller]:
@@ -57,30 +77,32 @@ async def caller_of(mesh: Mesh) -> AsyncGenerator[Caller]:
 async def test_message_goes_to_every_edge_and_its_log(
     mesh: Mesh, nats_server: NatsServer, qos: int, *, logged: bool
 ) -> None:
-    await make_log(nats_server.url, "p")
+    await make_log(nats_server.url, "log")
+    topic = "log/a" if logged else "p/a"
     async with (
         mesh.router(),
         FakeEdge(mesh, "one").running() as one,
         FakeEdge(mesh, "two").running() as two,
         caller_of(mesh) as caller,
     ):
-        one.subscribe(1, "p/+")
+        one.subscribe(1, topic.replace("a", "+"))
         two.subscribe(2, "#")
-        two.subscribe(3, "p/a", instance_id="other")
+        two.subscribe(3, topic, instance_id="other")
         await one.settled()
         await two.settled()
         await mesh.serving()
+        await caller.knows()
         await caller.publish(
-            message(qos=qos, logged=logged, client_id="GID_x@@@1", clean_session=True),
-            message(qos=qos, logged=logged, message_id="m-2", payload=b"2"),
+            message(qos=qos, topic=topic, client_id="GID_x@@@1", clean_session=True),
+            message(qos=qos, topic=topic, message_id="m-2", payload=b"2"),
         )
         await until(lambda: len(one.deliveries) == len(two.deliveries) == 2)
         for edge, target in ((one, 1), (two, 2)):
-            assert [(each.topic, each.payload) for each in edge.deliveries] == [("p/a", b"1"), ("p/a", b"2")]
+            assert [(each.topic, each.payload) for each in edge.deliveries] == [(topic, b"1"), (topic, b"2")]
             assert all((each.targets, each.flags) == ([target], qos) for each in edge.deliveries)
             if qos == 2:
                 assert len({each.origin for each in edge.deliveries}) == 2
-        log = await read_log(nats_server.url, "p")
+        log = await read_log(nats_server.url, "log")
         assert [each.data for each in log] == ([b"1", b"2"] if logged else [])
         if logged:
             assert log[0].headers == {
@@ -95,17 +117,18 @@ async def test_message_goes_to_every_edge_and_its_log(
 
 
 async def test_repeated_call_is_logged_once(mesh: Mesh, nats_server: NatsServer) -> None:
-    await make_log(nats_server.url, "p")
+    await make_log(nats_server.url, "log")
     async with caller_of(mesh) as caller:
         for _ in range(2):  # also by the next process
             async with mesh.router(), FakeEdge(mesh, "one").running() as one:
-                one.subscribe(1, "p/a")
+                one.subscribe(1, "log/a")
                 await one.settled()
                 await mesh.serving()
-                await caller.publish(message(logged=True, qos=2))
-                await caller.publish(message(logged=True, qos=2))
+                await caller.knows()
+                await caller.publish(message(topic="log/a", qos=2))
+                await caller.publish(message(topic="log/a", qos=2))
                 assert one.payloads == [b"1", b"1"]
-        assert [each.data for each in await read_log(nats_server.url, "p")] == [b"1"]
+        assert [each.data for each in await read_log(nats_server.url, "log")] == [b"1"]
 
 
 async def test_p2p_message_goes_to_its_client(mesh: Mesh) -> None:
@@ -120,7 +143,8 @@ async def test_p2p_message_goes_to_its_client(mesh: Mesh) -> None:
         await one.settled()
         await two.settled()
         await mesh.serving()
-        await caller.publish(message(topic="p/p2p/GID_x@@@1", p2p=True))
+        await caller.knows()
+        await caller.publish(message(topic="p/p2p/GID_x@@@1"))
         assert [(each.topic, each.targets) for each in two.deliveries] == [("p/p2p/GID_x@@@1", [9])]
         assert not one.deliveries
 
@@ -130,6 +154,7 @@ async def test_answered_only_when_every_target_edge_confirmed(mesh: Mesh) -> Non
         one.subscribe(1, "p/a")
         await one.settled()
         await mesh.serving()
+        await caller.knows()
         one.is_confirming = False
         async with asyncio.TaskGroup() as group:
             call = group.create_task(caller.publish(message(), message(topic="nobody", message_id="m-2")))
@@ -144,6 +169,7 @@ async def test_edge_that_does_not_confirm_ends_the_call_before_its_deadline(mesh
         one.subscribe(1, "p/a")
         await one.settled()
         await mesh.serving()
+        await caller.knows()
         one.is_confirming = False
         with pytest.raises(UnavailableError) as error:
             await caller.publish(message(), timeout_s=1)
@@ -158,16 +184,21 @@ async def test_call_without_a_deadline_ends(mesh: Mesh, monkeypatch: pytest.Monk
         one.subscribe(1, "p/a")
         await one.settled()
         await mesh.serving()
+        await caller.knows()
         one.is_confirming = False
         with pytest.raises(UnavailableError):
             await caller.publish(message(), timeout_s=None)
 
 
 @pytest.mark.parametrize("instance_id", ["i", "a_b.c d/*>"])
-async def test_retained_message_is_stored_and_found(mesh: Mesh, instance_id: str) -> None:
+async def test_retained_message_is_stored_and_found(mesh: Mesh, auth: FakeAuth, instance_id: str) -> None:
+    for each in (instance_id, "other"):
+        auth.put_instance(each)
+        auth.put_topic(each, "p", logged=False)
     async with caller_of(mesh) as caller:
         async with mesh.router():
             await mesh.serving()
+            await caller.knows()
             await caller.publish(
                 message(retain=True, instance_id=instance_id),
                 message(retain=True, instance_id=instance_id, topic="p/b", message_id="m-2"),
@@ -181,13 +212,14 @@ async def test_retained_message_is_stored_and_found(mesh: Mesh, instance_id: str
             assert [(each.topic, each.flags) for each in one.deliveries] == [("p/b", 5)]
 
 
-@pytest.mark.parametrize("changes", [{"logged": True}, {"retain": True}])
-async def test_nats_down_is_unavailable(mesh: Mesh, nats_server: NatsServer, changes: dict[str, bool]) -> None:
-    await make_log(nats_server.url, "p")
+@pytest.mark.parametrize("changes", [{"topic": "log/a"}, {"retain": True}])
+async def test_nats_down_is_unavailable(mesh: Mesh, nats_server: NatsServer, changes: dict[str, Any]) -> None:
+    await make_log(nats_server.url, "log")
     async with mesh.router(), FakeEdge(mesh, "one").running() as one, caller_of(mesh) as caller:
         one.subscribe(1, "#")
         await one.settled()
         await mesh.serving()
+        await caller.knows()
         await asyncio.to_thread(nats_server.kill)
         await until_not_serving(mesh)
         began = time.monotonic()
@@ -199,23 +231,25 @@ async def test_nats_down_is_unavailable(mesh: Mesh, nats_server: NatsServer, cha
         assert one.payloads == [b"1"]
         await asyncio.to_thread(nats_server.start)
         await mesh.serving()
+        await caller.knows()
         await caller.publish(message(**changes))
 
 
 async def test_nats_that_does_not_answer_is_unavailable_within_the_deadline(
     mesh: Mesh, nats_server: NatsServer
 ) -> None:
-    await make_log(nats_server.url, "p")
+    await make_log(nats_server.url, "log")
     async with mesh.router(), caller_of(mesh) as caller:
         await mesh.serving()
+        await caller.knows()
         nats_server.pause()
         try:
             with pytest.raises(UnavailableError):
-                await caller.publish(message(logged=True), timeout_s=1)
+                await caller.publish(message(topic="log/a"), timeout_s=1)
         finally:
             nats_server.resume()
-        await caller.publish(message(logged=True))
-        assert len(await read_log(nats_server.url, "p")) == 1
+        await caller.publish(message(topic="log/a"))
+        assert len(await read_log(nats_server.url, "log")) == 1
 
 
 async def test_router_that_waits_for_its_edges_is_not_serving(mesh: Mesh, nats_server: NatsServer) -> None:
@@ -227,6 +261,7 @@ async def test_router_that_waits_for_its_edges_is_not_serving(mesh: Mesh, nats_s
             await caller.publish()
         await asyncio.to_thread(nats_server.start)
         await mesh.serving()
+        await caller.knows()
         await caller.publish(message())
 
 
@@ -239,7 +274,6 @@ async def test_router_that_waits_for_its_edges_is_not_serving(mesh: Mesh, nats_s
         ({"topic": "a/+"}, "topic"),
         ({"topic": "a\0"}, "topic"),
         ({"topic": "a" * 65_536}, "topic"),
-        ({"topic": "p/a", "p2p": True}, "topic"),
         ({"qos": 3}, "qos"),
         ({"qos": -1}, "qos"),
         ({"client_id": "c" * 65_536}, "client_id"),
@@ -255,6 +289,7 @@ async def test_invalid_field_is_named_and_nothing_is_routed(mesh: Mesh, changes:
         one.subscribe(1, "#")
         await one.settled()
         await mesh.serving()
+        await caller.knows()
         with pytest.raises(InvalidFieldError) as error:
             await caller.publish(message(), message(**{"message_id": "m-2", **changes}))
         assert error.value.metadata == {"field": f"messages[1].{field}"}
@@ -266,6 +301,7 @@ async def test_invalid_field_is_named_and_nothing_is_routed(mesh: Mesh, changes:
 async def test_number_of_messages_is_bounded(mesh: Mesh, count: int) -> None:
     async with mesh.router(), caller_of(mesh) as caller:
         await mesh.serving()
+        await caller.knows()
         with pytest.raises(InvalidFieldError) as error:
             await caller.publish(*(message(message_id=f"m-{number}") for number in range(count)))
         assert error.value.metadata == {"field": "messages"}
@@ -327,8 +363,11 @@ LOSSES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 async def test_message_of_a_client_is_judged_when_it_is_sent(mesh: Mesh, auth: FakeAuth, loss: dict[str, Any]) -> None:
     give(auth)
+    auth.put_instance("second")
+    auth.put_topic("second", "p", logged=False)
     async with mesh.router(), FakeEdge(mesh, "one").running() as edge, caller_of(mesh) as caller:
         edge.subscribe(1, "#")
+        edge.subscribe(2, "#", instance_id="second")
         await edge.settled()
         await mesh.serving()
         async with asyncio.timeout(10):
@@ -344,17 +383,56 @@ async def test_message_of_a_client_is_judged_when_it_is_sent(mesh: Mesh, auth: F
             while len(edge.payloads) == number + 1:  # until it has heard of it
                 number += 1
                 await caller.publish(will(number))  # answered, so that it is not repeated
-        # One without a publisher is not judged, and what is allowed in the same call goes its way.
-        await caller.publish(will(1000), message(message_id="m-other", payload=b"other"))
+        # One without a publisher is another system's, and what is allowed in the same call goes its way.
+        await caller.publish(will(1000), message(instance_id="second", message_id="m-other", payload=b"other"))
         assert edge.payloads == [*(b"%d" % n for n in range(number)), b"other"]
 
 
-async def test_message_of_a_client_waits_until_the_router_knows_what_exists(mesh: Mesh) -> None:
+async def test_messages_wait_until_the_router_knows_what_exists(mesh: Mesh) -> None:
+    mesh._settings = dataclasses.replace(mesh._settings, auth="unix:/nowhere")
     async with mesh.router(), FakeEdge(mesh, "one").running() as edge, caller_of(mesh) as caller:
         edge.subscribe(1, "#")
         await edge.settled()
         await mesh.serving()
-        with pytest.raises((NotServingError, UnavailableError)):
-            await caller.publish(will(0))
-        await caller.publish(message())
-        assert edge.payloads == [b"1"]
+        for each in (will(0), message()):
+            with pytest.raises((NotServingError, UnavailableError)):
+                await caller.publish(each)
+        assert not edge.deliveries
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"instance_id": "nowhere"}, "unknown instance"),
+        ({"topic": "nothing/a"}, "unknown parent topic"),
+        ({"topic": "p/" + "x" * 63}, "the topic has 65 characters, 64 are allowed"),
+        ({"payload": bytes(65_537)}, "the payload has 65537 bytes, 65536 are allowed"),
+    ],
+)
+async def test_rules_of_the_instance_hold_and_nothing_is_routed(
+    mesh: Mesh, changes: dict[str, Any], reason: str
+) -> None:
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, caller_of(mesh) as caller:
+        one.subscribe(1, "#")
+        await one.settled()
+        await mesh.serving()
+        await caller.knows()
+        with pytest.raises(InvalidFieldError, match=reason) as error:
+            await caller.publish(message(), message(**{"message_id": "m-2", **changes}))
+        assert error.value.metadata == {"field": "messages[1]"}
+        assert not one.deliveries
+
+
+@pytest.mark.parametrize("clean_session", [True, False])
+async def test_p2p_message_is_kept_by_the_shard_when_the_flag_says_so(mesh: Mesh, *, clean_session: bool) -> None:
+    mesh._settings = dataclasses.replace(mesh._settings, shard_count=1)
+    shard = FakeEdge(mesh, "session-0", shard=router_pb2.SessionShard(index=0, count=1))
+    async with mesh.router(), FakeEdge(mesh, "one").running(), shard.running(), caller_of(mesh) as caller:
+        await shard.settled()
+        await mesh.serving()
+        await caller.knows()
+        for n, client in enumerate(("GID_x@@@1", "GID_none@@@1")):
+            topic = f"p/p2p/{client}"
+            await caller.publish(message(topic=topic, clean_session=clean_session, message_id=f"m-{n}"))
+        kept = [] if clean_session else [("p/p2p/GID_x@@@1", 1 | 8)]
+        await until(lambda: [(each.topic, each.flags) for each in shard.deliveries] == kept)

@@ -58,8 +58,7 @@ class Will:
     """The message that is published when a connection ends without DISCONNECT [MQTT-3.1.2-8]."""
 
     __slots__ = (
-        "channel_id", "clean_session", "client_id", "instance_id", "logged", "p2p", "payload", "publisher", "qos",
-        "retain", "topic",
+        "channel_id", "clean_session", "client_id", "instance_id", "payload", "publisher", "qos", "retain", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -72,8 +71,6 @@ class Will:
         *,
         qos: int,
         retain: bool,
-        logged: bool,
-        p2p: bool,
         clean_session: bool,
         publisher: Publisher = Publisher(),  # noqa: B008 - immutable
     ) -> None:
@@ -84,8 +81,6 @@ class Will:
         self.payload = payload
         self.qos = qos
         self.retain = retain
-        self.logged = logged
-        self.p2p = p2p
         self.clean_session = clean_session  # of the client
         self.publisher = publisher
 

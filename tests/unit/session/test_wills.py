@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def a_will(number: int, payload: bytes = b"") -> Will:
-    return Will("i", "c", str(number), "t", payload, qos=0, retain=False, logged=False, p2p=False, clean_session=False)
+    return Will("i", "c", str(number), "t", payload, qos=0, retain=False, clean_session=False)
 
 
 class Router:
@@ -142,10 +142,7 @@ async def test_each_will_goes_to_the_router_of_its_topic() -> None:
     routers = [Router(), Router(failures=1)]
     publisher = WillPublisher(RouterGroup([router.publish for router in routers]))
     topics = [f"t{n}/a" for n in range(20)]
-    publisher.add(
-        Will("i", "c", topic, topic, b"", qos=0, retain=False, logged=False, p2p=False, clean_session=False)
-        for topic in topics
-    )
+    publisher.add(Will("i", "c", topic, topic, b"", qos=0, retain=False, clean_session=False) for topic in topics)
     async with asyncio.timeout(10), background(publisher.run()):
         await publisher.drained()
     for index, router in enumerate(routers):

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweimq/router/v1/router.proto\x12\x0fweimq.router.v1\"E\n\x0ePublishRequest\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.weimq.router.v1.PublishedMessage\"K\n\x14PublishStreamRequest\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.weimq.router.v1.PublishedMessage\"C\n\x15PublishStreamResponse\x12*\n\x08refusals\x18\x01 \x03(\x0b\x32\x18.weimq.router.v1.Refusal\"(\n\x07Refusal\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"D\n\x0e\x44\x65liverRequest\x12\x32\n\x07message\x18\x01 \x01(\x0b\x32!.weimq.router.v1.PublishedMessage\"D\n\x0f\x44\x65liverResponse\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .weimq.router.v1.DeliveryOutcome\"\x8f\x02\n\x10PublishedMessage\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0b\n\x03qos\x18\x04 \x01(\x05\x12\x0e\n\x06retain\x18\x05 \x01(\x08\x12\x0e\n\x06logged\x18\x06 \x01(\x08\x12\x0b\n\x03p2p\x18\x07 \x01(\x08\x12\x11\n\tclient_id\x18\x08 \x01(\t\x12\x15\n\rclean_session\x18\t \x01(\x08\x12\x12\n\nmessage_id\x18\n \x01(\t\x12\x17\n\x0fkept_if_offline\x18\x0b \x01(\x08\x12\x35\n\tpublisher\x18\x0c \x01(\x0b\x32\".weimq.router.v1.PublisherIdentity\"Q\n\x11PublisherIdentity\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x15\n\raccess_key_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\t\"\x11\n\x0fPublishResponse\"\x82\x04\n\x0bLinkRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x19.weimq.router.v1.LinkOpen\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12.\n\radded_targets\x18\x04 \x03(\x0b\x32\x17.weimq.router.v1.Target\x12\x1a\n\x12removed_target_ids\x18\x05 \x03(\r\x12\x19\n\x11snapshot_complete\x18\x06 \x01(\x08\x12\x30\n\tpublishes\x18\x07 \x01(\x0b\x32\x1d.weimq.router.v1.PublishBatch\x12\x0f\n\x07goodbye\x18\x08 \x01(\x08\x12\x38\n\x10retained_queries\x18\t \x03(\x0b\x32\x1e.weimq.router.v1.RetainedQuery\x12\x33\n\x08returned\x18\n \x01(\x0b\x32!.weimq.router.v1.ReturnedMessages\x12\x13\n\x0breceipt_ids\x18\x0b \x03(\x04\x12:\n\x10receipt_outcomes\x18\x0c \x03(\x0e\x32 .weimq.router.v1.DeliveryOutcome\x12\x37\n\x0froute_questions\x18\r \x03(\x0b\x32\x1e.weimq.router.v1.RouteQuestion\"3\n\rRouteQuestion\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\"\x9c\x01\n\x10ReturnedMessages\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\x15\n\rtopic_indexes\x18\x02 \x03(\r\x12\x16\n\x0etarget_indexes\x18\x03 \x03(\r\x12\x10\n\x08payloads\x18\x04 \x03(\x0c\x12\r\n\x05\x66lags\x18\x05 \x01(\x0c\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.weimq.router.v1.Target\"L\n\rRetainedQuery\x12\x10\n\x08query_id\x18\x01 \x01(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x14\n\x0ctopic_filter\x18\x03 \x01(\t\"\x99\x01\n\x08LinkOpen\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x18\n\x10\x65\x64ge_incarnation\x18\x02 \x01(\t\x12\x1a\n\x12router_incarnation\x18\x03 \x01(\t\x12\x18\n\x10received_through\x18\x04 \x01(\x04\x12,\n\x05shard\x18\x05 \x01(\x0b\x32\x1d.weimq.router.v1.SessionShard\",\n\x0cSessionShard\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xad\x01\n\x06Target\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x16\n\x0ctopic_filter\x18\x03 \x01(\tH\x00\x12\x13\n\tclient_id\x18\x04 \x01(\tH\x00\x12\x12\n\nskips_qos0\x18\x05 \x01(\x08\x12\x1a\n\x12skips_acknowledged\x18\x06 \x01(\x08\x12\x12\n\nshare_name\x18\x07 \x01(\tB\n\n\x08interest\"\xd9\x01\n\x0cPublishBatch\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\x17\n\x0ftopic_instances\x18\x02 \x03(\r\x12\x13\n\x0btopic_flags\x18\x03 \x01(\x0c\x12\x11\n\tinstances\x18\x04 \x03(\t\x12\x12\n\npublishers\x18\x05 \x03(\t\x12\x15\n\rtopic_indexes\x18\x06 \x03(\r\x12\x11\n\tsequences\x18\x07 \x03(\x04\x12\x10\n\x08payloads\x18\x08 \x03(\x0c\x12\r\n\x05\x66lags\x18\t \x01(\x0c\x12\x19\n\x11publisher_indexes\x18\n \x03(\r\"\xf0\x02\n\x0cLinkResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x1b.weimq.router.v1.LinkOpened\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12\x32\n\ndeliveries\x18\x04 \x01(\x0b\x32\x1e.weimq.router.v1.DeliveryBatch\x12\x1e\n\x16\x61\x63knowledged_sequences\x18\x05 \x03(\x04\x12\x1a\n\x12\x61nswered_query_ids\x18\x06 \x03(\r\x12-\n\nlog_states\x18\x07 \x03(\x0b\x32\x19.weimq.router.v1.LogState\x12\x33\n\rroute_answers\x18\x08 \x03(\x0b\x32\x1c.weimq.router.v1.RouteAnswer\x12\x36\n\x0erevoked_routes\x18\t \x03(\x0b\x32\x1e.weimq.router.v1.RouteQuestion\"F\n\x08LogState\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0cparent_topic\x18\x02 \x01(\t\x12\x0f\n\x07is_full\x18\x03 \x01(\x08\"W\n\x0bRouteAnswer\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x10\n\x08is_local\x18\x03 \x01(\x08\x12\x12\n\ntarget_ids\x18\x04 \x03(\r\"c\n\nLinkOpened\x12\x1a\n\x12router_incarnation\x18\x01 \x01(\t\x12\x18\n\x10received_through\x18\x02 \x01(\x04\x12\x0f\n\x07resumed\x18\x03 \x01(\x08\x12\x0e\n\x06missed\x18\x04 \x01(\x08\"\x8d\x02\n\rDeliveryBatch\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\x15\n\rtarget_counts\x18\x02 \x03(\r\x12\x12\n\ntarget_ids\x18\x03 \x03(\r\x12\x15\n\rtopic_indexes\x18\x04 \x03(\r\x12\x10\n\x08payloads\x18\x05 \x03(\x0c\x12\r\n\x05\x66lags\x18\x06 \x01(\x0c\x12\x0f\n\x07origins\x18\x07 \x03(\t\x12\x16\n\x0eorigin_indexes\x18\x08 \x03(\r\x12\x11\n\tsequences\x18\t \x03(\x04\x12\x0c\n\x04logs\x18\n \x03(\t\x12\x13\n\x0blog_indexes\x18\x0b \x03(\r\x12\x15\n\rlog_sequences\x18\x0c \x03(\x04\x12\x13\n\x0breceipt_ids\x18\r \x03(\x04*\xbe\x01\n\x0f\x44\x65liveryOutcome\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNSPECIFIED\x10\x00\x12!\n\x1d\x44\x45LIVERY_OUTCOME_ACKNOWLEDGED\x10\x01\x12!\n\x1d\x44\x45LIVERY_OUTCOME_OFFLINE_KEPT\x10\x02\x12%\n!DELIVERY_OUTCOME_OFFLINE_NOT_KEPT\x10\x03\x12\x1c\n\x18\x44\x45LIVERY_OUTCOME_PENDING\x10\x04\x32\xd8\x02\n\rRouterService\x12G\n\x04Link\x12\x1c.weimq.router.v1.LinkRequest\x1a\x1d.weimq.router.v1.LinkResponse(\x01\x30\x01\x12L\n\x07Publish\x12\x1f.weimq.router.v1.PublishRequest\x1a .weimq.router.v1.PublishResponse\x12\x62\n\rPublishStream\x12%.weimq.router.v1.PublishStreamRequest\x1a&.weimq.router.v1.PublishStreamResponse(\x01\x30\x01\x12L\n\x07\x44\x65liver\x12\x1f.weimq.router.v1.DeliverRequest\x1a .weimq.router.v1.DeliverResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweimq/router/v1/router.proto\x12\x0fweimq.router.v1\"E\n\x0ePublishRequest\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.weimq.router.v1.PublishedMessage\"K\n\x14PublishStreamRequest\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.weimq.router.v1.PublishedMessage\"C\n\x15PublishStreamResponse\x12*\n\x08refusals\x18\x01 \x03(\x0b\x32\x18.weimq.router.v1.Refusal\"(\n\x07Refusal\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"D\n\x0e\x44\x65liverRequest\x12\x32\n\x07message\x18\x01 \x01(\x0b\x32!.weimq.router.v1.PublishedMessage\"D\n\x0f\x44\x65liverResponse\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .weimq.router.v1.DeliveryOutcome\"\x89\x02\n\x10PublishedMessage\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0b\n\x03qos\x18\x04 \x01(\x05\x12\x0e\n\x06retain\x18\x05 \x01(\x08\x12\x11\n\tclient_id\x18\x08 \x01(\t\x12\x15\n\rclean_session\x18\t \x01(\x08\x12\x12\n\nmessage_id\x18\n \x01(\t\x12\x35\n\tpublisher\x18\x0c \x01(\x0b\x32\".weimq.router.v1.PublisherIdentityJ\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08J\x04\x08\x0b\x10\x0cR\x0fkept_if_offlineR\x06loggedR\x03p2p\"Q\n\x11PublisherIdentity\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x15\n\raccess_key_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\t\"\x11\n\x0fPublishResponse\"\x82\x04\n\x0bLinkRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x19.weimq.router.v1.LinkOpen\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12.\n\radded_targets\x18\x04 \x03(\x0b\x32\x17.weimq.router.v1.Target\x12\x1a\n\x12removed_target_ids\x18\x05 \x03(\r\x12\x19\n\x11snapshot_complete\x18\x06 \x01(\x08\x12\x30\n\tpublishes\x18\x07 \x01(\x0b\x32\x1d.weimq.router.v1.PublishBatch\x12\x0f\n\x07goodbye\x18\x08 \x01(\x08\x12\x38\n\x10retained_queries\x18\t \x03(\x0b\x32\x1e.weimq.router.v1.RetainedQuery\x12\x33\n\x08returned\x18\n \x01(\x0b\x32!.weimq.router.v1.ReturnedMessages\x12\x13\n\x0breceipt_ids\x18\x0b \x03(\x04\x12:\n\x10receipt_outcomes\x18\x0c \x03(\x0e\x32 .weimq.router.v1.DeliveryOutcome\x12\x37\n\x0froute_questions\x18\r \x03(\x0b\x32\x1e.weimq.router.v1.RouteQuestion\"3\n\rRouteQuestion\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\"\x9c\x01\n\x10ReturnedMessages\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\x15\n\rtopic_indexes\x18\x02 \x03(\r\x12\x16\n\x0etarget_indexes\x18\x03 \x03(\r\x12\x10\n\x08payloads\x18\x04 \x03(\x0c\x12\r\n\x05\x66lags\x18\x05 \x01(\x0c\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.weimq.router.v1.Target\"L\n\rRetainedQuery\x12\x10\n\x08query_id\x18\x01 \x01(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x14\n\x0ctopic_filter\x18\x03 \x01(\t\"\x99\x01\n\x08LinkOpen\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x18\n\x10\x65\x64ge_incarnation\x18\x02 \x01(\t\x12\x1a\n\x12router_incarnation\x18\x03 \x01(\t\x12\x18\n\x10received_through\x18\x04 \x01(\x04\x12,\n\x05shard\x18\x05 \x01(\x0b\x32\x1d.weimq.router.v1.SessionShard\",\n\x0cSessionShard\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xad\x01\n\x06Target\x12\x11\n\ttarget_id\x18\x01 \x01(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x16\n\x0ctopic_filter\x18\x03 \x01(\tH\x00\x12\x13\n\tclient_id\x18\x04 \x01(\tH\x00\x12\x12\n\nskips_qos0\x18\x05 \x01(\x08\x12\x1a\n\x12skips_acknowledged\x18\x06 \x01(\x08\x12\x12\n\nshare_name\x18\x07 \x01(\tB\n\n\x08interest\"\xd9\x01\n\x0cPublishBatch\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\x17\n\x0ftopic_instances\x18\x02 \x03(\r\x12\x13\n\x0btopic_flags\x18\x03 \x01(\x0c\x12\x11\n\tinstances\x18\x04 \x03(\t\x12\x12\n\npublishers\x18\x05 \x03(\t\x12\x15\n\rtopic_indexes\x18\x06 \x03(\r\x12\x11\n\tsequences\x18\x07 \x03(\x04\x12\x10\n\x08payloads\x18\x08 \x03(\x0c\x12\r\n\x05\x66lags\x18\t \x01(\x0c\x12\x19\n\x11publisher_indexes\x18\n \x03(\r\"\xf0\x02\n\x0cLinkResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x1b.weimq.router.v1.LinkOpened\x12\r\n\x05\x66rame\x18\x02 \x01(\x04\x12\x18\n\x10received_through\x18\x03 \x01(\x04\x12\x32\n\ndeliveries\x18\x04 \x01(\x0b\x32\x1e.weimq.router.v1.DeliveryBatch\x12\x1e\n\x16\x61\x63knowledged_sequences\x18\x05 \x03(\x04\x12\x1a\n\x12\x61nswered_query_ids\x18\x06 \x03(\r\x12-\n\nlog_states\x18\x07 \x03(\x0b\x32\x19.weimq.router.v1.LogState\x12\x33\n\rroute_answers\x18\x08 \x03(\x0b\x32\x1c.weimq.router.v1.RouteAnswer\x12\x36\n\x0erevoked_routes\x18\t \x03(\x0b\x32\x1e.weimq.router.v1.RouteQuestion\"F\n\x08LogState\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0cparent_topic\x18\x02 \x01(\t\x12\x0f\n\x07is_full\x18\x03 \x01(\x08\"W\n\x0bRouteAnswer\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x10\n\x08is_local\x18\x03 \x01(\x08\x12\x12\n\ntarget_ids\x18\x04 \x03(\r\"c\n\nLinkOpened\x12\x1a\n\x12router_incarnation\x18\x01 \x01(\t\x12\x18\n\x10received_through\x18\x02 \x01(\x04\x12\x0f\n\x07resumed\x18\x03 \x01(\x08\x12\x0e\n\x06missed\x18\x04 \x01(\x08\"\x8d\x02\n\rDeliveryBatch\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\x15\n\rtarget_counts\x18\x02 \x03(\r\x12\x12\n\ntarget_ids\x18\x03 \x03(\r\x12\x15\n\rtopic_indexes\x18\x04 \x03(\r\x12\x10\n\x08payloads\x18\x05 \x03(\x0c\x12\r\n\x05\x66lags\x18\x06 \x01(\x0c\x12\x0f\n\x07origins\x18\x07 \x03(\t\x12\x16\n\x0eorigin_indexes\x18\x08 \x03(\r\x12\x11\n\tsequences\x18\t \x03(\x04\x12\x0c\n\x04logs\x18\n \x03(\t\x12\x13\n\x0blog_indexes\x18\x0b \x03(\r\x12\x15\n\rlog_sequences\x18\x0c \x03(\x04\x12\x13\n\x0breceipt_ids\x18\r \x03(\x04*\xbe\x01\n\x0f\x44\x65liveryOutcome\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNSPECIFIED\x10\x00\x12!\n\x1d\x44\x45LIVERY_OUTCOME_ACKNOWLEDGED\x10\x01\x12!\n\x1d\x44\x45LIVERY_OUTCOME_OFFLINE_KEPT\x10\x02\x12%\n!DELIVERY_OUTCOME_OFFLINE_NOT_KEPT\x10\x03\x12\x1c\n\x18\x44\x45LIVERY_OUTCOME_PENDING\x10\x04\x32\xd8\x02\n\rRouterService\x12G\n\x04Link\x12\x1c.weimq.router.v1.LinkRequest\x1a\x1d.weimq.router.v1.LinkResponse(\x01\x30\x01\x12L\n\x07Publish\x12\x1f.weimq.router.v1.PublishRequest\x1a .weimq.router.v1.PublishResponse\x12\x62\n\rPublishStream\x12%.weimq.router.v1.PublishStreamRequest\x1a&.weimq.router.v1.PublishStreamResponse(\x01\x30\x01\x12L\n\x07\x44\x65liver\x12\x1f.weimq.router.v1.DeliverRequest\x1a .weimq.router.v1.DeliverResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weimq.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERYOUTCOME']._serialized_start=3135
-  _globals['_DELIVERYOUTCOME']._serialized_end=3325
+  _globals['_DELIVERYOUTCOME']._serialized_start=3129
+  _globals['_DELIVERYOUTCOME']._serialized_end=3319
   _globals['_PUBLISHREQUEST']._serialized_start=49
   _globals['_PUBLISHREQUEST']._serialized_end=118
   _globals['_PUBLISHSTREAMREQUEST']._serialized_start=120
@@ -46,37 +46,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELIVERRESPONSE']._serialized_start=378
   _globals['_DELIVERRESPONSE']._serialized_end=446
   _globals['_PUBLISHEDMESSAGE']._serialized_start=449
-  _globals['_PUBLISHEDMESSAGE']._serialized_end=720
-  _globals['_PUBLISHERIDENTITY']._serialized_start=722
-  _globals['_PUBLISHERIDENTITY']._serialized_end=803
-  _globals['_PUBLISHRESPONSE']._serialized_start=805
-  _globals['_PUBLISHRESPONSE']._serialized_end=822
-  _globals['_LINKREQUEST']._serialized_start=825
-  _globals['_LINKREQUEST']._serialized_end=1339
-  _globals['_ROUTEQUESTION']._serialized_start=1341
-  _globals['_ROUTEQUESTION']._serialized_end=1392
-  _globals['_RETURNEDMESSAGES']._serialized_start=1395
-  _globals['_RETURNEDMESSAGES']._serialized_end=1551
-  _globals['_RETAINEDQUERY']._serialized_start=1553
-  _globals['_RETAINEDQUERY']._serialized_end=1629
-  _globals['_LINKOPEN']._serialized_start=1632
-  _globals['_LINKOPEN']._serialized_end=1785
-  _globals['_SESSIONSHARD']._serialized_start=1787
-  _globals['_SESSIONSHARD']._serialized_end=1831
-  _globals['_TARGET']._serialized_start=1834
-  _globals['_TARGET']._serialized_end=2007
-  _globals['_PUBLISHBATCH']._serialized_start=2010
-  _globals['_PUBLISHBATCH']._serialized_end=2227
-  _globals['_LINKRESPONSE']._serialized_start=2230
-  _globals['_LINKRESPONSE']._serialized_end=2598
-  _globals['_LOGSTATE']._serialized_start=2600
-  _globals['_LOGSTATE']._serialized_end=2670
-  _globals['_ROUTEANSWER']._serialized_start=2672
-  _globals['_ROUTEANSWER']._serialized_end=2759
-  _globals['_LINKOPENED']._serialized_start=2761
-  _globals['_LINKOPENED']._serialized_end=2860
-  _globals['_DELIVERYBATCH']._serialized_start=2863
-  _globals['_DELIVERYBATCH']._serialized_end=3132
-  _globals['_ROUTERSERVICE']._serialized_start=3328
-  _globals['_ROUTERSERVICE']._serialized_end=3672
+  _globals['_PUBLISHEDMESSAGE']._serialized_end=714
+  _globals['_PUBLISHERIDENTITY']._serialized_start=716
+  _globals['_PUBLISHERIDENTITY']._serialized_end=797
+  _globals['_PUBLISHRESPONSE']._serialized_start=799
+  _globals['_PUBLISHRESPONSE']._serialized_end=816
+  _globals['_LINKREQUEST']._serialized_start=819
+  _globals['_LINKREQUEST']._serialized_end=1333
+  _globals['_ROUTEQUESTION']._serialized_start=1335
+  _globals['_ROUTEQUESTION']._serialized_end=1386
+  _globals['_RETURNEDMESSAGES']._serialized_start=1389
+  _globals['_RETURNEDMESSAGES']._serialized_end=1545
+  _globals['_RETAINEDQUERY']._serialized_start=1547
+  _globals['_RETAINEDQUERY']._serialized_end=1623
+  _globals['_LINKOPEN']._serialized_start=1626
+  _globals['_LINKOPEN']._serialized_end=1779
+  _globals['_SESSIONSHARD']._serialized_start=1781
+  _globals['_SESSIONSHARD']._serialized_end=1825
+  _globals['_TARGET']._serialized_start=1828
+  _globals['_TARGET']._serialized_end=2001
+  _globals['_PUBLISHBATCH']._serialized_start=2004
+  _globals['_PUBLISHBATCH']._serialized_end=2221
+  _globals['_LINKRESPONSE']._serialized_start=2224
+  _globals['_LINKRESPONSE']._serialized_end=2592
+  _globals['_LOGSTATE']._serialized_start=2594
+  _globals['_LOGSTATE']._serialized_end=2664
+  _globals['_ROUTEANSWER']._serialized_start=2666
+  _globals['_ROUTEANSWER']._serialized_end=2753
+  _globals['_LINKOPENED']._serialized_start=2755
+  _globals['_LINKOPENED']._serialized_end=2854
+  _globals['_DELIVERYBATCH']._serialized_start=2857
+  _globals['_DELIVERYBATCH']._serialized_end=3126
+  _globals['_ROUTERSERVICE']._serialized_start=3322
+  _globals['_ROUTERSERVICE']._serialized_end=3666
 # @@protoc_insertion_point(module_scope)

@@ -209,12 +209,9 @@ class PublishedMessage(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     QOS_FIELD_NUMBER: _builtins.int
     RETAIN_FIELD_NUMBER: _builtins.int
-    LOGGED_FIELD_NUMBER: _builtins.int
-    P2P_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     CLEAN_SESSION_FIELD_NUMBER: _builtins.int
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
-    KEPT_IF_OFFLINE_FIELD_NUMBER: _builtins.int
     PUBLISHER_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Required. Instance."""
@@ -226,22 +223,16 @@ class PublishedMessage(_message.Message):
     """0, 1 or 2."""
     retain: _builtins.bool
     """Whether it is kept as the retained message of its topic; an empty payload removes that."""
-    logged: _builtins.bool
-    """Whether the topic is logged."""
-    p2p: _builtins.bool
-    """Whether the topic is `<parent>/p2p/<client id>`."""
     client_id: _builtins.str
     """Client id of the publisher; empty: another system."""
     clean_session: _builtins.bool
-    """Clean session flag of the publisher."""
+    """Clean session flag of the publisher; false: a P2P message of QoS 1 is kept for a receiver that is offline."""
     message_id: _builtins.str
     """Required. Unique for the message within ten minutes, up to 128 printable ASCII characters; becomes `Nats-Msg-Id`."""
-    kept_if_offline: _builtins.bool
-    """With `p2p`, whether the receiver's group exists, so that a message of QoS 1 without clean session is kept for it."""
     @_builtins.property
     def publisher(self) -> Global___PublisherIdentity:
-        """With `Publish`: whose message this is, so that the router judges it now and looks up what the topic is. A message that
-        its publisher may not publish any more is dropped and counted, and the call answered. Absence: not judged.
+        """With `Publish`: whose message this is, so that the router judges it now. A message that its publisher may not publish
+        any more is dropped and counted, and the call answered. Absence: another system's, which may publish to every topic.
         """
 
     def __init__(
@@ -252,17 +243,14 @@ class PublishedMessage(_message.Message):
         payload: _builtins.bytes = ...,
         qos: _builtins.int = ...,
         retain: _builtins.bool = ...,
-        logged: _builtins.bool = ...,
-        p2p: _builtins.bool = ...,
         client_id: _builtins.str = ...,
         clean_session: _builtins.bool = ...,
         message_id: _builtins.str = ...,
-        kept_if_offline: _builtins.bool = ...,
         publisher: Global___PublisherIdentity | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["publisher", b"publisher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "client_id", b"client_id", "instance_id", b"instance_id", "kept_if_offline", b"kept_if_offline", "logged", b"logged", "message_id", b"message_id", "p2p", b"p2p", "payload", b"payload", "publisher", b"publisher", "qos", b"qos", "retain", b"retain", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_session", b"clean_session", "client_id", b"client_id", "instance_id", b"instance_id", "message_id", b"message_id", "payload", b"payload", "publisher", b"publisher", "qos", b"qos", "retain", b"retain", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,21 +88,21 @@ class RouterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request, context):
-        """Publishes messages that come from no edge: wills of clients whose edge died, and messages of other systems. Answers
-        when each message of QoS 1 and 2 is in its log, when it has one, and every edge with a matching interest has
-        confirmed it. Repeating a call is safe: `message_id` keeps logs from storing a message twice; deliveries may repeat.
+        """Publishes messages that come from no edge: messages of other systems, and wills of clients whose edge died. The router
+        looks up what each topic is (logged, P2P), as for messages of backend applications. Answers when each message of QoS 1
+        and 2 is in its log, when it has one, and every edge with a matching interest has confirmed it. Repeating a call is
+        safe: `message_id` keeps logs from storing a message twice; deliveries may repeat.
 
-        Statuses: `INVALID_ARGUMENT` (a topic or QoS that MQTT does not allow, a topic of another router, more than 1,000
-        messages), `UNAVAILABLE`
-        (NATS does not answer, the edges are not known yet, or what exists is not, with `publisher`: try again).
+        Statuses: `INVALID_ARGUMENT` (a message breaks a rule of MQTT or of its instance, as the field in the details says;
+        a topic of another router; more than 1,000 messages; none was routed), `UNAVAILABLE` (NATS does not answer, what
+        exists or the edges are not known yet: try again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishStream(self, request_iterator, context):
-        """Publishes batches over one stream, for systems that publish much. The router looks up what each topic is: `logged`,
-        `p2p` and `kept_if_offline` are ignored.
+        """Publishes batches over one stream, for systems that publish much.
 
         Order: batches are routed in the order of the stream, and each is answered in that order, when its messages are as
         safe as `Publish` makes them. Credit: the router reads on while fewer than 16 batches are unanswered. Messages that
@@ -120,7 +120,7 @@ class RouterServiceServicer:
 
     def Deliver(self, request, context):
         """Publishes one P2P message and waits until the receiver has acknowledged it (PUBACK, or PUBCOMP at QoS 2), or until it
-        is known that it is offline. The router looks up what the topic is, as in `PublishStream`. A message of QoS 1 with
+        is known that it is offline. The router looks up what the topic is, as in `Publish`. A message of QoS 1 with
         `clean_session` false is kept for a receiver that is offline, when its group exists. Repeating a call is as safe as with
         `Publish`.
 

@@ -875,8 +875,6 @@ class Will(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     QOS_FIELD_NUMBER: _builtins.int
     RETAIN_FIELD_NUMBER: _builtins.int
-    LOGGED_FIELD_NUMBER: _builtins.int
-    P2P_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
@@ -888,10 +886,6 @@ class Will(_message.Message):
     """0, 1 or 2."""
     retain: _builtins.bool
     """Whether it becomes the retained message of its topic."""
-    logged: _builtins.bool
-    """Whether the topic is logged."""
-    p2p: _builtins.bool
-    """Whether the topic is `<parent>/p2p/<client id>`."""
     account_id: _builtins.str
     """Account of the client; empty: anonymous."""
     access_key_id: _builtins.str
@@ -907,15 +901,13 @@ class Will(_message.Message):
         payload: _builtins.bytes = ...,
         qos: _builtins.int = ...,
         retain: _builtins.bool = ...,
-        logged: _builtins.bool = ...,
-        p2p: _builtins.bool = ...,
         account_id: _builtins.str = ...,
         access_key_id: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "logged", b"logged", "p2p", b"p2p", "payload", b"payload", "qos", b"qos", "retain", b"retain", "token_ids", b"token_ids", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "account_id", b"account_id", "payload", b"payload", "qos", b"qos", "retain", b"retain", "token_ids", b"token_ids", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

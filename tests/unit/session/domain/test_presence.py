@@ -13,9 +13,7 @@ INSTANCE, CLIENT = "mqtt-demo", "GID_A@@@1"
 
 
 def a_will(channel: str, payload: bytes = b"gone") -> Will:
-    return Will(
-        INSTANCE, CLIENT, channel, "t", payload, qos=1, retain=False, logged=False, p2p=False, clean_session=True
-    )
+    return Will(INSTANCE, CLIENT, channel, "t", payload, qos=1, retain=False, clean_session=True)
 
 
 class Scene:

@@ -135,9 +135,7 @@ class World:
             self.now_ms,
             established_ms=connect_ms,
             takeover=takeover,
-            will=Will(
-                INSTANCE, client, channel, "t", b"", qos=0, retain=False, logged=False, p2p=False, clean_session=True
-            ),
+            will=Will(INSTANCE, client, channel, "t", b"", qos=0, retain=False, clean_session=True),
         )
         self.drain()
 
