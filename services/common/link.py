@@ -8,6 +8,8 @@ that outlives the stream:
   unconfirmed frames again on the next stream, and the receiver drops those that it has had.
 - Batches form by back-pressure alone: the writer asks `build` for the next frame only when the stream took
   the one before and fewer than `window_bytes` are unconfirmed. What is to be sent gathers meanwhile.
+- A message costs the same whether it carries one thing or hundreds, some 60 us in each process. So confirmations that nobody
+  waits for go with the next frame (`lazily`), and under load the writer lets things gather (`gather`).
 - When either process is a new one, `reset` starts from nothing and the application sends its state.
 - A stream without a message for five seconds counts as broken; both ends send one at least every second.
 """
@@ -15,7 +17,6 @@ that outlives the stream:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
@@ -29,6 +30,16 @@ HEARTBEAT_S = 1.0
 
 SILENT_HEARTBEATS = 5
 """Heartbeat times without a message after which the stream counts as broken."""
+
+GATHER_S = 0.001
+"""Pause of the writer after a message while much is under way, so that more gathers for the next one."""
+
+MANY = 16
+"""Things in one frame that mean that much is under way."""
+
+LAZY_S = 0.02
+LAZY_FRAMES = 4
+"""Time and frames after which a confirmation goes by itself, although nobody waits for it."""
 
 WINDOW_BYTES = 8 << 20
 """What a sender has unconfirmed at the most, give or take one frame."""
@@ -82,6 +93,8 @@ class Link(Generic[S, R]):
         self._unconfirmed: deque[S] = deque()
         self._sizes: deque[int] = deque()
         self._heard = False
+        self._is_beat_due = False
+        self._gathers = False
         self.reset()
 
     def reset(self) -> None:
@@ -98,6 +111,7 @@ class Link(Generic[S, R]):
         self.confirmed_through = 0
         """Number through which we confirmed the peer's frames."""
         self._told_through = 0
+        self._is_awaited = False  # whether a confirmation is to be sent now
         self._wake.set()
 
     def resume(self, peer_received_through: int) -> None:
@@ -105,6 +119,7 @@ class Link(Generic[S, R]):
         self._drop_confirmed(peer_received_through)
         self._on_stream = 0
         self._told_through = 0  # the answer may have been lost with the old stream
+        self._is_awaited = True
         self._wake.set()
 
     @property
@@ -121,10 +136,17 @@ class Link(Generic[S, R]):
         """Note that `build` has something to send."""
         self._wake.set()
 
-    def confirm(self, through: int) -> None:
-        """Note that the peer's frames through this number have been taken over."""
+    def gather(self, count: int) -> None:
+        """Note that so many things came or go in one frame: with `MANY`, the writer pauses after its next message."""
+        if count >= MANY:
+            self._gathers = True
+
+    def confirm(self, through: int, *, lazily: bool = False) -> None:
+        """Note that the peer's frames through this number have been taken over; `lazily`: nobody waits for that."""
         if through > self.confirmed_through:
             self.confirmed_through = through
+            if not lazily or through - self._told_through >= LAZY_FRAMES:
+                self._is_awaited = True
             self._wake.set()
 
     async def exchange(self, read: Callable[[], Awaitable[R | None]], write: Callable[[S], Awaitable[None]]) -> None:
@@ -150,11 +172,17 @@ class Link(Generic[S, R]):
             self._wake.clear()
             while (message := self._next_message()) is not None:
                 await write(message)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HEARTBEAT_S):
-                    await self._wake.wait()
+                if self._gathers:
+                    self._gathers = False
+                    await asyncio.sleep(GATHER_S)
+            if self._told_through == self.confirmed_through:
+                await self._wake.wait()
                 continue
-            await write(self._stamp(self._bare()))
+            try:
+                async with asyncio.timeout(LAZY_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._is_awaited = True
 
     def _next_message(self) -> S | None:
         if self._on_stream < len(self._unconfirmed):
@@ -170,12 +198,13 @@ class Link(Generic[S, R]):
             self.unconfirmed_bytes += size
             self._on_stream += 1
             return self._stamp(frame)
-        if self._told_through != self.confirmed_through:
+        if self._is_awaited or self._is_beat_due:
             return self._stamp(self._bare())
         return None
 
     def _stamp(self, message: S) -> S:
         message.received_through = self._told_through = self.confirmed_through
+        self._is_awaited = self._is_beat_due = False
         return message
 
     async def _receive(self, read: Callable[[], Awaitable[R | None]]) -> None:
@@ -210,5 +239,7 @@ class Link(Generic[S, R]):
         while silent < SILENT_HEARTBEATS:
             self._heard = False
             await asyncio.sleep(HEARTBEAT_S)
+            self._is_beat_due = True
+            self._wake.set()
             silent = 0 if self._heard else silent + 1
         raise LinkBrokenError(f"no message for {SILENT_HEARTBEATS * HEARTBEAT_S:.0f} s")

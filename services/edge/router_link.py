@@ -315,6 +315,7 @@ class RouterLink:
             for route in columns.questions:
                 frame.route_questions.add(instance_id=route.instance_id, topic=route.topic)
             if columns.sequences:
+                self.link.gather(len(columns.sequences))
                 columns.write_to(frame.publishes)
             self._gathered_bytes -= columns.bytes
             if self._full:
@@ -353,6 +354,7 @@ class RouterLink:
         if self._notices:
             self._waiting.append((self.link.next_frame, self._notices))
             self._notices = []
+            frame.is_awaited = True
         return True
 
     def _on_confirmed(self, through: int) -> None:
@@ -418,15 +420,21 @@ class RouterLink:
     # --- down ----------------------------------------------------------------------------------
 
     def _take(self, frame: router_pb2.LinkResponse) -> None:
+        is_awaited = False
         for revoked in frame.revoked_routes:
+            is_awaited = True
             self._short.revoke(revoked.instance_id, revoked.topic)
         if frame.acknowledged_sequences:
+            self.link.gather(len(frame.acknowledged_sequences))
             unacknowledged = self._unacknowledged
             for sequence in frame.acknowledged_sequences:
                 entry = unacknowledged.pop(sequence, None)
                 if entry is not None:
                     entry.client.on_published(entry.packet_identifier, entry.flags & 3)
         if frame.HasField("deliveries"):
+            flags = frame.deliveries.flags
+            self.link.gather(len(flags))
+            is_awaited = is_awaited or flags.count(0) < len(flags)  # publishers of QoS 1 and 2 wait
             self._deliver(frame.deliveries)
         if frame.route_answers:
             for answer in frame.route_answers:
@@ -438,7 +446,7 @@ class RouterLink:
         for state in frame.log_states:
             log = (state.instance_id, state.parent_topic)
             (self._full_logs.add if state.is_full else self._full_logs.discard)(log)
-        self.link.confirm(frame.frame)
+        self.link.confirm(frame.frame, lazily=not is_awaited)
 
     def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
         hub = self._hub

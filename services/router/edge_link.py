@@ -248,10 +248,10 @@ class EdgeLink:
         self.is_held = False
         self.go_on()
 
-    def go_on(self) -> None:
-        """Confirm all frames that were taken, unless there still is a reason not to."""
+    def go_on(self, *, lazily: bool = False) -> None:
+        """Confirm all frames that were taken, unless there still is a reason not to; `lazily`: see `Link.confirm`."""
         if not self.is_held and not self.fences:
-            self.link.confirm(self.link.received_through)
+            self.link.confirm(self.link.received_through, lazily=lazily)
 
     def leave(self) -> list[SharedDelivery]:
         """Drop everything: the edge is gone, and nobody waits for it any more; see `drop_deliveries`."""
@@ -306,6 +306,7 @@ class EdgeLink:
                 response.log_states.add(instance_id=instance_id, parent_topic=parent_topic, is_full=is_full)
             self._log_states.clear()
         if self._acknowledged:
+            self.link.gather(len(self._acknowledged))
             response.acknowledged_sequences.extend(self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS])
             del self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS]
         if batch is not None:
@@ -318,6 +319,7 @@ class EdgeLink:
                 self._revocations = []
             self.delivered += len(batch.payloads)
             if batch.payloads:
+                self.link.gather(len(batch.payloads))
                 _fill(response.deliveries, batch)
             if not self._owed:
                 self.silent_s = 0.0

@@ -209,12 +209,13 @@ class Router:
             self._take_publishes(edge, request.publishes)
         for question in request.route_questions:
             self.short_way.answer(edge, question, is_begun=self.is_begun)
-        edge.go_on()
+        edge.go_on(lazily=request.HasField("publishes") and not request.is_awaited)
 
     def _take_publishes(self, edge: EdgeLink, publishes: router_pb2.PublishBatch) -> None:
         if edge.is_shard:
             raise StreamContractError("a session shard publishes nothing", rule="publishes")
         columns = columns_of(publishes)
+        edge.link.gather(len(columns.payloads))
         if self._log is not None:
             self.publish(edge, columns)
             return

@@ -135,3 +135,53 @@ async def test_a_gap_breaks_the_stream() -> None:
 
     with pytest.raises(LinkBrokenError, match="frame 2 came after 0"):
         await end.link.exchange(read, write)
+
+
+def test_a_confirmation_that_nobody_waits_for_goes_with_the_next_frame() -> None:
+    end = End()
+    end.link.confirm(1, lazily=True)
+    assert end.link._next_message() is None
+    end.send(7)
+    frame = end.link._next_message()
+    assert frame is not None
+    assert (frame.frame, frame.received_through) == (1, 1)
+    end.link.confirm(1 + link_module.LAZY_FRAMES, lazily=True)
+    bare = end.link._next_message()
+    assert bare is not None
+    assert (bare.frame, bare.received_through) == (0, 1 + link_module.LAZY_FRAMES)
+
+
+@pytest.mark.asyncio
+async def test_a_confirmation_that_nobody_waits_for_goes_by_itself_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "HEARTBEAT_S", 60)
+    a, b = End(), End()
+    b.link._take = lambda frame: b.link.confirm(frame.frame, lazily=True)
+    confirmed = asyncio.Event()
+    a.link._confirmed = lambda _: confirmed.set()
+    a.send(1)
+    await first_of(Wire().run(a, b), asyncio.wait_for(confirmed.wait(), 20))
+    assert confirmed.is_set()
+
+
+@pytest.mark.asyncio
+async def test_under_load_more_gathers_for_the_next_frame() -> None:
+    end = End()
+    loop = asyncio.get_running_loop()
+    sent: list[list[int]] = []
+
+    async def read() -> None:
+        await asyncio.Event().wait()
+
+    async def write(message: router_pb2.LinkResponse) -> None:
+        sent.append(list(message.acknowledged_sequences))
+        if len(sent) == 1:
+            loop.call_soon(end.send, 2)
+            loop.call_soon(loop.call_soon, end.send, 3)
+        else:
+            raise LinkBrokenError
+
+    end.send(1)
+    end.link.gather(link_module.MANY)
+    with pytest.raises(LinkBrokenError):
+        await end.link.exchange(read, write)
+    assert sent == [[1], [2, 3]]
