@@ -8,8 +8,8 @@ that outlives the stream:
   unconfirmed frames again on the next stream, and the receiver drops those that it has had.
 - Batches form by back-pressure alone: the writer asks `build` for the next frame only when the stream took
   the one before and fewer than `window_bytes` are unconfirmed. What is to be sent gathers meanwhile.
-- A message costs the same whether it carries one thing or hundreds, some 60 us in each process. So confirmations that nobody
-  waits for go with the next frame (`lazily`), and under load the writer lets things gather (`gather`).
+- A message costs the same whether it carries one thing or hundreds, some 60 us in each process. So confirmations that
+  nobody waits for go with the next frame (`lazily`), and under load the writer lets things gather (`gather`).
 - When either process is a new one, `reset` starts from nothing and the application sends its state.
 - A stream without a message for five seconds counts as broken; both ends send one at least every second.
 """

@@ -324,6 +324,7 @@ class LinkRequest(_message.Message):
     RECEIPT_IDS_FIELD_NUMBER: _builtins.int
     RECEIPT_OUTCOMES_FIELD_NUMBER: _builtins.int
     ROUTE_QUESTIONS_FIELD_NUMBER: _builtins.int
+    IS_AWAITED_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -332,6 +333,8 @@ class LinkRequest(_message.Message):
     """All interests of the edge have been sent; those of an earlier link that were not are dropped now."""
     goodbye: _builtins.bool
     """The edge has closed all its connections and ends the link for good."""
+    is_awaited: _builtins.bool
+    """Whether somebody waits for the confirmation of this frame."""
     @_builtins.property
     def open(self) -> Global___LinkOpen:
         """Set in the first request only."""
@@ -388,10 +391,11 @@ class LinkRequest(_message.Message):
         receipt_ids: _abc.Iterable[_builtins.int] | None = ...,
         receipt_outcomes: _abc.Iterable[Global___DeliveryOutcome.ValueType] | None = ...,
         route_questions: _abc.Iterable[Global___RouteQuestion] | None = ...,
+        is_awaited: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "publishes", b"publishes", "returned", b"returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "open", b"open", "publishes", b"publishes", "receipt_ids", b"receipt_ids", "receipt_outcomes", b"receipt_outcomes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "returned", b"returned", "route_questions", b"route_questions", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_targets", b"added_targets", "frame", b"frame", "goodbye", b"goodbye", "is_awaited", b"is_awaited", "open", b"open", "publishes", b"publishes", "receipt_ids", b"receipt_ids", "receipt_outcomes", b"receipt_outcomes", "received_through", b"received_through", "removed_target_ids", b"removed_target_ids", "retained_queries", b"retained_queries", "returned", b"returned", "route_questions", b"route_questions", "snapshot_complete", b"snapshot_complete"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

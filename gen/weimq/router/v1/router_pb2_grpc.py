@@ -69,7 +69,9 @@ class RouterServiceServicer:
 
         Frames: every further message is a frame with the next `frame` number of its direction, starting at 1, and
         takes effect once, in order. `received_through` confirms the peer's frames cumulatively: by the router when it
-        has taken the frame over, by the edge when it has handed the deliveries to its connections. A
+        has taken the frame over, by the edge when it has handed the deliveries to its connections. It may wait for a message
+        that goes anyway, up to 20 ms or four frames: by the router for a frame with `publishes` without `is_awaited`, by the
+        edge for one without deliveries of QoS 1 and 2 and `revoked_routes`. A
         sender keeps unconfirmed frames and never has more than 8 MiB of them on their way.
 
         Resumption: after a break the edge opens a new link. When `opened.router_incarnation` and the edge's own
