@@ -247,7 +247,7 @@ class Connection(Wire):
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
             return
         if session.identifiers is not None:  # should it end before CONNACK, the next connection has them again
-            self._machine.session.restore(session.identifiers)
+            self._deliveries.restore(session.identifiers)
         self._target_id = self._hub.add_client(self)
         self._unrestored = session.subscriptions
         self._restore()

@@ -55,7 +55,7 @@ class Receiver(Client):
         """Send a message of the session shard.
 
         Args:
-            message: shared by all deliveries.
+            message: shared by all deliveries; an empty topic: it is gone, and so is the use of its packet identifier.
             qos: 1 or 2: of this delivery.
             delivery_id: by which it is acknowledged.
             packet_identifier: under which it was sent on an earlier connection; 0: it was not.

@@ -16,7 +16,7 @@ from typing_extensions import override
 from services.edge.acknowledgements import COMPLETED, WITHDRAWN
 from services.edge.countdown import countdown
 from services.edge.hub import Hub, Receiver
-from services.edge.mqtt.inflight import SessionState
+from services.edge.mqtt.inflight import Identifiers, SessionState
 from services.edge.mqtt.machine import ServerConnection
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Unsubscribe
@@ -34,7 +34,7 @@ _QOS_2 = 2
 class KeptDeliveries(KeptMessages):
     """Messages that the session shard has given to one connection."""
 
-    __slots__ = ("_client", "_known", "_machine", "_sessions")
+    __slots__ = ("_client", "_expected", "_known", "_machine", "_sessions")
 
     def __init__(self, client: Receiver, machine: ServerConnection, sessions: Sessions) -> None:
         self._client = client
@@ -42,7 +42,17 @@ class KeptDeliveries(KeptMessages):
         self._sessions = sessions
         # Under way, or completed and not yet stored as such: the shard sends those again after a restart.
         self._known: set[int] = set()
+        # Packet identifiers that an earlier connection left in use, by delivery: a restarted shard does not know them.
+        self._expected: dict[int, int] = {}
         self.channel_id = client.channel_id
+
+    def restore(self, identifiers: Identifiers) -> None:
+        """Go on with the packet identifiers that an earlier connection left in use."""
+        self._machine.session.restore(identifiers)
+        for packet_identifier, token in identifiers.unacknowledged:
+            if isinstance(token, int):
+                self._expected[token] = packet_identifier
+        self._known.update(token for _, token in identifiers.released if isinstance(token, int))
 
     def send(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> bool:
         """Send a message unless the client has it or may not have it; see `Receiver.deliver_kept`.
@@ -50,8 +60,12 @@ class KeptDeliveries(KeptMessages):
         Returns:
             False: there is no room for it.
         """
-        if not self._client.may_receive(message.topic.decode()):
+        packet_identifier = self._expected.pop(delivery_id, 0) or packet_identifier
+        if not message.topic:  # the shard does not have it any more
+            self._machine.give_up(qos, delivery_id, packet_identifier)
+        elif not self._client.may_receive(message.topic.decode()):
             self.withdraw(delivery_id)
+            self._machine.give_up(qos, delivery_id, packet_identifier)
         elif packet_identifier:
             # Otherwise the client has completed it before it came again.
             if self._machine.deliver_again(message, qos, delivery_id, packet_identifier):
@@ -69,6 +83,7 @@ class KeptDeliveries(KeptMessages):
 
     def complete(self, delivery_id: int) -> None:
         """Note that the client has completed a delivery."""
+        self._expected.pop(delivery_id, None)
         self._known.add(delivery_id)
         self._sessions.acknowledge(self, delivery_id, COMPLETED)
 

@@ -83,12 +83,10 @@ class Admission:
             added = [(each.topic_filter, each.qos) for each in change.added]
             shard.change(change.channel_id, change.number, added, change.removed_topic_filters, now_ms)
         if request.HasField("acknowledgements"):
-            done = request.acknowledgements
-            channel_ids = list(done.channel_ids)
-            for index, delivery_id, outcome in zip(done.channel_indexes, done.delivery_ids, done.outcomes, strict=True):
-                pump.acknowledge(channel_ids[index], delivery_id, completed=outcome == COMPLETED)
+            self._take_acknowledgements(edge_link, request.acknowledgements)
             events.pending += 1
-            self._keeper.keep_until_stored(events)
+            edge_link.hold_for_deliveries(events)
+            edge_link.orphaned.append(events)
         for channel_id in request.released_channel_ids:
             self._held.discard(channel_id)
             if channel_id not in edge_link.restored:
@@ -96,13 +94,42 @@ class Admission:
         for pull in request.offline_pulls:
             pump.pull(pull.channel_id, pull.max_messages, now_ms, descending=pull.descending)
         for closing in request.closings:
-            edge_link.openings.pop(closing.connection.channel_id, None)
-            if closing.HasField("inflight"):
-                self._carried[closing.connection.channel_id] = _carried(closing.inflight)
-            elif not closing.connection.connect_time_ms:  # its edge had no decision: the next one has what it brought
-                channel = pump.channels.get(closing.connection.channel_id)
-                if channel is not None and channel.carried is not None:
-                    self._carried[channel.channel_id] = channel.carried
+            self._take_closing(edge_link, closing, events)
+        if not edge_link.orphans or request.snapshot_complete:
+            for each in edge_link.orphaned:
+                self._keeper.keep_until_stored(each)
+            edge_link.orphaned.clear()
+
+    def _take_closing(self, edge_link: EdgeLink, closing: session_pb2.Closing, events: FrameEvents) -> None:
+        connection = closing.connection
+        channel_id = connection.channel_id
+        edge_link.openings.pop(channel_id, None)
+        for delivery_id, completed in edge_link.orphans.pop(channel_id, ()):
+            self._shard.acknowledge(connection.instance_id, connection.client_id, delivery_id, completed=completed)
+        if closing.HasField("inflight"):
+            self._carried[channel_id] = _carried(closing.inflight)
+            events.pending += 1
+            self._keeper.keep_until_stored(events)
+        elif not connection.connect_time_ms:  # its edge had no decision: the next one has what it brought
+            channel = self._shard.pump.channels.get(channel_id)
+            if channel is not None and channel.carried is not None:
+                self._carried[channel_id] = channel.carried
+
+    def _take_acknowledgements(self, edge_link: EdgeLink, done: session_pb2.Acknowledgements) -> None:
+        acknowledge = self._shard.pump.acknowledge
+        channel_ids = list(done.channel_ids)
+        for index, delivery_id, outcome in zip(done.channel_indexes, done.delivery_ids, done.outcomes, strict=True):
+            completed = outcome == COMPLETED
+            if not acknowledge(channel_ids[index], delivery_id, completed=completed):
+                self._acknowledge(edge_link, channel_ids[index], delivery_id, completed=completed)
+
+    def _acknowledge(self, edge_link: EdgeLink, channel_id: str, delivery_id: int, *, completed: bool) -> None:
+        """Take the end of a delivery by a connection without a session here: of the process before this one."""
+        connection = self._presence.connection(edge_link.edge_id, channel_id)
+        if connection is not None:
+            self._shard.acknowledge(connection.instance_id, connection.client_id, delivery_id, completed=completed)
+        else:  # it ended; its closing says whose it was
+            edge_link.orphans.setdefault(channel_id, []).append((delivery_id, completed))
 
     def complete_snapshot(self, edge_link: EdgeLink) -> None:
         """Let established connections get their messages."""
@@ -114,13 +141,13 @@ class Admission:
     def end(self, event: Event) -> None:
         """Take the end of a connection."""
         self._held.discard(event.channel_id)
-        self._to_attach.pop(event.channel_id, None)
+        was_attached = self._to_attach.pop(event.channel_id, None) is None
         carried = self._carried.pop(event.channel_id, None)
         shard = self._shard
         if event.channel_id in shard.pump.channels:
             shard.detach(event.channel_id, carried, self._now_ms())
-        elif carried and (session := shard.roster.find(event.instance_id, event.client_id)) and not session.channel:
-            session.carried = carried  # its opening was lost with the process before this one
+        elif was_attached:
+            shard.note_ended(event.instance_id, event.client_id, carried, self._now_ms())
 
     def flush(self) -> None:
         """Carry out what the shard wants, after a frame."""

@@ -21,12 +21,13 @@ MAX_NAMES = 16_384
 class FrameEvents:
     """A frame of the edge, and how many of the events that follow from it are not stored."""
 
-    __slots__ = ("_edge_link", "frame", "pending")
+    __slots__ = ("_edge_link", "after", "frame", "pending")
 
     def __init__(self, edge_link: EdgeLink, frame: int) -> None:
         self._edge_link = edge_link
         self.frame = frame
         self.pending = 1  # the frame itself, while it is being taken
+        self.after = 0  # frame of ours that the edge must have before this one is confirmed
 
     def on_stored(self) -> None:
         """Note that one more event is stored, or the frame has been taken."""
@@ -55,11 +56,12 @@ class EdgeLink:
         self.edge_id = edge_id
         self.incarnation = incarnation
         self.link: Link[session_pb2.LinkResponse, session_pb2.LinkRequest] = Link(
-            build=self._build, bare=session_pb2.LinkResponse, take=self._on_frame, confirmed=_ignore
+            build=self._build, bare=session_pb2.LinkResponse, take=self._on_frame, confirmed=self._on_confirmed
         )
         self._take = take
         self._frames: deque[FrameEvents] = deque()
         self._settled_through = 0
+        self._edge_has = 0  # frame of ours through which the edge has confirmed
         self._decisions: deque[session_pb2.Decision] = deque()
         # In order and once each; bounded by the connections of the edge.
         self._probes: dict[str, None] = {}
@@ -71,6 +73,11 @@ class EdgeLink:
         """Deliveries for its clients."""
         self.openings: dict[str, session_pb2.Opening] = {}
         """Openings that are not decided, by channel id."""
+        self.orphans: dict[str, list[tuple[int, bool]]] = {}
+        """Ends of deliveries to connections that nobody here knows, until their closings come: by channel id, delivery
+        id and whether the client completed it. Bounded by what the process before had given to the edge."""
+        self.orphaned: list[FrameEvents] = []
+        """Frames that brought them."""
         self.restored: list[str] = []
         """Established connections whose messages wait for the end of the snapshot."""
 
@@ -106,10 +113,22 @@ class EdgeLink:
     def settle(self) -> None:
         """Confirm the frames whose events, and those of all frames before, are stored."""
         frames = self._frames
-        while frames and frames[0].pending == 0:
+        while frames and frames[0].pending == 0 and frames[0].after <= self._edge_has:
             self._settled_through = frames.popleft().frame
         if len(self._decisions) < MAX_DECISIONS:
             self.link.confirm(self._settled_through)
+
+    def hold_for_deliveries(self, events: FrameEvents) -> None:
+        """Confirm a frame with acknowledgements only after the edge has all deliveries that were made before it came.
+
+        One of them may be a repeat, sent by a process that did not know better. An edge drops those as long as the
+        acknowledgement is not confirmed.
+        """
+        events.after = self.link.next_frame - 1 + self.outbox.frames
+
+    def _on_confirmed(self, through: int) -> None:
+        self._edge_has = through
+        self.settle()
 
     def _on_frame(self, request: session_pb2.LinkRequest) -> None:
         events = FrameEvents(self, request.frame)
@@ -155,7 +174,3 @@ def _first(names: dict[str, None]) -> list[str]:
     for name in first:
         del names[name]
     return first
-
-
-def _ignore(_through: int) -> None:
-    """Nothing depends on what an edge has received: a decision is made once."""

@@ -307,6 +307,36 @@ async def test_a_client_may_complete_a_delivery_before_it_comes_again() -> None:
         assert [delivery_id for _, delivery_id, _ in w.session.acknowledged] == [7, 8]
 
 
+async def test_a_shard_that_does_not_know_the_identifiers_any_more_gets_them_used_all_the_same() -> None:
+    """It was restarted between the decision and the first delivery."""
+    async with world(STANDARD) as w:
+        inflight = session_pb2.InflightState(delivery_ids=[7, 8, 9], packet_identifiers=[1, 2, 3], stages=b"\0\0\1")
+        w.session.decisions[ME] = session_of(inflight=inflight)
+        device = await persistent(w, session_present=True)
+        assert await device.receive() == PubRel(3)
+        for delivery_id, qos in ((7, 1), (8, 2), (9, 2)):
+            w.session.deliver(ME, delivery_id, b"", qos)
+        assert [await device.receive() for _ in range(2)] == [
+            Publish("demo/a", b"", 1, False, True, 1),
+            Publish("demo/a", b"", 2, False, True, 2),
+        ]
+        assert await fence(device) == [], "the client has had the third"
+
+
+async def test_identifiers_of_messages_that_are_gone_are_free_at_qos_2_after_pubrel() -> None:
+    async with world(STANDARD) as w:
+        inflight = session_pb2.InflightState(delivery_ids=[7, 8], packet_identifiers=[1, 2], stages=b"\0\0")
+        w.session.decisions[ME] = session_of(inflight=inflight)
+        device = await persistent(w, session_present=True)
+        w.session.deliver(ME, 7, b"", 1, topic="", identifier=1)
+        w.session.deliver(ME, 8, b"", 2, topic="", identifier=2)
+        assert await device.receive() == PubRel(2)
+        device.abort()
+        await until(lambda: w.session.closings)
+        left = w.session.closings[0].inflight
+        assert (list(left.delivery_ids), list(left.packet_identifiers), left.stages) == ([8], [2], b"\1")
+
+
 async def test_a_clean_session_leaves_no_identifiers() -> None:
     async with world(STANDARD) as w:
         device = await w.connected(ME)

@@ -266,6 +266,31 @@ async def test_nothing_is_lost_when_the_shard_is_killed(mesh: Mesh, topic: str) 
         assert edge.payloads(back) == numbered(30)
 
 
+@pytest.mark.parametrize("has_files", [True, False])
+async def test_what_a_client_completed_before_it_left_does_not_come_again(mesh: Mesh, has_files: bool) -> None:
+    """The shard is away when client and acknowledgement go."""
+    edge = SessionEdge(mesh.channel, TOKEN, INSTANCE)
+    edge.acknowledges = False
+    async with background(edge.run()):
+        async with mesh.process():
+            first = await connected(edge, rules=UNPACED)
+            await subscribed(edge, first, "demo/#")
+            await mesh.publish("demo/a", *numbered(3))
+            await until(lambda: len(edge.deliveries) == 3)
+        for delivery in edge.deliveries:
+            edge.acknowledge(delivery)
+        edge.disconnect(first)
+        if not has_files:
+            for path in mesh.data.iterdir():
+                path.unlink()
+        async with mesh.process():
+            await until(lambda: edge.is_confirmed)
+            second = await connected(edge, rules=UNPACED)
+            await mesh.publish("demo/a", b"new")
+            await until(lambda: b"new" in edge.payloads(second))
+            assert edge.payloads(second) == [b"new"]
+
+
 async def test_a_shard_rebuilds_itself_from_jetstream_alone(mesh: Mesh) -> None:
     async with mesh.serving(), mesh.edge() as edge:
         channel_id = await connected(edge)

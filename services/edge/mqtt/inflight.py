@@ -119,6 +119,21 @@ class SentWindow:
         self._unacknowledged[packet_identifier] = (message, qos, token)
         return True
 
+    def abandon(self, packet_identifier: int, qos: int, token: object) -> bool:
+        """Give an identifier up that is kept for a message which will not come; say whether PUBREL is due.
+
+        At QoS 2 the client may have the message and would take another one under its identifier for a repeat, so the
+        identifier is free when the client has released it.
+        """
+        delivery = self._unacknowledged.get(packet_identifier)
+        if delivery is None or delivery[1] != EXPECTED or delivery[2] != token:
+            return False
+        del self._unacknowledged[packet_identifier]
+        if qos == 2:  # noqa: PLR2004 - QoS 2
+            self._released[packet_identifier] = token
+            return True
+        return False
+
     def expect_completion(self, packet_identifier: int, token: object) -> None:
         """Note a delivery whose PUBREC came on an earlier connection."""
         self._released[packet_identifier] = token
@@ -323,6 +338,12 @@ class SessionState:
             return False
         self._repeat(packet_identifier, message, qos, output)
         return True
+
+    def give_up(self, packet_identifier: int, qos: int, token: object, output: list[bytes]) -> None:
+        """Free an identifier that is kept for a message of QoS 1 or 2 which will not come."""
+        if self.sent.abandon(packet_identifier, qos, token):
+            output.append(PUBREL_HEAD + IDENTIFIERS[packet_identifier])
+        self.send_queued(output)
 
     def restore(self, identifiers: Identifiers) -> None:
         """Go on with the identifiers of an earlier connection; `resume` follows."""

@@ -467,6 +467,11 @@ class ServerConnection:
             return self._is_connected()
         return self._session.send_expected(packet_identifier, message, qos, token, self._output)
 
+    def give_up(self, qos: int, token: object, packet_identifier: int) -> None:
+        """Free the packet identifier of a delivery of an earlier connection whose message will not come again."""
+        if self.state is _CONNECTED:
+            self._session.give_up(packet_identifier, qos, token, self._output)
+
     def _queue(self, delivery: Delivery) -> bool:
         session = self._session
         if session.queued_count >= self._limits.max_queued:

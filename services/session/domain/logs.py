@@ -106,8 +106,8 @@ class Logs:
             queue = session.queue
             if not queue:
                 continue
-            for position, _ in [item for item in queue if log_index_of(item[0] >> FLAG_BITS) == old_index]:
-                queue.remove(position >> FLAG_BITS)
+            gone = {id_ for position, _ in queue if log_index_of(id_ := position >> FLAG_BITS) == old_index}
+            for position, _ in queue.take(gone) if gone else ():
                 self._pump.forget(session, position)
                 self._pump.note_dropped(session, position, LOG_DELETED)
 

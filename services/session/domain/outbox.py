@@ -71,6 +71,11 @@ class Outbox(Generic[C]):
         """Whether more may be given to it, counting what is on its way from the logs."""
         return self.size + self.fetching * self._estimate < OUTBOX_BYTES
 
+    @property
+    def frames(self) -> int:
+        """How many frames it takes to send all that was gathered."""
+        return len(self._full) + bool(self._batch.delivery_ids)
+
     def add(
         self, channel_id: str, delivery_id: int, topic: str, payload: bytes, flags: int, packet_identifier: int
     ) -> None:

@@ -8,7 +8,7 @@ session.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 FLAG_BITS = 2
 QOS2 = 1
@@ -90,15 +90,19 @@ class Queue:
         """Return when the oldest came; the queue is not empty."""
         return self._times[self._head]
 
-    def remove(self, delivery_id: int) -> tuple[int, int] | None:
-        """Take one out and return it; None when it is not there. Linear."""
-        for flags in range(1 << FLAG_BITS):
-            try:
-                index = self._positions.index(delivery_id << FLAG_BITS | flags, self._head)
-            except ValueError:
-                continue
-            return self._positions.pop(index), self._times.pop(index)
-        return None
+    def take(self, delivery_ids: Container[int]) -> list[tuple[int, int]]:
+        """Take some out and return them in their order; those that are not there are left out. One pass through all."""
+        taken: list[tuple[int, int]] = []
+        positions, times = array("q"), array("I")
+        for position, time_s in self:
+            if position >> FLAG_BITS in delivery_ids:
+                taken.append((position, time_s))
+            else:
+                positions.append(position)
+                times.append(time_s)
+        if taken:
+            self._positions, self._times, self._head = positions, times, 0
+        return taken
 
     def sort(self) -> None:
         """Order by time, then position: within a log by sequence."""

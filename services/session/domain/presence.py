@@ -71,6 +71,11 @@ class Presence:
         """Return the connections of a client, oldest first."""
         return self._arbiter.connections(instance_id, client_id)
 
+    def connection(self, edge_id: str, channel_id: str) -> Connection | None:
+        """Return a connection of an edge; None: it has ended, or was never let in."""
+        edge = self._edges.get(edge_id)
+        return edge.connections.get(channel_id) if edge is not None else None
+
     def is_certain(self, instance_id: str, client_id: str) -> bool:
         """Say whether `connections` is the truth: no edge that could contradict it is away."""
         return not self._awaited and not any(c.edge.deadline_ms for c in self.connections(instance_id, client_id))

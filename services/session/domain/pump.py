@@ -69,12 +69,14 @@ class Pump:
         """Delivery ids to be fetched from their logs, once each; `fetched` is called for each."""
         self.dropped: list[Dropped] = []
         """What was dropped and not announced yet."""
-        self.early: set[tuple[str, int]] = set()
-        """Completed deliveries of the process before that have yet to be read again: channel id, delivery id."""
+        self.early: dict[tuple[str, str, int], bool] = {}
+        """Ends of deliveries of the process before whose messages have yet to be read again: by instance, client and
+        delivery id, whether the client completed it."""
         self.is_rebuilding = True
         """Whether there may be such."""
         self.late = 0
         """Deliveries that were not acknowledged in time."""
+        self._late_ends: dict[Session, dict[int, bool]] = {}  # of deliveries that this process has not sent
         self._waiters: dict[int, list[Channel]] = {}  # by delivery id that is being fetched
         self._ready: dict[Channel, None] = {}
         self._crowded: dict[Outbox[Channel], None] = {}  # edges without room that somebody waits for
@@ -86,10 +88,12 @@ class Pump:
     def offer(self, session: Session, position: int, time_s: int, topic: str, payload: bytes, now_ms: int) -> None:
         """Take a message for a session: send it, or keep its position."""
         channel = session.channel
-        if self.early and channel is not None and (channel.channel_id, position >> FLAG_BITS) in self.early:
+        if self.early and self._ended_early(session, position):
             return
         session.instance.count += 1
         self.changes.add_position(session.slot, position, time_s)
+        if channel is not None and channel.awaited:
+            channel.awaited.discard(position >> FLAG_BITS)
         if channel is None or channel.is_held:
             _queue_of(session).append(position, time_s)
             return
@@ -104,32 +108,30 @@ class Pump:
             channel.live.append(position, time_s)
             self._ready[channel] = None
 
-    def acknowledge(self, channel_id: str, delivery_id: int, *, completed: bool) -> None:
-        """Take the end of a delivery; one that is not known may be of a message that has yet to be read again."""
+    def acknowledge(self, channel_id: str, delivery_id: int, *, completed: bool) -> bool:
+        """Take the end of a delivery; says whether the connection is one of these."""
         channel = self.channels.get(channel_id)
         if channel is None:
-            self._note_early(channel_id, delivery_id)
-            return
-        session = channel.session
-        inflight = channel.inflight.pop(delivery_id, None)
-        if inflight is not None:
-            position = inflight.position
+            return False
+        self.end(channel.session, delivery_id, completed=completed)
+        return True
+
+    def end(self, session: Session, delivery_id: int, *, completed: bool) -> None:
+        """Take the end of a delivery to a client, by whatever connection."""
+        channel = session.channel
+        if channel is not None and (inflight := channel.inflight.pop(delivery_id, None)) is not None:
             channel.inflight_bytes -= inflight.size
-        elif (fetch := channel.fetches.pop(delivery_id, None)) is not None:
-            position = fetch.position
+            self._end(session, inflight.position, completed=completed)
+        elif channel is not None and (fetch := channel.fetches.pop(delivery_id, None)) is not None:
             self._release_fetch(channel, fetch)
-        else:  # sent by the process before this one
-            found = channel.live.remove(delivery_id) or (session.queue.remove(delivery_id) if session.queue else None)
-            if found is None:
-                self._note_early(channel_id, delivery_id)
-                return
-            position = found[0]
-        if completed:
-            self.receipts.end(session, position, Outcome.ACKNOWLEDGED)
-        self.forget(session, position)
-        if not completed:
-            self.note_dropped(session, position, NOT_PERMITTED)
-        self._ready[channel] = None
+            self._end(session, fetch.position, completed=completed)
+        else:  # sent by the process before this one; looked up together, since backlogs may be long
+            self._late_ends.setdefault(session, {})[delivery_id] = completed
+
+    def note_early(self, instance_id: str, client_id: str, delivery_id: int, *, completed: bool) -> None:
+        """Note the end of a delivery whose message may have yet to be read again."""
+        if self.is_rebuilding and len(self.early) < MAX_EARLY:
+            self.early[instance_id, client_id, delivery_id] = completed
 
     def pull(self, channel_id: str, max_messages: int, now_ms: int, *, descending: bool) -> None:
         """Send a part of the backlog now, whatever the clock says."""
@@ -166,10 +168,11 @@ class Pump:
         if carried is not None:
             self.changes.touch_session(session)
             channel.packet_identifiers = {each[0]: each[1] for each in carried.deliveries if not each[2]}
-            for delivery_id, _, stage in carried.deliveries:
-                if stage and session.queue and (found := session.queue.remove(delivery_id)):
-                    channel.inflight[delivery_id] = Inflight(*found, 0, 0)
-                    channel.inflight[delivery_id].is_late = True
+            channel.awaited = set(channel.packet_identifiers)
+            received = {each[0] for each in carried.deliveries if each[2]}
+            for position, time_s in session.queue.take(received) if received and session.queue else ():
+                inflight = channel.inflight[position >> FLAG_BITS] = Inflight(position, time_s, 0, 0)
+                inflight.is_late = True
         self._ready[channel] = None
 
     def disconnect(self, channel: Channel) -> None:
@@ -207,11 +210,14 @@ class Pump:
         """Note that every log has been read."""
         self.is_rebuilding = False
         self.early.clear()
+        self._ready.update((channel, None) for channel in self.channels.values() if channel.awaited)
 
     # Out
 
     def flush(self, now_ms: int) -> None:
         """Send what can be sent."""
+        if self._late_ends:
+            self._take_late_ends()
         for outbox in list(self._crowded):
             if outbox.has_room:
                 self._ready.update(dict.fromkeys(outbox.take_waiting(ROOM_SLICE)))
@@ -250,6 +256,7 @@ class Pump:
     def note_dropped(self, session: Session, position: int, reason: str) -> None:
         """Have the loss of a message announced."""
         self.receipts.end(session, position, Outcome.NOT_KEPT)
+        self._give_up(session, position)
         self.dropped.append(Dropped(session.instance.instance_id, session.client_id, position >> FLAG_BITS, reason))
 
     def _pump(self, channel: Channel, now_ms: int) -> None:
@@ -259,13 +266,13 @@ class Pump:
         if channel.fetches:
             self._send_fetched(channel, now_ms)
         queue = session.queue
-        if not (queue or channel.live or channel.packet_identifiers):
+        if not (queue or channel.live or channel.awaited):
             return
         if not channel.outbox.has_room:
             channel.outbox.waiting[channel] = None
             self._crowded[channel.outbox] = None
             return
-        if channel.packet_identifiers:
+        if channel.awaited:
             self._redeliver(channel)
         room = _room(channel)
         live = channel.live
@@ -291,9 +298,31 @@ class Pump:
         if queue and is_paced and not rules.strict_order:
             self._set_timer(channel)
 
-    def _note_early(self, channel_id: str, delivery_id: int) -> None:
-        if self.is_rebuilding and len(self.early) < MAX_EARLY:
-            self.early.add((channel_id, delivery_id))
+    def _end(self, session: Session, position: int, *, completed: bool) -> None:
+        if completed:
+            self.receipts.end(session, position, Outcome.ACKNOWLEDGED)
+        self.forget(session, position)
+        if not completed:
+            self.note_dropped(session, position, NOT_PERMITTED)
+        if session.channel is not None:
+            self._ready[session.channel] = None
+
+    def _take_late_ends(self) -> None:
+        """Look ends up that came for what waits, one pass for each session."""
+        ends, self._late_ends = self._late_ends, {}
+        for session, by_id in ends.items():
+            for queue in (session.queue, session.channel.live if session.channel is not None else None):
+                for position, _ in queue.take(by_id) if queue else ():
+                    self._end(session, position, completed=by_id.pop(position >> FLAG_BITS))
+            for delivery_id, completed in by_id.items():
+                self.note_early(session.instance.instance_id, session.client_id, delivery_id, completed=completed)
+
+    def _ended_early(self, session: Session, position: int) -> bool:
+        """Say whether a client had completed a message before it was read again."""
+        completed = self.early.get((session.instance.instance_id, session.client_id, position >> FLAG_BITS))
+        if completed is False:
+            self.note_dropped(session, position, NOT_PERMITTED)
+        return completed is not None
 
     def _set_timer(self, channel: Channel) -> None:
         if not channel.timer_ms:
@@ -302,12 +331,31 @@ class Pump:
 
     def _redeliver(self, channel: Channel) -> None:
         """Send what the connection before had under way, in its order [MQTT-4.4.0-1]."""
-        queue = channel.session.queue
-        for delivery_id in list(channel.packet_identifiers):
-            if queue and (found := queue.remove(delivery_id)):
-                self._fetch(channel, *found, is_live=False)
-            elif delivery_id not in channel.fetches:
-                del channel.packet_identifiers[delivery_id]
+        session = channel.session
+        if not channel.is_redelivered:
+            channel.is_redelivered = True
+            found = session.queue.take(channel.awaited) if session.queue else []
+            items = {position >> FLAG_BITS: (position, time_s) for position, time_s in found}
+            for delivery_id in channel.packet_identifiers:
+                if delivery_id in items:
+                    channel.awaited.discard(delivery_id)
+                    self._fetch(channel, *items[delivery_id], is_live=False)
+        if not self.is_rebuilding:  # else they may have yet to be read again
+            for delivery_id in list(channel.awaited):
+                self._give_up(session, delivery_id << FLAG_BITS | (QOS2 if session.rules.keeps_qos2 else 0))
+            channel.awaited.clear()
+
+    def _give_up(self, session: Session, position: int) -> None:
+        """Free the packet identifier of a message that will not come; see `Carried.give_up`."""
+        delivery_id = position >> FLAG_BITS
+        channel = session.channel
+        carried = channel.carried if channel is not None else session.carried
+        qos = 2 if position & QOS2 else 1
+        if carried is not None and carried.give_up(delivery_id, qos) and channel is None:
+            self.changes.touch_session(session)
+        if channel is not None and (packet_identifier := channel.packet_identifiers.pop(delivery_id, 0)):
+            channel.awaited.discard(delivery_id)
+            channel.outbox.add(channel.channel_id, delivery_id, "", b"", qos, packet_identifier)
 
     def _fetch(self, channel: Channel, position: int, time_s: int, *, is_live: bool) -> None:
         delivery_id = position >> FLAG_BITS
@@ -337,7 +385,6 @@ class Pump:
             if fetch.topic:
                 self._send(channel, fetch.position, fetch.time_s, fetch.topic, fetch.payload, now_ms)
             else:
-                channel.packet_identifiers.pop(delivery_id, None)
                 self.forget(channel.session, fetch.position)
                 self.note_dropped(channel.session, fetch.position, EXPIRED)
             self._ready[channel] = None

@@ -1,4 +1,4 @@
-"""Records of a session shard: sessions, the the connections that get their messages, and logs. Pure."""
+"""Records of a session shard: sessions, the connections that get their messages, and logs. Pure."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ class Carried:
 
     def __bool__(self) -> bool:
         return bool(self.deliveries or self.received)
+
+    def give_up(self, delivery_id: int, qos: int) -> bool:
+        """Note that a message is gone; says whether it is one of these.
+
+        At QoS 2 its identifier stays in use until the client has released it: the client may have the message, and
+        would take another one under that identifier for a repeat.
+        """
+        for index, (each, packet_identifier, _) in enumerate(self.deliveries):
+            if each == delivery_id:
+                completion = [(each, packet_identifier, WAITS_COMPLETION)] if qos == 2 else []  # noqa: PLR2004 - QoS
+                self.deliveries[index : index + 1] = completion
+                return True
+        return False
 
 
 class Inflight:
@@ -61,9 +74,9 @@ class Channel:
     """The connection that gets the messages of a session."""
 
     __slots__ = (
-        "carried", "channel_id", "fetches", "inflight", "inflight_bytes", "is_held", "last_change", "live",
-        "live_fetches", "next_batch_ms", "outbox", "packet_identifiers", "pulls", "session", "session_present",
-        "timer_ms",
+        "awaited", "carried", "channel_id", "fetches", "inflight", "inflight_bytes", "is_held", "is_redelivered",
+        "last_change", "live", "live_fetches", "next_batch_ms", "outbox", "packet_identifiers", "pulls", "session",
+        "session_present", "timer_ms",
     )  # fmt: skip
 
     def __init__(self, channel_id: str, session: Session, outbox: Outbox[Channel]) -> None:
@@ -82,6 +95,8 @@ class Channel:
         self.last_change = 0  # number of the last change of subscriptions
         self.carried: Carried | None = None  # what it was told of the connection before
         self.packet_identifiers: dict[int, int] = {}  # by delivery id, of what the connection before was sent
+        self.awaited: set[int] = set()  # delivery ids of those that were not found yet
+        self.is_redelivered = False  # they were looked for
         self.pulls: list[int] = []  # times of the last active pulls, milliseconds
 
 

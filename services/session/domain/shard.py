@@ -153,7 +153,7 @@ class Shard:
                 self._store(session)
         if is_established:
             session.carried = None
-        carried = session.carried = _still_kept(session)
+        carried = session.carried = session.carried if self.pump.is_rebuilding else _still_kept(session)
         self.roster.connect(session, channel_id, outbox, is_held=is_held, session_present=was_present)
         if clean_session:
             return NOTHING
@@ -192,6 +192,23 @@ class Shard:
                 subscriptions.pop(topic_filter, None)
             self._subscribe(session, subscriptions)
         self._store(session, channel_id, number)
+
+    def acknowledge(self, instance_id: str, client_id: str, delivery_id: int, *, completed: bool) -> None:
+        """Take the end of a delivery by a connection that this process does not know, or whose place was taken."""
+        session = self.roster.find(instance_id, client_id)
+        if session is not None:
+            self.pump.end(session, delivery_id, completed=completed)
+        else:
+            self.pump.note_early(instance_id, client_id, delivery_id, completed=completed)
+
+    def note_ended(self, instance_id: str, client_id: str, carried: Carried | None, now_ms: int) -> None:
+        """Note the end of a connection whose opening was lost with the process before: what it left is the latest."""
+        session = self.roster.find(instance_id, client_id)
+        if session is None or session.channel is not None or not session.is_persistent:
+            return
+        session.carried = carried or None
+        session.ended_ms = now_ms
+        self.pump.changes.touch_session(session)
 
     def release(self, channel_id: str) -> None:
         """Let a connection that was held get its messages."""

@@ -59,11 +59,13 @@ class Client:
         self.outbox: Outbox[Channel] | None = None
         self.unacknowledged: dict[int, int] = {}  # delivery id -> packet identifier
         self.kept_acknowledgements: list[int] = []  # not confirmed by a checkpoint
+        self.orphans: list[int] = []  # such ones of connections that ended
         self.packet_identifier = 0
         self.changes = 0
         self.subscribed: dict[str, int] = {}  # QoS by topic filter
         self.received: list[tuple[str, int]] = []  # log and sequence
         self.completed: set[tuple[str, int]] = set()
-        self.repeats = 0  # what came again after it was completed
+        self.repeats: list[tuple[str, int]] = []  # what came again after it was completed
+        self.seen: dict[int, tuple[str, int]] = {}  # log and sequence of all that was given to it
         self.given: dict[int, tuple[str, int]] = {}  # log and sequence of what this connection gave to the client
         self.expected: set[tuple[str, int]] = set()

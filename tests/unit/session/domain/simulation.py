@@ -76,19 +76,29 @@ class World:
     def crash(self) -> None:
         """Kill the shard; its edges tell its successor of their connections, and of acknowledgements."""
         if self.random.random() < 0.2:
-            self.database = Database()  # the files were deleted
+            self.database = Database()  # the files were deleted, and with them what was stored of acknowledgements
+            for client in self.clients:
+                client.completed = {client.seen[each] for each in [*client.kept_acknowledgements, *client.orphans]}
         self.fetches = []
         for name in self.logs:
             self.cut(name)
         self.shard = self.start()
+        for client in self.clients:  # while it was away
+            if client.outbox is not None and self.random.random() < 0.3:
+                client.orphans += client.kept_acknowledgements
+                client.kept_acknowledgements.clear()
+                client.unacknowledged.clear()
+                client.outbox = None
         for client in self.clients:
             if client.outbox is not None:
                 client.outbox = Outbox("edge", lambda: None)
                 self.attach(client, is_held=True)
         for client in self.clients:
+            for delivery_id in client.orphans:
+                self.shard.acknowledge(INSTANCE, client.client_id, delivery_id, completed=True)
+            for delivery_id in client.kept_acknowledgements:
+                self.complete(client, delivery_id)
             if client.outbox is not None:
-                for delivery_id in client.kept_acknowledgements:
-                    self.shard.pump.acknowledge(client.channel_id, delivery_id, completed=True)
                 self.shard.release(client.channel_id)
         self.flush()
 
@@ -108,7 +118,9 @@ class World:
         self.database.write(self.shard.pump.changes.take())
         if not self.shard.pump.early:  # else frames with acknowledgements wait
             for client in self.clients:
-                client.kept_acknowledgements.clear()
+                if client.outbox is None or not client.outbox.frames:  # else the edge has yet to drop repeats
+                    client.kept_acknowledgements.clear()
+                client.orphans.clear()
 
     # Routers
 
@@ -226,6 +238,9 @@ class World:
         if self.random.random() < 0.7:
             self.receive(client)
             carried = Carried([(each, identifier, 0) for each, identifier in client.unacknowledged.items()], [])
+            client.orphans += client.kept_acknowledgements
+        else:
+            client.completed -= {client.seen[each] for each in client.kept_acknowledgements}
         client.outbox = None
         client.unacknowledged.clear()
         client.kept_acknowledgements.clear()
@@ -257,9 +272,15 @@ class World:
         """Hand what the edge got to the client, but for repeats that follow from a restart of the shard."""
         outbox = client.outbox
         while outbox is not None and (batch := outbox.take()) is not None:
-            for delivery_id, identifier in zip(batch.delivery_ids, batch.packet_identifiers, strict=True):
+            gone = batch.topic_index.get("")
+            for delivery_id, identifier, message in zip(
+                batch.delivery_ids, batch.packet_identifiers, batch.message_indexes, strict=True
+            ):
+                if batch.topic_indexes[message] == gone:
+                    assert client.unacknowledged.pop(delivery_id, identifier) == identifier
+                    continue
                 if delivery_id in client.kept_acknowledgements:
-                    self.shard.pump.acknowledge(client.channel_id, delivery_id, completed=True)
+                    self.complete(client, delivery_id)
                     continue
                 if delivery_id in client.given and delivery_id in client.unacknowledged:
                     continue
@@ -267,9 +288,10 @@ class World:
                 known = client.unacknowledged.get(delivery_id, 0)  # from `Decision.inflight`
                 assert identifier in (0, known)
                 client.unacknowledged[delivery_id] = known or client.packet_identifier
-                position = client.given[delivery_id] = self.position(delivery_id)
+                position = client.given[delivery_id] = client.seen[delivery_id] = self.position(delivery_id)
                 client.received.append(position)
-                client.repeats += position in client.completed
+                if position in client.completed:
+                    client.repeats.append(position)
 
     def acknowledge(self, client: Client) -> None:
         waiting = [each for each in client.unacknowledged if each in client.given]
@@ -277,8 +299,12 @@ class World:
             del client.unacknowledged[delivery_id]
             client.completed.add(client.given[delivery_id])
             client.kept_acknowledgements.append(delivery_id)
-            self.shard.pump.acknowledge(client.channel_id, delivery_id, completed=True)
+            self.complete(client, delivery_id)
         self.flush()
+
+    def complete(self, client: Client, delivery_id: int) -> None:
+        if not self.shard.pump.acknowledge(client.channel_id, delivery_id, completed=True):
+            self.shard.acknowledge(INSTANCE, client.client_id, delivery_id, completed=True)
 
     def fetch(self) -> None:
         """Answer some of what was asked of the logs, in any order."""
@@ -369,12 +395,13 @@ class World:
         under_way = any(each.inflight or each.fetches or each.live for each in self.shard.pump.channels.values())
         return not (self.reading or any(self.live.values()) or self.fetches or left or under_way)
 
-    def check(self, *, repeats: bool) -> None:
+    def check(self) -> None:
         """Compare what every client got with what it was to get."""
         for client in self.clients:
             missing = client.expected.difference(client.received)
             assert not missing, f"{client.client_id} lacks {[self.describe(each) for each in missing]}"
-            assert repeats or not client.repeats
+            repeats = [self.describe(each) for each in client.repeats]
+            assert not repeats, f"{client.client_id} got {repeats} again"
             if self.rules.strict_order and not client.clean_session and not self.swaps:
                 self.check_order(client)
         channels = self.shard.pump.channels.values()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from services.session.domain.outbox import OUTBOX_BYTES, Outbox
+from services.session.domain.outbox import DUP, OUTBOX_BYTES, Outbox
 from services.session.domain.pump import EXPIRED, MAX_INFLIGHT, NOT_PERMITTED, OVER_LIMIT, SESSION_EXPIRED
 from services.session.domain.receipts import Outcome
 from services.session.domain.rules import Rules
-from services.session.domain.sessions import Carried, Channel
+from services.session.domain.sessions import WAITS_COMPLETION, Carried, Channel
 from services.session.domain.shard import Attached, Shard
 from tests.unit.session.domain.simulated import Message
 
@@ -425,8 +425,64 @@ def test_identifiers_of_messages_that_are_gone_do_not_come_back() -> None:
     desk.later(2 * 86_400_000 + 2_000)
     assert desk.reasons == [EXPIRED] * 2
     # At the edge they would take room in the window of the client for ever: nothing is to come for them.
-    assert desk.attach("2").carried is None
+    assert not desk.attach("2").carried
     assert sequences(desk.received()) == [3]
+
+
+def test_an_identifier_of_qos_2_stays_in_use_when_its_message_is_gone() -> None:
+    """The client may have the message, and would take another one under its identifier for a repeat."""
+    desk = Desk()
+    desk.shard.pump.end_rebuilding()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1, qos=2)
+    desk.publish(2, count=2)
+    desk.received()
+    ids = [desk.log.index << 42 | sequence for sequence in (1, 2)]
+    desk.detach("1", Carried([(ids[0], 5, 0), (ids[1], 6, 0)], []))
+    desk.later(3 * 86_400_000 + 2_000)
+    assert desk.reasons == [EXPIRED] * 2
+    carried = desk.attach("2", STANDARD).carried
+    assert carried is not None
+    assert carried.deliveries == [(ids[0], 5, WAITS_COMPLETION), (ids[1], 6, WAITS_COMPLETION)]
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_an_edge_hears_that_a_message_it_keeps_an_identifier_for_is_gone(qos: int) -> None:
+    desk = Desk()
+    desk.shard.pump.end_rebuilding()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1, qos=2)
+    desk.publish(qos)
+    desk.received()
+    delivery_id = desk.log.index << 42 | 1
+    desk.detach("1", Carried([(delivery_id, 5, 0)], []))
+    desk.attach("2", STANDARD)
+    assert desk.shard.pump.wanted == [delivery_id]
+    desk.shard.pump.fetched(delivery_id, "", b"", desk.now_ms)
+    batch = desk.outbox.take()
+    assert batch is not None
+    assert (list(batch.topic_index), batch.delivery_ids, batch.packet_identifiers) == ([""], [delivery_id], [5])
+    assert batch.flags == bytes((qos,))
+
+
+def test_identifiers_wait_for_messages_that_have_yet_to_be_read_again() -> None:
+    desk = Desk()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1, qos=2)
+    desk.detach("1")
+    delivery_id = desk.log.index << 42 | 7
+    desk.shard.note_ended("i", "c", Carried([(delivery_id, 5, 0)], [9]), desk.now_ms)
+    carried = desk.attach("2", STANDARD).carried
+    assert carried is not None
+    assert carried.deliveries == [(delivery_id, 5, 0)]
+    assert not desk.received()
+    desk.shard.logs.begin_reading(desk.log)
+    message = Message("a/b", 2, desk.now_ms, clean_session=True)
+    desk.shard.fanout.read(desk.log, 7, message, b"", desk.now_ms, desk.now_ms)
+    desk.shard.flush(desk.now_ms)
+    batch = desk.outbox.take()
+    assert batch is not None
+    assert (batch.delivery_ids, batch.packet_identifiers, batch.flags) == ([delivery_id], [5], bytes((2 | DUP,)))
 
 
 def test_a_fetch_that_ends_after_its_connection_changes_nothing() -> None:

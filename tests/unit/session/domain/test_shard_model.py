@@ -20,7 +20,7 @@ def test_nothing_acknowledged_is_lost_whatever_breaks(part: int) -> None:
             for _ in range(STEPS):
                 world.step()
             world.settle()
-            world.check(repeats=True)
+            world.check()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
 
@@ -32,6 +32,6 @@ def test_nothing_comes_twice_while_neither_shard_nor_link_breaks() -> None:
             for _ in range(STEPS):
                 world.step()
             world.settle()
-            world.check(repeats=False)
+            world.check()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
