@@ -1088,7 +1088,9 @@ class Deliveries(_message.Message):
     """For each delivery a byte of flags: bits 0-1 QoS of the delivery, 8 it was sent before (DUP)."""
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Distinct topic names."""
+        """Distinct topic names; an empty one: the message is gone, and with it the use of the packet identifier that
+        `Decision.inflight` keeps for it. At QoS 2 the edge sends PUBREL, since the client may have the message.
+        """
 
     @_builtins.property
     def channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
