@@ -482,7 +482,7 @@ def test_identifiers_wait_for_messages_that_have_yet_to_be_read_again() -> None:
     desk.shard.flush(desk.now_ms)
     batch = desk.outbox.take()
     assert batch is not None
-    assert (batch.delivery_ids, batch.packet_identifiers, batch.flags) == ([delivery_id], [5], bytes((2 | DUP,)))
+    assert (batch.delivery_ids, batch.packet_identifiers, bytes(batch.flags)) == ([delivery_id], [5], bytes((2 | DUP,)))
 
 
 def test_a_fetch_that_ends_after_its_connection_changes_nothing() -> None:
