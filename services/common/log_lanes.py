@@ -1,14 +1,20 @@
-"""What `services.common.log_writer` holds for each stream: its messages in flight and those waiting."""
+"""What the log writer holds for each stream, its *lane*: messages in flight, those waiting, where the stream ends."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 
+from services.common.log_wire import command
+
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 """Bounds of the pause after a failure; it doubles from one to the other."""
 
+MAX_NAMES = 65_536
+"""Subjects whose lane is remembered, and lanes whose end is; beyond, all are forgotten and found anew."""
+DOUBTFUL_MESSAGES = 1_024
+"""Messages that go without a group after the acknowledgement of one did not fit."""
 EXPECTATION_BYTES = 256
 """Room for the header that an ordered message may get when it is sent; message ids have up to 128 characters."""
 FULL_BYTES = 4 << 20
@@ -22,11 +28,14 @@ WAITING = 0
 REFUSED = -1
 """`Message.sequence` of one that can never be stored."""
 
+_CRLF = b"\r\n"
+
 
 class Message:
     """A message that was written and not reported yet."""
 
     __slots__ = (
+        "block",
         "failure",
         "head",
         "is_duplicate",
@@ -39,28 +48,46 @@ class Message:
         "token",
     )
 
-    def __init__(self, lane: Lane, number: int, message_id: str, head: bytes, payload: bytes, token: object) -> None:
+    def __init__(
+        self, lane: Lane, number: int, message_id: str, head: bytes, block: bytes, payload: bytes, token: object
+    ) -> None:
         self.lane = lane
         self.message_id = message_id
         self.number = number
-        self.head = head  # control line and header block
+        self.head = head  # of the control line
+        self.block = block  # of headers
         self.payload = payload
         self.token = token
-        self.size = len(head) + len(payload)
+        self.size = len(head) + len(block) + len(payload)
         self.sequence = WAITING
         self.is_duplicate = False
         self.failure = ""
+
+
+class Group:
+    """Messages in flight that follow one another, of which only the last one is acknowledged."""
+
+    __slots__ = ("count", "is_end", "last")
+
+    def __init__(self, last: Message, count: int, *, is_end: bool) -> None:
+        self.last = last
+        self.count = count
+        self.is_end = is_end  # its acknowledgement tells where the stream ends: all are sent for the first time
 
 
 class Lane:
     """The messages of one stream, in the order of writing: those in flight, then those waiting to be sent."""
 
     __slots__ = (
+        "end",
         "flight",
+        "groups",
         "is_full",
         "is_ordered",
+        "is_ours",
         "is_probing",
         "is_queued",
+        "lone",
         "name",
         "pause_s",
         "progress",
@@ -71,9 +98,13 @@ class Lane:
         "waiting",
     )
 
-    def __init__(self, name: str, *, is_ordered: bool) -> None:
+    def __init__(self, name: str, *, is_ordered: bool, is_ours: bool, end: int) -> None:
         self.name = name
         self.is_ordered = is_ordered
+        self.is_ours = is_ours  # nobody else writes to its stream
+        self.end = end  # of the stream, when the last message that was reported had been stored; 0: not known
+        self.lone = 0 if end else 1  # how many messages go without a group before the next one may
+        self.groups: deque[Group] = deque()  # the messages in flight once more
         self.reserve = EXPECTATION_BYTES if is_ordered else 0
         self.sent: Message | None = None  # the last one in flight that was sent and not answered before
         self.flight: deque[Message] = deque()
@@ -85,6 +116,40 @@ class Lane:
         self.pause_s = FIRST_PAUSE_S
         self.retry_at = 0.0
         self.progress = 0.0  # when the oldest message in flight became the oldest, monotonic seconds
+
+    def send(self, group: list[Message], inbox: bytes, parts: list[bytes]) -> None:
+        """Add the commands that publish a group of messages, of which the last one is to be acknowledged."""
+        last = group[-1]
+        for message in group:
+            follows = ""
+            if self.is_ordered:
+                if self.sent is not None:
+                    follows = self.sent.message_id
+                self.sent = message
+            reply = b"%b%d " % (inbox, message.number) if message is last else b""
+            parts.append(command(message.head, reply, message.block, len(message.payload), follows))
+            parts.append(message.payload)
+            parts.append(_CRLF)
+        self.groups.append(Group(last, len(group), is_end=self.lone == 0))
+
+    def fits(self, group: Group) -> bool:
+        """Return whether an acknowledgement proves that the whole group was stored, now and one after the other.
+
+        So it is when the stream has grown by all of it, since nobody else writes there.
+        """
+        if group.count == 1:
+            return True
+        last = group.last
+        return self.end > 0 and last.sequence == self.end + group.count and not last.is_duplicate
+
+    def take_back(self) -> None:
+        """Move what is in flight back in front of what waits; it will be sent without groups."""
+        self.lone += len(self.flight) + 1  # the first that is sent for the first time shows where the stream ends
+        self.end = 0
+        self.groups.clear()
+        self.waiting.extendleft(reversed(self.flight))
+        self.flight.clear()
+        self.is_probing = True
 
 
 class Fullness:
@@ -110,3 +175,54 @@ class Fullness:
         if lane.is_full and lane.size <= EASED_BYTES:
             lane.is_full = False
             self._told(lane.name, False)  # noqa: FBT003 - as above
+
+
+class Lanes:
+    """The lanes with messages, by name, and what is remembered of the others.
+
+    Args:
+        tokens: how many leading tokens of a subject name its lane.
+        is_ordered: asked whenever a lane begins, by its name.
+        is_ours: likewise; whether nobody else writes to its stream.
+    """
+
+    def __init__(
+        self, tokens: int, is_ordered: Callable[[str], bool] | None, is_ours: Callable[[str], bool] | None
+    ) -> None:
+        self._tokens = tokens
+        self._is_ordered = is_ordered
+        self._is_ours = is_ours
+        self._subjects: dict[str, tuple[str, bytes]] = {}
+        self._ends: dict[str, int] = {}  # see `Lane.end`
+        self.used: dict[str, Lane] = {}
+        """Those with messages."""
+
+    def subject(self, subject: str) -> tuple[str, bytes]:
+        """Return the name of the lane of a subject, and the head of a command that publishes to it."""
+        found = self._subjects.get(subject)
+        if found is None:
+            if len(self._subjects) >= MAX_NAMES:
+                self._subjects.clear()
+            name = ".".join(subject.split(".", self._tokens)[: self._tokens])
+            found = self._subjects[subject] = (name, f"HPUB {subject} ".encode())
+        return found
+
+    def lane(self, name: str) -> Lane:
+        """Return a lane, a new one when it has no messages."""
+        lane = self.used.get(name)
+        if lane is None:
+            lane = self.used[name] = Lane(
+                name,
+                is_ordered=self._is_ordered is not None and self._is_ordered(name),
+                is_ours=self._is_ours is not None and self._is_ours(name),
+                end=self._ends.pop(name, 0),
+            )
+        return lane
+
+    def finish(self, lane: Lane) -> None:
+        """Forget a lane without messages, but for the end of its stream."""
+        del self.used[lane.name]
+        if lane.is_ours and lane.end and not lane.lone:
+            if len(self._ends) >= MAX_NAMES:
+                self._ends.clear()
+            self._ends[lane.name] = lane.end

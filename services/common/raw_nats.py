@@ -39,12 +39,3 @@ def write(client: Client, parts: Sequence[bytes]) -> None:
     """
     with contextlib.suppress(OSError, RuntimeError, AttributeError):
         client._transport.write(b"".join(parts))  # type: ignore[union-attr]  # noqa: SLF001 - see above
-
-
-def with_header(head: bytes, name: str, value: str) -> bytes:
-    """Return the head of an `HPUB` command (control line and header block) with one more header."""
-    line, _, block = head.partition(b"\r\n")
-    more = f"{name}: {value}\r\n".encode()
-    *names, header_size, size = line.split(b" ")
-    sizes = (b"%d" % (int(header_size) + len(more)), b"%d" % (int(size) + len(more)))
-    return b"%s\r\n%s%s\r\n" % (b" ".join((*names, *sizes)), block[:-2], more)

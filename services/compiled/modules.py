@@ -7,6 +7,7 @@ from pathlib import Path
 
 MODULES = (
     "services.common.log_lanes",
+    "services.common.log_wire",
     "services.common.log_writer",
     "services.common.subjects",
     "services.common.topics",

@@ -85,6 +85,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             failed=router.failed,
             stream_tokens=STREAM_TOKENS,
             is_ordered=rules.is_ordered,
+            is_ours=rules.is_ours,
             is_gone=rules.is_gone,
             is_full=router.full_logs.note,
         )

@@ -27,6 +27,10 @@ class LogRules:
         catalog = self._watch.catalog
         return topic is not None and (catalog is None or catalog.is_ordered(*topic))
 
+    def is_ours(self, lane: str) -> bool:
+        """Return whether only this router writes to the stream of a lane: not so for retained and dead messages."""
+        return lane.startswith((f"{OUT}.", f"{KEPT}."))
+
     def is_gone(self, lane: str) -> bool:
         """Return whether a lane is the log of a topic that was deleted."""
         topic = _topic(lane)

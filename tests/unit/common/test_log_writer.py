@@ -54,9 +54,14 @@ async def read(client: Client, name: str, count: int) -> list[str]:
 
 
 class Reports:
-    """What a writer told."""
+    """What a writer told, and how it is made.
 
-    def __init__(self) -> None:
+    Args:
+        is_ours: whether nobody else writes to the streams, so that messages go in groups.
+    """
+
+    def __init__(self, *, is_ours: bool) -> None:
+        self.is_ours = is_ours
         self.stored: list[tuple[object, int, bool]] = []
         self.failed: list[tuple[object, str]] = []
         self.order: list[object] = []
@@ -70,7 +75,13 @@ class Reports:
         self.order.append(token)
 
     def writer(self, client: Client, **options: object) -> LogWriter:
-        return LogWriter(client, stored=self.on_stored, failed=self.on_failed, stream_tokens=2, **options)  # type: ignore[arg-type]
+        options = {"stream_tokens": 2, "is_ours": lambda _lane: self.is_ours, **options}
+        return LogWriter(client, stored=self.on_stored, failed=self.on_failed, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=[False, True], ids=["one by one", "groups"])
+def reports(request: pytest.FixtureRequest) -> Reports:
+    return Reports(is_ours=request.param)
 
 
 def put(writer: LogWriter, stream: str, number: int) -> None:
@@ -78,9 +89,8 @@ def put(writer: LogWriter, stream: str, number: int) -> None:
 
 
 @pytest.mark.asyncio
-async def test_messages_are_stored_and_reported_in_the_order_of_writing(nats_url: str) -> None:
+async def test_messages_are_stored_and_reported_in_the_order_of_writing(nats_url: str, reports: Reports) -> None:
     name = unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, name)
         writer = reports.writer(client, window_messages=100)
@@ -97,9 +107,8 @@ async def test_messages_are_stored_and_reported_in_the_order_of_writing(nats_url
 
 
 @pytest.mark.asyncio
-async def test_stream_that_is_made_while_its_messages_wait_has_them_in_order(nats_url: str) -> None:
+async def test_stream_that_is_made_while_its_messages_wait_has_them_in_order(nats_url: str, reports: Reports) -> None:
     name = unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         writer = reports.writer(client)
         async with background(writer.run()):
@@ -117,10 +126,11 @@ async def test_stream_that_is_made_while_its_messages_wait_has_them_in_order(nat
 
 
 @pytest.mark.asyncio
-async def test_server_killed_in_the_middle_everything_is_stored_once_and_in_order(nats_server: NatsServer) -> None:
+async def test_server_killed_in_the_middle_everything_is_stored_once_and_in_order(
+    nats_server: NatsServer, reports: Reports
+) -> None:
     names = ["one", "two"]
     total = 20_000
-    reports = Reports()
     async with connected(nats_server.url) as client:
         for name in names:
             await add_stream(client, name)
@@ -147,8 +157,7 @@ async def test_server_killed_in_the_middle_everything_is_stored_once_and_in_orde
 
 
 @pytest.mark.asyncio
-async def test_silent_server_is_written_to_again(nats_server: NatsServer) -> None:
-    reports = Reports()
+async def test_silent_server_is_written_to_again(nats_server: NatsServer, reports: Reports) -> None:
     async with connected(nats_server.url) as client:
         await add_stream(client, "one")
         writer = reports.writer(client, ack_timeout_s=0.2)
@@ -166,9 +175,8 @@ async def test_silent_server_is_written_to_again(nats_server: NatsServer) -> Non
 
 
 @pytest.mark.asyncio
-async def test_missing_stream_holds_up_only_its_own_messages(nats_url: str) -> None:
+async def test_missing_stream_holds_up_only_its_own_messages(nats_url: str, reports: Reports) -> None:
     present, missing = unique("s"), unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, present)
         writer = reports.writer(client)
@@ -185,9 +193,8 @@ async def test_missing_stream_holds_up_only_its_own_messages(nats_url: str) -> N
 
 
 @pytest.mark.asyncio
-async def test_message_that_cannot_be_stored_is_refused_in_its_turn(nats_url: str) -> None:
+async def test_message_that_cannot_be_stored_is_refused_in_its_turn(nats_url: str, reports: Reports) -> None:
     name = unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, name, max_msg_size=1000)
         writer = reports.writer(client)
@@ -212,9 +219,8 @@ async def test_message_that_cannot_be_stored_is_refused_in_its_turn(nats_url: st
 
 
 @pytest.mark.asyncio
-async def test_repeated_message_id_is_reported_as_duplicate(nats_url: str) -> None:
+async def test_repeated_message_id_is_reported_as_duplicate(nats_url: str, reports: Reports) -> None:
     name = unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, name)
         writer = reports.writer(client)
@@ -226,9 +232,8 @@ async def test_repeated_message_id_is_reported_as_duplicate(nats_url: str) -> No
 
 
 @pytest.mark.asyncio
-async def test_header_value_cannot_end_its_line(nats_url: str) -> None:
+async def test_header_value_cannot_end_its_line(nats_url: str, reports: Reports) -> None:
     name = unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, name)
         writer = reports.writer(client)
@@ -243,9 +248,8 @@ async def test_header_value_cannot_end_its_line(nats_url: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_message_without_token_is_stored_and_not_reported(nats_url: str) -> None:
+async def test_message_without_token_is_stored_and_not_reported(nats_url: str, reports: Reports) -> None:
     name = unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, name)
         writer = reports.writer(client)
@@ -273,9 +277,9 @@ async def test_error_of_the_callback_ends_the_pump(nats_url: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_closed_client_ends_the_pump(nats_url: str) -> None:
+async def test_closed_client_ends_the_pump(nats_url: str, reports: Reports) -> None:
     client = await nats.connect(nats_url)
-    writer = Reports().writer(client)
+    writer = reports.writer(client)
 
     async def close() -> None:
         await client.close()
@@ -310,10 +314,11 @@ async def fill_and_drain(client: Client, name: str, reports: Reports, writer: Lo
 
 
 @pytest.mark.asyncio
-async def test_ordered_lane_keeps_the_order_when_messages_fail_and_later_ones_do_not(nats_url: str) -> None:
+async def test_ordered_lane_keeps_the_order_when_messages_fail_and_later_ones_do_not(
+    nats_url: str, reports: Reports
+) -> None:
     name = unique("s")
     total = 3_000
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, name, discard=DiscardPolicy.NEW, max_msgs=10)
         writer = reports.writer(client, is_ordered=lambda lane: lane == f"t.{name}")
@@ -324,9 +329,10 @@ async def test_ordered_lane_keeps_the_order_when_messages_fail_and_later_ones_do
 
 
 @pytest.mark.asyncio
-async def test_ordered_lane_survives_restarts_and_gives_each_message_once(nats_server: NatsServer) -> None:
+async def test_ordered_lane_survives_restarts_and_gives_each_message_once(
+    nats_server: NatsServer, reports: Reports
+) -> None:
     total = 20_000
-    reports = Reports()
     async with connected(nats_server.url) as client:
         await add_stream(client, "s")
         writer = reports.writer(client, is_ordered=lambda _lane: True)
@@ -347,9 +353,8 @@ async def test_ordered_lane_survives_restarts_and_gives_each_message_once(nats_s
 
 
 @pytest.mark.asyncio
-async def test_messages_of_a_stream_that_is_gone_are_reported_as_failed(nats_url: str) -> None:
+async def test_messages_of_a_stream_that_is_gone_are_reported_as_failed(nats_url: str, reports: Reports) -> None:
     gone, other = unique("gone"), unique("s")
-    reports = Reports()
     async with connected(nats_url) as client:
         await add_stream(client, other)
         writer = reports.writer(client, is_gone=lambda lane: lane == f"t.{gone}")
@@ -361,3 +366,88 @@ async def test_messages_of_a_stream_that_is_gone_are_reported_as_failed(nats_url
         assert [token for token, _, _ in reports.stored] == [(other, number) for number in range(100)]
         assert reports.failed == [((gone, number), "no responders") for number in range(100)]
         assert not writer.backlog_bytes
+
+
+async def positions(client: Client, name: str) -> list[tuple[int, int]]:
+    """Return the number that each message of a stream has as its payload, with its sequence there."""
+    js = client.jetstream()
+    last = (await js.stream_info(name)).state.messages
+    consumer = await js.subscribe(f"t.{name}.>", stream=name, ordered_consumer=True)
+    messages = [await consumer.next_msg(timeout=10) for _ in range(last)]
+    await consumer.unsubscribe()
+    return [(int(message.data), message.metadata.sequence.stream) for message in messages]
+
+
+@pytest.mark.asyncio
+async def test_messages_that_are_sent_together_have_one_acknowledgement(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports(is_ours=True)
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            before = client.stats["in_msgs"]
+            for number in range(3000):
+                put(writer, name, number)
+            await until(lambda: not writer.backlog_messages)
+            assert client.stats["in_msgs"] - before < 50
+            put(writer, name, 3000)  # to a lane that was forgotten meanwhile
+            put(writer, name, 3001)
+            await until(lambda: not writer.backlog_messages)
+        assert not writer.failures
+        assert await positions(client, name) == [(token[1], sequence) for token, sequence, _ in reports.stored]  # type: ignore[index]
+
+
+@pytest.mark.asyncio
+async def test_messages_of_a_group_that_were_stored_before_are_reported_where_they_are(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports(is_ours=True)
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        for number in (20, 3, 50):
+            await client.jetstream().publish(f"t.{name}.0", b"%d" % number, headers={"Nats-Msg-Id": f"{name}-{number}"})
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            for number in range(200):
+                put(writer, name, number)
+            await until(lambda: not writer.backlog_messages)
+        places = dict(await positions(client, name))
+        assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(200)]
+        assert len(places) == 200
+
+
+@pytest.mark.asyncio
+async def test_sequences_are_right_when_others_write_all_the_same(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports(is_ours=True)
+    async with connected(nats_url) as client, connected(nats_url) as other:
+        await add_stream(client, name)
+        writer = reports.writer(client, window_messages=200)
+
+        async def disturb() -> None:
+            for number in range(10_000, 10_100):
+                await other.jetstream().publish(f"t.{name}.x", b"%d" % number)
+
+        async with background(writer.run()):
+            for number in range(3000):
+                put(writer, name, number)
+            await disturb()
+            await until(lambda: not writer.backlog_messages)
+        places = dict(await positions(client, name))
+        assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(3000)]
+        assert len(places) == 3100
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_reported_that_a_stream_failed_in_the_middle_of_a_group(nats_url: str) -> None:
+    name = unique("s")
+    total = 2_000
+    reports = Reports(is_ours=True)
+    async with connected(nats_url) as client:
+        await add_stream(client, name, discard=DiscardPolicy.NEW, max_msgs=10)
+        writer = reports.writer(client)
+        await fill_and_drain(client, name, reports, writer, total)
+        assert writer.failures
+        places = dict(await positions(client, name))
+        assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(total)]
+        assert len(places) == total
