@@ -38,6 +38,7 @@ from services.edge.stall import StallClock
 from services.edge.subscriptions import Subscriptions
 from services.edge.throttle import Throttle, throttle_of
 from services.edge.tokens import READ, UPLOAD_TOKEN, WRITE
+from services.edge.transports.layer import CLOSED_TRANSPORT
 from services.edge.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -96,13 +97,14 @@ class Connection(Wire):
             pause_s = self._throttle.take(len(data), events, now)
             if pause_s:
                 self._hold(pause_s)
-        if not (self._is_admitted or self._closed or self._hub.may_hold(self, self._machine.pending_bytes)):
+        if not (self._is_admitted or self._closed or self._hub.strangers.may_hold(self, self._machine.pending_bytes)):
             logger.warning("too many large CONNECT packets at once", extra={"address": self.address})
             self.close(reasons.PROTOCOL_ERROR)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Note that the TCP connection is gone."""
         self.close(reasons.CONNECTION_LOST)
+        self._transport = CLOSED_TRANSPORT
 
     # --- packets -------------------------------------------------------------------------------
 
@@ -130,6 +132,7 @@ class Connection(Wire):
             self._mark_dirty()
 
     def _on_connect(self, packet: Connect) -> None:
+        self._hub.strangers.leave(self)
         self._clean_session = packet.clean_session
         self._will = packet.will
         self.client_id = packet.client_id
@@ -265,7 +268,7 @@ class Connection(Wire):
         if self._closed:
             return
         self._is_admitted = True
-        self._hub.let_in(self)
+        self._hub.strangers.release(self)
         self._throttle = throttle_of(self._grant.instance, None, self._loop.time())
         state = self._machine.session
         events = self._machine.accept(self._loop.time(), session_present=session.is_present, session=state)
@@ -382,6 +385,7 @@ class Connection(Wire):
             self._publish_will(self._will)
         if self._is_announced:
             self._subscriptions.clear(self._machine.session)
+            self._deliveries.end()
         if self._target_id:
             self._hub.remove_client(self._target_id)
         self._hub.credentials.leave(self)
@@ -406,6 +410,7 @@ class Connection(Wire):
         self._hang_up(reason)
 
     def _tell_end(self, reason: int) -> None:
+        self._ending = None
         self._hub.by_channel.pop(self.channel_id, None)
         self._sessions.close(self, reason, self._machine.session.identifiers())
 

@@ -19,6 +19,7 @@ from services.edge.credentials import Credentials
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.ports import Authenticator, Client, Interest, Router, SessionShards
 from services.edge.receipts import Receipt, Receipts
+from services.edge.transports.strangers import Strangers
 
 MAX_SEEN = 65_536
 """Message ids of QoS 2 kept for each origin, to drop what comes again after a break."""
@@ -31,11 +32,6 @@ MAX_ORIGINS = 256
 """Incarnations of edges whose message ids are kept; the oldest is forgotten."""
 
 logger = logging.getLogger(__name__)
-
-STRANGER_BYTES = 4096
-"""What any connection may make us hold before it is let in; a CONNECT seldom has more than some hundred bytes."""
-STRANGERS_BYTES = 16 << 20
-"""What all of those together may hold beyond that: long client ids and wills are allowed, not by the thousand."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # fakes in tests
@@ -82,6 +78,10 @@ class Receiver(Client):
         """Read no more: the edge is stopping."""
         raise NotImplementedError
 
+    def abort(self) -> None:
+        """Close the connection at once, whatever is to be sent."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Target(Interest):
@@ -104,6 +104,7 @@ class Hub:
         self.commands = Commands()
         self.receipts = Receipts()
         self.credentials: Credentials
+        self.strangers = Strangers()
         self.connections: set[Receiver] = set()
         """Every TCP connection, also before CONNECT."""
         self.by_channel: dict[str, Receiver] = {}
@@ -118,8 +119,6 @@ class Hub:
         self._dirty: list[Receiver] = []
         self._paused: set[Receiver] = set()
         self._seen: dict[str, tuple[set[int], deque[int]]] = {}
-        self._strangers: dict[Receiver, int] = {}
-        self._stranger_bytes = 0
 
     # --- interests -----------------------------------------------------------------------------
 
@@ -286,18 +285,6 @@ class Hub:
         for receiver in paused:
             receiver.resume()
 
-    def may_hold(self, receiver: Receiver, size: int) -> bool:
-        """Note that a connection that is not let in makes us hold `size` bytes; False: it must be closed."""
-        if size <= STRANGER_BYTES and receiver not in self._strangers:
-            return True
-        self._stranger_bytes += size - self._strangers.get(receiver, 0)
-        self._strangers[receiver] = size
-        return self._stranger_bytes <= STRANGERS_BYTES
-
-    def let_in(self, receiver: Receiver) -> None:
-        """Note that a connection is let in, or gone."""
-        self._stranger_bytes -= self._strangers.pop(receiver, 0)
-
     def close_all(self) -> None:
         """Close every client that is let in: they may have missed messages that were acknowledged."""
         closing = list(self.by_channel.values())
@@ -308,7 +295,8 @@ class Hub:
     def forget(self, receiver: Receiver) -> None:
         """Drop a connection that is gone."""
         self.receipts.lost(receiver)
-        self.let_in(receiver)
+        self.strangers.leave(receiver)
+        self.strangers.release(receiver)
         self.connections.discard(receiver)
         self._paused.discard(receiver)
         self.by_channel.pop(receiver.channel_id, None)

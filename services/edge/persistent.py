@@ -22,7 +22,7 @@ from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Unsubscribe
 from services.edge.policy import Permissions
 from services.edge.ports import KeptMessages, Sessions
-from services.edge.shared import SharingClient
+from services.edge.shared import GONE, SharingClient
 from services.edge.subscriptions import Subscriptions
 
 ENDING_S = 1.0
@@ -86,6 +86,10 @@ class KeptDeliveries(KeptMessages):
         self._expected.pop(delivery_id, None)
         self._known.add(delivery_id)
         self._sessions.acknowledge(self, delivery_id, COMPLETED)
+
+    def end(self) -> None:
+        """Note that the connection ends; nothing is sent any more."""
+        self._client = GONE
 
     @override
     def on_stored(self, delivery_id: int) -> None:

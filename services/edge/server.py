@@ -19,6 +19,7 @@ from services.edge.settings import EdgeSettings
 from services.edge.transports.flash_policy import FlashPolicyProtocol, policy
 from services.edge.transports.layer import ByteProtocol
 from services.edge.transports.listen import ListenerSpec, open_listener
+from services.edge.transports.strangers import Strangers
 from services.edge.transports.tls import Reloader, TlsError, TlsFiles, build_context
 from services.edge.transports.websocket_handshake import WebSocketOptions
 
@@ -163,8 +164,11 @@ async def listening(
 
     descriptors = Descriptors(raise_limit())
 
+    strangers = hub.strangers = Strangers(settings.max_strangers, settings.max_tls_strangers)
+
     def refusal() -> ByteProtocol | None:
-        return None if descriptors.has_room(loop.time()) else refuse()
+        # Without room a stranger gives way, so that an edge full of them still has clients.
+        return None if descriptors.has_room(loop.time()) or strangers.close_oldest() else refuse()
 
     listeners, reloader = specs(settings)
     try:
@@ -173,7 +177,7 @@ async def listening(
             if reloader is not None:
                 await stack.enter_async_context(background(reloader.run()))
             ports = {
-                spec.name: await stack.enter_async_context(open_listener(spec, new_connection, refusal))
+                spec.name: await stack.enter_async_context(open_listener(spec, new_connection, strangers, refusal))
                 for spec in listeners
             }
             if settings.flash_policy_listen:
@@ -182,10 +186,16 @@ async def listening(
                 flash = ListenerSpec(name="flash", host=host, port=port, backlog=BACKLOG)
                 timeout_s = settings.connect_timeout_s
                 await stack.enter_async_context(
-                    open_listener(flash, lambda: FlashPolicyProtocol(loop, answer, timeout_s=timeout_s), refusal)
+                    open_listener(
+                        flash,
+                        lambda: FlashPolicyProtocol(loop, answer, strangers, timeout_s=timeout_s),
+                        strangers,
+                        refusal,
+                    )
                 )
             yield ports
     finally:
+        strangers.close_all()
         await _drain(hub, is_drained, settings.drain_s)
 
 

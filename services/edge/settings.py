@@ -93,6 +93,18 @@ class EdgeSettings(CommonSettings):
     connect_timeout_s: float = setting(
         10.0, text="Seconds that a connection has for its CONNECT and for being let in.", minimum=0.1, maximum=600
     )
+    max_strangers: int = setting(
+        16_384,
+        text="Connections without CONNECT yet, on all listeners, 2 to 4 KB each; a further one costs the oldest.",
+        minimum=16,
+        maximum=10_000_000,
+    )
+    max_tls_strangers: int = setting(
+        1024,
+        text="Those of them whose TLS handshake was started, up to 75 KB each; a further one costs the oldest.",
+        minimum=16,
+        maximum=1_000_000,
+    )
     max_packet_bytes: int = setting(
         1 << 20, text="Largest MQTT packet in bytes; a larger one closes the connection.", minimum=1024, maximum=1 << 28
     )

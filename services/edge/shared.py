@@ -26,6 +26,10 @@ class SharingClient(Receiver):
         raise NotImplementedError
 
 
+GONE = SharingClient()
+"""Stands for a connection that has ended in what belonged to it, so that it is freed without a collection."""
+
+
 class Token:
     """What a delivery of a shared subscription carries until the client has completed it. Three for each member."""
 

@@ -11,7 +11,7 @@ from services.edge.hub import Hub
 from services.edge.mqtt.inflight import SessionState
 from services.edge.mqtt.packets import SUBACK_FAILURE, Subscribe, Unsubscribe
 from services.edge.policy import Permissions
-from services.edge.shared import Shares, SharingClient
+from services.edge.shared import GONE, Shares, SharingClient
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,14 @@ class Subscriptions:
         self._on_denied(denied)
 
     def clear(self, session: SessionState) -> None:
-        """Drop everything: the connection ends; what `session` holds of shared subscriptions is returned."""
+        """Drop everything: the connection ends; what `session` holds of shared subscriptions is returned. Last call."""
         for topic_filter in self._filters:
             self._unsubscribe(topic_filter)
         if self._shares is not None:
             self._shares.give_back(session)
         self._filters.clear()
+        self._shares = None
+        self._receiver = GONE
 
     def _on_denied(self, denied: Sequence[str]) -> None:
         if denied:

@@ -21,15 +21,13 @@ from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.persistent import KeptDeliveries
 from services.edge.receipts import Receipt
 from services.edge.shared import SharingClient, Token
+from services.edge.transports.layer import READ_BYTES
 
 CLOSE_S = 5.0
 """How long a peer has to read what was sent before the connection was closed."""
 
 MAX_EARLY = 1000
 """Messages and notices that may come between the registration of a client and its CONNACK."""
-
-READ_BYTES = 32 << 10
-"""What is read of one client in a loop turn: one that sends without end would keep the others waiting for long."""
 
 _buffer = bytearray(READ_BYTES)
 """For all connections: what is read is taken at once."""
@@ -67,6 +65,7 @@ class Wire(SharingClient):
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if peer else ""
         self._hub.connections.add(self)
+        self._hub.strangers.enter(self, transport)
 
     def get_buffer(self, _sizehint: int) -> bytearray:
         """Return where to read to; see `asyncio.BufferedProtocol`."""
@@ -113,6 +112,12 @@ class Wire(SharingClient):
     def evict(self) -> None:
         """Close the connection; see `ports.Client`."""
         self.close(reasons.EVICTED)
+
+    @override
+    def abort(self) -> None:
+        """Close the connection at once; see `Stranger`."""
+        self.close(reasons.PROTOCOL_ERROR)
+        self._transport.abort()
 
     # --- deliveries ----------------------------------------------------------------------------
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.wire import TRANSPORTS, UPGRADE, connected
 from services.edge.mqtt import codec, packets
-from tests.support.edge_world import World, world
+from tests.support.edge_world import World, until, world
+from tests.unit.edge.transports.certificates import Authority
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -82,3 +89,56 @@ async def test_a_packet_beyond_the_limit_ends_the_connection_before_it_is_here()
         assert await device.receive() is None
         await other.send(packets.Publish("fast/a", bytes(2000), 1, False, False, 1))
         assert await other.receive() == packets.PubAck(1)
+
+
+KINDS = ("Connection", "ServerConnection", "WebSocketLayer", "TlsLayer", "ServerProtocol", "SSLObject", "TCPTransport")
+
+CLIENT_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(32)
+
+
+async def test_what_a_connection_took_is_freed_at_its_end_on_every_transport(tmp_path: Path) -> None:
+    """Without a collection, which comes after so many objects that kilobytes of TLS each would be gigabytes."""
+    certificate, key = Authority(tmp_path).issue("localhost", "server")
+    with contextlib.ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in TRANSPORTS[1:]]
+    changed: dict[str, Any] = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
+    for name, port in zip(TRANSPORTS[1:], free, strict=True):
+        changed[f"{name}_listen"] = f"127.0.0.1:{port}"
+    count = 20
+
+    async def stranger(port: int, sent: bytes) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        await writer.drain()
+        await asyncio.sleep(0)
+        writer.close()
+
+    async def client(port: int, transport: str, number: int) -> None:
+        connect = codec.encode(packets.Connect(4, f"GID_demo@@@{transport}{number}", True, 60, "u", b"right", None))
+        connection = await connected(port - TRANSPORTS.index(transport), transport, connect)
+        connection.send(codec.encode(packets.Disconnect()))
+        await connection.lost
+
+    def alive() -> Counter[str]:
+        return Counter(type(each).__name__ for each in gc.get_objects())
+
+    async with world(**changed) as w:
+        base = dict(zip(TRANSPORTS, [w.port, *free], strict=True))
+        for transport in TRANSPORTS:
+            await client(base[transport], transport, -1)
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive()
+            for transport, sent in (("tcp", CONNECT[:9]), ("tls", b""), ("tls", CLIENT_HELLO), ("ws", UPGRADE)):
+                await asyncio.gather(*(stranger(base[transport], sent) for _ in range(count)))
+            for transport in TRANSPORTS:
+                await asyncio.gather(*(client(base[transport], transport, n) for n in range(count)))
+
+            def left() -> list[str]:
+                now = alive()
+                return [name for name in KINDS if now[name] >= before[name] + count]
+
+            await until(lambda: not left())
+        finally:
+            gc.enable()

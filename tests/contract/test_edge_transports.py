@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 import struct
 from collections.abc import AsyncGenerator, Callable
@@ -20,6 +21,7 @@ from services.common.runtime import background
 from services.edge.transports.flash_policy import REQUEST, FlashPolicyProtocol, policy
 from services.edge.transports.layer import ByteProtocol
 from services.edge.transports.listen import ListenerSpec, open_listener
+from services.edge.transports.strangers import Strangers
 from services.edge.transports.tls import ClientCertificates, Reloader, TlsFiles, build_context
 from services.edge.transports.websocket import WebSocketLayer
 from services.edge.transports.websocket_handshake import WebSocketOptions
@@ -36,6 +38,8 @@ V2 = (
     + struct.pack("!HH", 5, 1883)
     + b"\x01\x00\x02h2"
 )
+CLIENT_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(32)
+"""The beginning of one."""
 OPTIONS = WebSocketOptions(max_message_bytes=2 << 20, max_first_message_bytes=2 << 20)
 
 
@@ -115,10 +119,10 @@ def trusting(authority: Authority, identity: str = "") -> ssl.SSLContext:
 
 
 @contextlib.asynccontextmanager
-async def listener(**layers: Any) -> AsyncGenerator[int]:
+async def listener(strangers: Strangers | None = None, **layers: Any) -> AsyncGenerator[int]:
     spec = ListenerSpec(name="test", host=HOST, port=0, **layers)
     # A deadline for all that a test waits for: an idle uvloop does not see the alarm of pytest-timeout.
-    async with asyncio.timeout(15), open_listener(spec, Echo) as ports:
+    async with asyncio.timeout(15), open_listener(spec, Echo, strangers) as ports:
         try:
             yield ports[0]
         finally:
@@ -356,6 +360,40 @@ async def test_silent_tls_client_is_closed_at_its_deadline(authority: Authority)
         assert await exchange(port, b"") == b""
 
 
+async def test_bytes_that_are_no_tls_end_the_connection_at_once(authority: Authority) -> None:
+    async with listener(tls=build_context(server_files(authority)), handshake_timeout_s=60) as port:
+        assert await exchange(port, b"GET / HTTP/1.1\r\n\r\n") == b""
+
+
+async def test_handshake_in_small_pieces_is_a_handshake(authority: Authority) -> None:
+    async with listener(tls=build_context(server_files(authority))) as port, forwarder(port, b"", piece=7) as front:
+        assert await exchange(front, b"!", tls=trusting(authority)) == b"!"
+
+
+def is_counted(strangers: Strangers, in_tls: int) -> bool:
+    return strangers.in_tls == in_tls
+
+
+async def test_the_oldest_stranger_gives_way_to_a_client_of_tls(authority: Authority) -> None:
+    strangers = Strangers(limit=20, tls_limit=2)
+    context = build_context(server_files(authority))
+    async with listener(strangers, tls=context, handshake_timeout_s=60) as port:
+        silent = [await dial(port) for _ in range(3)]
+        begun = []
+        for number in range(3):
+            reader, writer = await dial(port)
+            writer.write(CLIENT_HELLO)
+            begun.append(reader)
+            await until(functools.partial(is_counted, strangers, min(number + 1, 2)))
+        assert await begun[0].read() == b""
+        # TLS is up, and nothing is sent: it still is a stranger.
+        await dial(port, trusting(authority))
+        assert await begun[1].read() == b""
+        assert await exchange(port, b"!", tls=trusting(authority)) == b"!"
+        assert len(strangers) >= len(silent)
+        assert not any(reader.at_eof() for reader, _ in silent)
+
+
 # --- PROXY protocol ----------------------------------------------------------------------------
 
 
@@ -403,7 +441,8 @@ async def test_proxy_header_in_front_of_tls_and_websocket(header: bytes, authori
     """The header and the first flight of TLS come in one segment."""
     context = build_context(server_files(authority))
     trust = trusting(authority)
-    for layers in ({}, {"websocket": OPTIONS}):
+    choices: list[dict[str, Any]] = [{}, {"websocket": OPTIONS}]
+    for layers in choices:
         async with listener(proxy_protocol=True, tls=context, **layers) as port, forwarder(port, header) as front:
             if layers:
                 async with connect(f"wss://localhost:{front}/mqtt", host=HOST, ssl=trust) as client:
@@ -436,7 +475,7 @@ async def test_handshakes_in_progress_end_with_the_listener(authority: Authority
     async with asyncio.timeout(5):  # less than a handshake may take
         async with open_listener(spec, Echo) as (port,):
             reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(V1)
+            writer.write(V1 + b"\x16\x03\x01\x02\x00\x01")
             await writer.drain()
             await exchange(port, b"a connection refused after the one before was accepted")
         with contextlib.suppress(ConnectionResetError):
@@ -445,15 +484,16 @@ async def test_handshakes_in_progress_end_with_the_listener(authority: Authority
 
 
 @contextlib.asynccontextmanager
-async def forwarder(port: int, header: bytes) -> AsyncGenerator[int]:
-    """A proxy in front of `port` that sends `header` together with the client's first bytes."""
+async def forwarder(port: int, header: bytes, piece: int = 65_536) -> AsyncGenerator[int]:
+    """A proxy in front of `port` that sends `header` together with the client's first bytes, and all in pieces."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, start: bytes) -> None:
         with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65_536):
+            while data := await reader.read(piece):
                 writer.write(start + data)
                 start = b""
                 await writer.drain()
+                await asyncio.sleep(0)
         writer.close()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -476,7 +516,7 @@ async def test_flash_policy_is_answered() -> None:
     loop = asyncio.get_running_loop()
     spec = ListenerSpec(name="flash", host=HOST, port=0)
     answer = policy([1883, 8083])
-    async with open_listener(spec, lambda: FlashPolicyProtocol(loop, answer, timeout_s=5)) as (port,):
+    async with open_listener(spec, lambda: FlashPolicyProtocol(loop, answer, Strangers(), timeout_s=5)) as (port,):
         assert await exchange(port, REQUEST) == answer
         assert await exchange(port, b"GET / HTTP/1.1\r\n\r\n") == b""
 

@@ -18,6 +18,7 @@ from services.edge.mqtt.machine import Limits, ServerConnection, State
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Connect, Packet, Subscribe, Unsubscribe
 from services.edge.transports.proxy_header import MAX_V2_BODY_BYTES, ProxyFault, ProxyHeader, ProxyParser
+from services.edge.transports.strangers import Strangers
 from services.edge.transports.websocket import WebSocketLayer
 from services.edge.transports.websocket_handshake import WebSocketOptions
 from tests.unit.edge.transports.doubles import Above, Loop, Socket
@@ -107,7 +108,7 @@ _OPTIONS = WebSocketOptions(max_message_bytes=5000, max_first_message_bytes=2000
 def _exchange_frames(stream: Iterator[bytes]) -> tuple[bytes, int]:
     above = Above(echo=True)
     socket = Socket()
-    layer = WebSocketLayer(Loop().typed(), lambda: above, _OPTIONS)
+    layer = WebSocketLayer(Loop().typed(), lambda: above, _OPTIONS, Strangers())
     layer.connection_made(socket.typed())
     for piece in stream:
         if socket.is_closed or socket.is_aborted:

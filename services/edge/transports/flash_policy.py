@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
+from services.edge.transports.strangers import Strangers
+
 REQUEST = b"<policy-file-request/>\0"
 
 
@@ -21,18 +23,22 @@ def policy(ports: Sequence[int], domain: str = "*") -> bytes:
 class FlashPolicyProtocol:
     """Answers one request and closes; closes at once when the bytes are no request."""
 
-    __slots__ = ("_answer", "_deadline", "_loop", "_received", "_timeout_s", "_transport")
+    __slots__ = ("_answer", "_deadline", "_loop", "_received", "_strangers", "_timeout_s", "_transport")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, answer: bytes, *, timeout_s: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, answer: bytes, strangers: Strangers, *, timeout_s: float
+    ) -> None:
         """Wait for a connection.
 
         Args:
             loop: the running loop.
             answer: see `policy`.
+            strangers: of the edge.
             timeout_s: seconds that the request may take, and that the answer may take to be read.
         """
         self._loop = loop
         self._answer = answer
+        self._strangers = strangers
         self._timeout_s = timeout_s
         self._received = b""
         self._transport: asyncio.Transport
@@ -42,6 +48,11 @@ class FlashPolicyProtocol:
         """Take the transport of the socket."""
         self._transport = cast("asyncio.Transport", transport)
         self._deadline = self._loop.call_later(self._timeout_s, self._transport.abort)
+        self._strangers.enter(self, self._transport)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Answer when the request is complete."""
@@ -60,6 +71,7 @@ class FlashPolicyProtocol:
         """Stop the clock."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self._strangers.leave(self)
 
     def pause_writing(self) -> None:
         """Do nothing: one short answer is written."""

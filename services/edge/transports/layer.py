@@ -8,6 +8,9 @@ from typing import Any, Protocol, cast
 
 from typing_extensions import override
 
+READ_BYTES = 32 << 10
+"""What is read of one client in a loop turn: one that sends without end would keep the others waiting for long."""
+
 Address = tuple[str, int]
 """IP address and port."""
 
@@ -50,6 +53,11 @@ class Peer:
     def __init__(self, transport: asyncio.Transport, address: Address) -> None:
         self._transport = transport
         self._address = address
+
+    @property
+    def parts(self) -> tuple[asyncio.Transport, Address]:
+        """The transport of the socket, and the address in its place."""
+        return self._transport, self._address
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - asyncio's signature
         """Return the peer's address, or what the socket's transport knows."""
@@ -100,6 +108,56 @@ class Peer:
         return f"<Peer {self._address} of {self._transport!r}>"
 
 
+class _Closed(asyncio.Transport):
+    """A transport of a connection that is gone."""
+
+    @override
+    def is_closing(self) -> bool:
+        return True
+
+    @override
+    def write(self, data: object) -> None:
+        """Do nothing; so do the others."""
+
+    @override
+    def close(self) -> None:
+        pass
+
+    @override
+    def abort(self) -> None:
+        pass
+
+    @override
+    def pause_reading(self) -> None:
+        pass
+
+    @override
+    def resume_reading(self) -> None:
+        pass
+
+    @override
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+CLOSED_TRANSPORT: asyncio.Transport = _Closed()
+"""Takes the place of a transport that is gone: uvloop's TLS keeps its protocol, a cycle of 20 KB with it."""
+
+
+class TransportInfo(Protocol):
+    """What any transport says of itself."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - asyncio's signature
+        """See `asyncio.BaseTransport`."""
+
+
 def with_peer(transport: asyncio.Transport, address: Address | None) -> asyncio.Transport:
     """Return `transport` with the peer's address replaced; None leaves it as it is."""
     return transport if address is None else cast("asyncio.Transport", Peer(transport, address))
+
+
+def socket_transport(transport: asyncio.BaseTransport) -> tuple[asyncio.Transport, Address | None]:
+    """Undo `with_peer`: asyncio starts TLS on transports of its own only."""
+    if isinstance(transport, Peer):
+        return transport.parts
+    return cast("asyncio.Transport", transport), None

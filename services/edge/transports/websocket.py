@@ -24,7 +24,8 @@ from websockets.frames import CloseCode, Opcode
 from websockets.protocol import Protocol, Side
 from websockets.protocol import State as CoreState
 
-from services.edge.transports.layer import Address, ByteProtocol, ProtocolFactory
+from services.edge.transports.layer import CLOSED_TRANSPORT, READ_BYTES, Address, ByteProtocol, ProtocolFactory
+from services.edge.transports.strangers import Strangers
 from services.edge.transports.websocket_handshake import LIBRARY_LOGGER, Handshake, HandshakeResult, WebSocketOptions
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ CONT = Opcode.CONT
 TEXT = Opcode.TEXT
 PING = Opcode.PING
 CORE_OPEN = CoreState.OPEN
+
+_buffer = bytearray(READ_BYTES)
+"""For all connections: what is read is taken at once."""
 
 
 class State(enum.Enum):
@@ -65,24 +69,35 @@ class WebSocketLayer:
         "_is_lingering",
         "_is_paused",
         "_is_peer_slow",
+        "_is_read",
+        "_is_turn_over",
         "_loop",
         "_options",
         "_state",
+        "_strangers",
         "_timer",
         "_transport",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, factory: ProtocolFactory, options: WebSocketOptions) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: ProtocolFactory,
+        options: WebSocketOptions,
+        strangers: Strangers,
+    ) -> None:
         """Wait for a connection.
 
         Args:
             loop: the running loop.
             factory: makes the protocol above once the WebSocket connection is open.
             options: what is allowed.
+            strangers: of the edge.
         """
         self._loop = loop
         self._factory = factory
         self._options = options
+        self._strangers = strangers
         self._state = OPENING
         self._handshake: Handshake | None = Handshake(options)
         self._core: Protocol
@@ -95,6 +110,9 @@ class WebSocketLayer:
         """The protocol above does not want to read."""
         self._is_held = False
         """The peer pings without reading our pongs."""
+        self._is_turn_over = False
+        """The peer had its part of this loop turn."""
+        self._is_read = True
         self._is_peer_slow = False
         self._is_lingering = False
         """All was said; what still comes is not looked at."""
@@ -105,6 +123,23 @@ class WebSocketLayer:
         """Take the transport of the socket."""
         self._transport = cast("asyncio.Transport", transport)
         self._timer = self._loop.call_later(self._options.handshake_timeout_s, self._on_timer)
+        self._strangers.enter(self, self._transport)
+
+    def get_buffer(self, _sizehint: int) -> bytearray:
+        """Return where to read to; see `asyncio.BufferedProtocol`."""
+        return _buffer
+
+    def buffer_updated(self, size: int) -> None:
+        """Take bytes of the peer; there may be more than fit, which wait until others had their turn."""
+        self.data_received(bytes(memoryview(_buffer)[:size]))
+        if size == READ_BYTES and self._state is OPEN:
+            self._is_turn_over = True
+            self._loop.call_later(0, self._on_turn)
+            self._read_or_pause()
+
+    def _on_turn(self) -> None:
+        self._is_turn_over = False
+        self._read_or_pause()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the peer."""
@@ -125,9 +160,14 @@ class WebSocketLayer:
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note that the socket is gone."""
+        core = getattr(self, "_core", None)  # only one that was opened has it
+        if core is not None:
+            core.parser.close()  # see `Handshake`
         self._state = CLOSED
         self._stop_timer()
+        self._strangers.leave(self)
         self._lose(error)
+        self._transport = CLOSED_TRANSPORT
 
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
@@ -138,10 +178,8 @@ class WebSocketLayer:
     def resume_writing(self) -> None:
         """Note that the peer has caught up."""
         self._is_peer_slow = False
-        if self._is_held:
-            self._is_held = False
-            if not self._is_paused:
-                self._transport.resume_reading()
+        self._is_held = False
+        self._read_or_pause()
         if self._above is not None:
             self._above.resume_writing()
 
@@ -174,21 +212,29 @@ class WebSocketLayer:
 
     def pause_reading(self) -> None:
         """Read no more of the socket; what was read already is passed on."""
-        if not self._is_paused and self._state is OPEN:
+        if self._state is OPEN:
             self._is_paused = True
-            if not self._is_held:
-                self._transport.pause_reading()
+            self._read_or_pause()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self._is_paused and self._state is OPEN:
+        if self._state is OPEN:
             self._is_paused = False
-            if not self._is_held:
-                self._transport.resume_reading()
+            self._read_or_pause()
 
     def is_reading(self) -> bool:
         """Return whether the socket is read."""
-        return self._state is OPEN and not self._is_paused and not self._is_held
+        return self._state is OPEN and self._is_read
+
+    def _read_or_pause(self) -> None:
+        """Read the socket unless there is a reason not to; of one that is being closed, all that comes."""
+        is_read = self._state is not OPEN or not (self._is_paused or self._is_held or self._is_turn_over)
+        if is_read is not self._is_read and not self._transport.is_closing():
+            self._is_read = is_read
+            if is_read:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set when the protocol above is paused; frame headers count."""
@@ -212,6 +258,7 @@ class WebSocketLayer:
 
     def _answer(self, result: HandshakeResult) -> None:
         self._stop_timer()
+        self._strangers.leave(self)
         self._transport.write(result.response)
         if not result.is_open:
             logger.info(
@@ -257,10 +304,9 @@ class WebSocketLayer:
             return
         if pinged:
             self._write_out()
-            if self._is_peer_slow and not self._is_held:
+            if self._is_peer_slow:
                 self._is_held = True
-                if not self._is_paused:
-                    self._transport.pause_reading()
+                self._read_or_pause()
 
     def _write_out(self) -> None:
         for part in self._core.data_to_send():
@@ -274,8 +320,7 @@ class WebSocketLayer:
         """Send what the core has, the close frame last, and wait for the peer's."""
         self._state = CLOSING
         self._write_out()
-        if (self._is_paused or self._is_held) and not self._transport.is_closing():
-            self._transport.resume_reading()  # for its close frame
+        self._read_or_pause()  # for its close frame
         if self._core.eof_sent:
             self._linger()
         else:

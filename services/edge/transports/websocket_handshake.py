@@ -110,6 +110,9 @@ class Handshake:
                 if self._options.trust_forwarded_for:
                     forwarded_for = forwarded_address(request)
         answer = b"".join(core.data_to_send())
+        # The core holds a generator and a method of its own: a cycle of several KB.
+        core.parser.close()
+        core.select_subprotocol = None  # type: ignore[assignment]  # not asked any more
         if core.state is State.OPEN:
             return HandshakeResult(response=answer, is_open=True, rest=rest, forwarded_for=forwarded_for)
         reason = str(core.handshake_exc or "no such path")

@@ -59,7 +59,7 @@ async def test_a_connection_without_room_is_closed_and_the_next_one_served() -> 
 
     answers = iter([refuse(), None])
     spec = ListenerSpec(name="tcp", host="127.0.0.1", port=0)
-    async with open_listener(spec, inner, lambda: next(answers)) as (port,):
+    async with open_listener(spec, inner, refusal=lambda: next(answers)) as (port,):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(reader.read(), 5) == b""

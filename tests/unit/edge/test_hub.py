@@ -190,17 +190,3 @@ async def test_a_receiver_is_flushed_once_for_each_loop_turn() -> None:
     hub.mark_dirty(a)
     await asyncio.sleep(0)
     assert (a.flushed, b.flushed) == (2, 1)
-
-
-def test_strangers_share_a_budget_for_large_connects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "STRANGERS_BYTES", 20_000)
-    hub, _ = _hub()
-    a, b, c = FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("c")
-    assert hub.may_hold(a, 4096)
-    assert hub.may_hold(a, 10_000)
-    assert hub.may_hold(b, 10_000)
-    assert not hub.may_hold(c, 5000)
-    assert hub.may_hold(FakeReceiver("small"), 4096)
-    hub.let_in(a)
-    hub.forget(c)
-    assert hub.may_hold(c, 5000)

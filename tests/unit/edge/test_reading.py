@@ -13,7 +13,7 @@ from services.edge.connection import Connection
 from services.edge.hub import Hub
 from services.edge.mqtt import codec, packets
 from services.edge.mqtt.machine import Limits
-from services.edge.wire import READ_BYTES
+from services.edge.transports.layer import READ_BYTES
 
 CONNECT = codec.encode(packets.Connect(4, "x" * 60_000, True, 0, None, None, None))
 

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.edge.transports.flash_policy import REQUEST, FlashPolicyProtocol, policy
+from services.edge.transports.strangers import Strangers
 from tests.unit.edge.transports.doubles import Loop, Socket
 
 
 def made() -> tuple[FlashPolicyProtocol, Socket, Loop]:
     loop = Loop()
     socket = Socket()
-    protocol = FlashPolicyProtocol(loop.typed(), policy([1883, 8883]), timeout_s=10.0)
+    protocol = FlashPolicyProtocol(loop.typed(), policy([1883, 8883]), Strangers(), timeout_s=10.0)
     protocol.connection_made(socket.typed())
     return protocol, socket, loop
 

@@ -14,6 +14,7 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from services.edge.transports.strangers import Strangers
 from services.edge.transports.websocket import WebSocketLayer
 from services.edge.transports.websocket_handshake import MAX_HEAD_BYTES, WebSocketOptions
 from tests.unit.edge.transports.doubles import Above, Loop, Socket
@@ -50,7 +51,7 @@ class Wire:
             allowed_origins=allowed_origins,
             trust_forwarded_for=trust_forwarded_for,
         )
-        self.layer = WebSocketLayer(self.loop.typed(), self._make, options)
+        self.layer = WebSocketLayer(self.loop.typed(), self._make, options, Strangers())
         self.layer.connection_made(self.socket.typed())
         offered = [Subprotocol(name) for name in subprotocols]
         self.client = ClientProtocol(parse_uri(f"ws://edge{path}"), subprotocols=offered or None)
