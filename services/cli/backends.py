@@ -19,7 +19,7 @@ import typer
 from grpc import aio
 from nats.aio.client import Client
 
-from services.cli import nats_config
+from services.cli import nats_config, nats_storage
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption
 from services.cli.output import Record, print_json, print_record, print_table
@@ -136,6 +136,8 @@ class _Follower:
     def __init__(self, directory: DataDir) -> None:
         self._directory = directory
         self._topics = directory.read_backend_topics()
+        self._storage = nats_config.storage(directory)
+        self._look_at = 0.0  # by the monotonic clock
         self._applied = ""  # at the start too: an earlier process may have ended between writing and reloading
 
     async def run(self, channel: aio.Channel) -> None:
@@ -149,14 +151,18 @@ class _Follower:
     async def apply(self) -> None:
         """Have NATS take what has changed; what fails is tried again by the next call."""
         try:
-            text = nats_config.config_text(self._directory, self._topics)
+            if time.monotonic() >= self._look_at:
+                async with _connected(nats_config.system_url(self._directory)) as client:
+                    await self._storage.look(client)
+                self._look_at = time.monotonic() + nats_storage.LOOK_S
+            text = nats_config.config_text(self._directory, self._topics, self._storage.limit_bytes)
             if text != self._applied:
                 write_private(self._directory.backend_topics, json.dumps(self._topics))
                 await _reload(self._directory, text)
                 self._applied = text
-                logger.info("accounts of backends changed", extra={"instances": len(self._topics)})
+                logger.info("configuration of NATS changed", extra={"instances": len(self._topics)})
         except (CliError, OSError, nats.errors.Error, TimeoutError) as error:
-            logger.warning("can't change the accounts of backends, trying on", extra={"error": str(error)})
+            logger.warning("can't look after NATS, trying on", extra={"error": str(error)})
 
 
 async def _topics(channel: aio.Channel, instances: set[str]) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.errors import CliError
+from services.cli.nats_storage import Storage, limit_at_start
 from services.cli.secrets import Backend, DataDir, NatsPasswords, write_private
 from services.common import subjects
 
@@ -56,6 +57,7 @@ class NatsConfig:
         store: directory of JetStream's files, as the NATS process sees it.
         backends: of all instances.
         topics: logged parent topics by instance id.
+        most_stored: bytes that JetStream may store; None: as NATS thinks.
     """
 
     listen: str
@@ -64,15 +66,17 @@ class NatsConfig:
     system_password: str
     backends: Sequence[Backend] = ()
     topics: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    most_stored: int | None = None
 
     def text(self) -> str:
         """Return the file; it holds passwords."""
+        limit = {} if self.most_stored is None else {"max_file_store": self.most_stored}
         # NATS's configuration language accepts JSON values, which saves quoting rules of our own.
         settings = {
             "server_name": "weimq",
             "listen": self.listen,
             "max_payload": MAX_PAYLOAD_BYTES,
-            "jetstream": {"store_dir": str(self.store)},
+            "jetstream": {"store_dir": str(self.store), **limit},
             "system_account": SYSTEM_ACCOUNT,
             "accounts": self._accounts(),
         }
@@ -159,10 +163,11 @@ def write_files(data: DataDir, *, listen: str, address: str, store: Path) -> Non
         CliError: the directory can't be written.
     """
     passwords = data.read_nats_passwords()
-    place = {"listen": listen, "address": address, "store": str(store)}
+    most = limit_at_start(store)
+    place = {"listen": listen, "address": address, "store": str(store), "most_stored": most}
     try:
         write_private(data.nats_place, json.dumps(place))
-        write_private(data.nats_conf, config_text(data, data.read_backend_topics()))
+        write_private(data.nats_conf, config_text(data, data.read_backend_topics(), most))
         write_private(data.nats_url, url(WEIMQ_USER, passwords.weimq, address))
     except OSError as error:
         raise CliError(
@@ -170,7 +175,17 @@ def write_files(data: DataDir, *, listen: str, address: str, store: Path) -> Non
         ) from error
 
 
-def config_text(data: DataDir, topics: Mapping[str, Sequence[str]]) -> str:
+def storage(data: DataDir) -> Storage:
+    """Return what looks after the disk of the NATS server that `write_files` configured.
+
+    Raises:
+        CliError: it was not called yet.
+    """
+    place = json.loads(data.read_text(data.nats_place))
+    return Storage(data, Path(place["store"]), place.get("most_stored"))
+
+
+def config_text(data: DataDir, topics: Mapping[str, Sequence[str]], most_stored: int | None) -> str:
     """Return NATS's configuration for the backends of a data directory, where `write_files` says that NATS is.
 
     Raises:
@@ -184,6 +199,7 @@ def config_text(data: DataDir, topics: Mapping[str, Sequence[str]]) -> str:
         system_password=data.read_text(data.nats_system_password),
         backends=data.read_backends(),
         topics=topics,
+        most_stored=most_stored,
     )
     return config.text()
 

@@ -122,6 +122,8 @@ class LogWriter:
         """Messages written and not reported yet."""
         self.backlog_bytes = 0
         """Size of those messages with their headers."""
+        self.stored_messages = 0
+        """Messages reported as stored."""
         self.failures = 0
         """How often a lane was sent back."""
 
@@ -355,6 +357,7 @@ class LogWriter:
         if self._fullness is not None:
             self._fullness.shrank(lane, message.size)
         if sequence != REFUSED:
+            self.stored_messages += 1
             if message.token is not None:
                 self._stored(message.token, sequence, message.is_duplicate)
         else:

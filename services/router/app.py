@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import prometheus_client
 from grpc import aio
 
-from services.common import grpc_client, grpc_server, http_server, jetstream, runtime
+from services.common import grpc_client, grpc_server, http_server, jetstream, log_health, runtime
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 from services.router import members, metrics, retained, servicer
@@ -33,7 +33,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     Edges may link from the beginning; what they publish waits until NATS answers, the retained messages are read and
     the edges that the process before this one knew are back.
     """
-    readiness = Readiness(jetstream.DEPENDENCY, retained.DEPENDENCY, members.DEPENDENCY)
+    readiness = Readiness(jetstream.DEPENDENCY, retained.DEPENDENCY, members.DEPENDENCY, log_health.DEPENDENCY)
     shards = Shards(settings.shard_count)
     kept = Kept(settings.index)
     retained_messages = retained.Retained(
@@ -96,6 +96,6 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         await runtime.unless_stopped(stop, retained_messages.load(client, router.serves))
         readiness.mark(retained.DEPENDENCY, present=True)
         running = log.run(), known.run(js), retained_messages.run(js, log), kept.streams.run(js, log)
-        await enter(runtime.background(*running, inbound.run(client, log)))
+        await enter(runtime.background(*running, inbound.run(client, log), log_health.watch(log, readiness)))
         edges.await_edges(noted, log)
         await stop.wait()

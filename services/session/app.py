@@ -8,7 +8,7 @@ import logging
 
 from grpc import aio
 
-from services.common import grpc_client, grpc_server, http_server, jetstream
+from services.common import grpc_client, grpc_server, http_server, jetstream, log_health
 from services.common.readiness import Readiness
 from services.common.runtime import background, unless_stopped
 from services.session.checkpoints import Checkpoints
@@ -33,7 +33,7 @@ PRESENCE = "presence"
 
 async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; reads top to bottom as the start order."""
-    readiness = Readiness(jetstream.DEPENDENCY, PRESENCE)
+    readiness = Readiness(jetstream.DEPENDENCY, PRESENCE, log_health.DEPENDENCY)
     clock = Clock()
     place = (settings.shard_index, settings.shard_count)
     hub = Hub(edge_grace_s=settings.edge_grace_s, clock=clock, place=place)
@@ -78,7 +78,8 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
         for instance_id, sequence in sequences.items():
             events.restore(instance_id, sequence)
         checkpoints = Checkpoints(hub.presence, events, store, interval_s=settings.checkpoint_s)
-        await enter(background(events.run(), events.keep_streams(), wills.run(), checkpoints.run()))
+        running = events.run(), events.keep_streams(), events.watch(readiness), wills.run(), checkpoints.run()
+        await enter(background(*running))
         await enter(keeping(hub.keeper, settings, stop, client=client, channels=channels, clock=clock))
         hub.start(events, wills, fold)
         # Inside, since nothing may come due once the links have ended: no edge is lost because we stop.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Protocol
 
 import nats.errors
@@ -19,9 +20,10 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 
-from services.common import jetstream, subjects
+from services.common import jetstream, log_health, subjects
 from services.common.errors import UnavailableError
 from services.common.log_writer import LogWriter
+from services.common.readiness import Readiness
 from services.session.domain.events import Event, group_of
 
 logger = logging.getLogger(__name__)
@@ -154,6 +156,10 @@ class EventLog:
         headers = {"Nats-Msg-Id": f"{event.channel_id}-{event.tag}", "Tag": event.tag, "Edge": event.edge}
         subject = subjects.event_subject(event.instance_id, group_of(event.client_id), event.tag)
         self._writer.write(subject, event.body(), headers, _Token(log, waiter))
+
+    def watch(self, readiness: Readiness) -> Coroutine[object, object, None]:
+        """Keep `readiness` informed whether events are stored, until cancelled."""
+        return log_health.watch(self._writer, readiness)
 
     async def drained(self) -> None:
         """Wait until everything is stored."""

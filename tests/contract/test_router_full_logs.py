@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from pathlib import Path
 
 import pytest
 from grpc import aio
 
+from services.common import log_health
 from services.common.errors import UnavailableError
 from services.common.grpc_client import channel
 from services.common.log_lanes import FULL_AWAY_BYTES, FULL_BYTES
@@ -16,7 +18,18 @@ from tests.contract.test_router_inbound import auth, backend_of, running
 from tests.contract.test_router_publish import caller_of, message
 from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer
-from tests.support.router import LOGGED, TOKEN, FakeEdge, Mesh, make_log, mesh, read_log, until, until_not_serving
+from tests.support.router import (
+    LOGGED,
+    TOKEN,
+    FakeEdge,
+    Mesh,
+    connected,
+    make_log,
+    mesh,
+    read_log,
+    until,
+    until_not_serving,
+)
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 __all__ = ["auth", "mesh"]  # fixtures
@@ -166,3 +179,40 @@ async def test_logs_are_full_sooner_while_nats_is_away(mesh: Mesh, nats_server: 
         await one.all_acknowledged()
         await until(lambda: not one.full_logs)
         assert sorted(one.acknowledged) == list(range(1, unlogged + 1))
+
+
+async def test_jetstream_at_its_limit_is_told_by_health_and_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its limit stands for the end of the disk (`services.cli.nats_storage`)."""
+    monkeypatch.setattr(log_health, "STUCK_S", 1.0)
+    configuration = tmp_path / "limits.conf"
+    configuration.write_text("jetstream: {max_file_store: 8MB}")
+    server = NatsServer(tmp_path, arguments=["-c", str(configuration)])
+    server.start()
+    mesh = Mesh(f"unix:{tmp_path}/router", server.url, edge_grace_s=1.0)
+    try:
+        async with connected(server.url) as client:
+            js = client.jetstream()
+            await js.add_stream(name="old", subjects=["old"])
+            for _ in range(4):
+                await js.publish("old", bytes(1 << 20))
+            await make_log(server.url, "p")
+            async with mesh.router(), FakeEdge(mesh, "one").running() as one:
+                await mesh.serving()
+                for n in range(100):
+                    one.publish("p/a", b"%d" % n + bytes(PIECE), topic_flags=LOGGED)
+                    await asyncio.sleep(0.01)
+                await until_not_serving(mesh)
+                acknowledged = len(one.acknowledged)
+                assert 0 < acknowledged < 100
+                unlogged = one.publish("unlogged", b"")
+                await until(lambda: unlogged in one.acknowledged)
+                assert len(one.acknowledged) == acknowledged + 1
+                await js.delete_stream("old")  # as if its messages had become too old
+                await one.all_acknowledged()
+                await mesh.serving()
+        logged = await read_log(server.url, "p")
+        assert [int(each.data.strip(b"\0")) for each in logged] == list(range(100))
+    finally:
+        server.kill()

@@ -300,7 +300,7 @@ async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> N
         waiting = group.create_task(subscription.fetch(1, timeout=10))
         made = Backend(instance=MINE, name="more", user="more", password="4567")
         broker.data.write_backends([*broker.data.read_backends()[1:], made])
-        await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}))
+        await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}, None))
         for subject in ("demo", "new"):
             await broker.weimq.jetstream().publish(log_subject(MINE, subject), b"after")
         (message,) = await waiting
@@ -310,14 +310,14 @@ async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> N
         assert await read_one(client, log_stream(MINE, "new")) == b"after"
     assert broker.weimq.is_connected
     broker.data.write_backends([])
-    await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}))
+    await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}, None))
     await is_refused(nats_config.backend_url(broker.data, made))
 
 
 async def test_first_backend_of_an_instance_made_at_run_time_can_publish(broker: Broker) -> None:
     made = Backend(instance="mqtt-new", name="app", user="new", password="89ab")
     broker.data.write_backends([*broker.data.read_backends()[1:], made])
-    await _reload(broker.data, config_text(broker.data, {"mqtt-new": ["demo"]}))
+    await _reload(broker.data, config_text(broker.data, {"mqtt-new": ["demo"]}, None))
     async with await nats.connect(nats_config.backend_url(broker.data, made)) as client:
         assert (await client.jetstream().publish(in_subject("mqtt-new", "demo"), b"")).stream == "MQ_IN"
 

@@ -1,0 +1,120 @@
+"""How much JetStream may store, and how NATS gets going again after its disk was full; part of `weimq backend follow`.
+
+By itself nats-server takes three quarters of what is free when it starts as its limit, and counts what it has stored
+already against it: started again on a disk half full of its own messages, it refuses every further one. And once a
+write has failed, that stream takes nothing until the next start. So the limit follows the disk, a reserve below its
+end: at the limit JetStream refuses messages, and takes them again by itself when there is room. When others fill the
+disk faster than that, NATS is restarted as soon as there is room.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+
+from services.cli import run_file
+from services.cli.secrets import DataDir
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+"""How often `Storage.look` asks NATS."""
+MOST_RESERVE = 256 << 20
+LEAST_LIMIT = 1 << 20
+REQUEST_S = 5.0
+_WRITE_ERROR = "write error"
+"""Part of what NATS's health says about a stream that takes nothing any more."""
+
+
+def reserve(total: int) -> int:
+    """Return the bytes of a disk that JetStream leaves free: a twentieth, 256 MiB at most."""
+    return min(MOST_RESERVE, total // 20)
+
+
+def limit(stored: int, total: int, free: int) -> int:
+    """Return how many bytes JetStream may store, of which it has stored some."""
+    return max(LEAST_LIMIT, stored + free - reserve(total))
+
+
+def limit_at_start(store: Path) -> int | None:
+    """Return the limit for a server that does not run yet; None: its disk can't be seen from here."""
+    try:
+        stored = sum(path.stat().st_blocks * 512 for path in store.rglob("*") if path.is_file())
+        disk = shutil.disk_usage(store)
+    except OSError:
+        return None
+    return limit(stored, disk.total, disk.free)
+
+
+class Storage:
+    """Looks after the disk of one NATS server.
+
+    Args:
+        directory: of the mesh.
+        store: JetStream's directory.
+        limit_bytes: what the server was told at its start; None: nothing.
+    """
+
+    def __init__(self, directory: DataDir, store: Path, limit_bytes: int | None) -> None:
+        self._directory = directory
+        self._store = store
+        self.limit_bytes = limit_bytes
+        """What the server should be told."""
+        self._is_short = False
+        self._is_broken = False
+
+    async def look(self, client: Client) -> None:
+        """Take a look at disk and server; a new `limit_bytes` is for the caller to tell.
+
+        Args:
+            client: connected as the system user.
+
+        Raises:
+            nats.errors.Error: NATS does not answer.
+        """
+        try:
+            disk = shutil.disk_usage(self._store)
+        except OSError:
+            return  # in a container that does not see it
+        kept = reserve(disk.total)
+        stored = int((await _ask(client, "JSZ")).get("storage", 0))
+        new = limit(stored, disk.total, disk.free)
+        if self.limit_bytes is None or abs(new - self.limit_bytes) > kept // 4:
+            self.limit_bytes = new
+        is_short = disk.free <= kept * 5 // 4
+        if is_short != self._is_short:
+            self._is_short = is_short
+            extra = {"directory": str(self._store), "free_bytes": disk.free, "reserve_bytes": kept}
+            if is_short:
+                logger.warning("the disk of NATS is full, publishers wait until there is room", extra=extra)
+            else:
+                logger.info("the disk of NATS has room again", extra=extra)
+        fault = str((await _ask(client, "HEALTHZ")).get("error", ""))
+        if _WRITE_ERROR not in fault:
+            self._is_broken = False
+        elif disk.free > kept:
+            self._restart(fault)
+
+    def _restart(self, fault: str) -> None:
+        run = run_file.read_running(self._directory)
+        pid = run.pids.get("nats") if run is not None else None
+        if pid:
+            logger.warning("a write of NATS had failed and there is room now: it is restarted", extra={"error": fault})
+            os.kill(pid, signal.SIGTERM)  # `weimq up` starts it again
+        elif not self._is_broken:
+            self._is_broken = True
+            logger.warning("a write of NATS had failed: restart it now that there is room", extra={"error": fault})
+
+
+async def _ask(client: Client, what: str) -> dict[str, Any]:
+    server_id = client._server_info["server_id"]  # noqa: SLF001 - nats-py has no other door to it
+    answer = await client.request(f"$SYS.REQ.SERVER.{server_id}.{what}", b"", timeout=REQUEST_S)
+    data: dict[str, Any] = json.loads(answer.data).get("data") or {}
+    return data
