@@ -57,6 +57,13 @@ LOG_STREAM = "MQ_"
 TOPIC_HEADER = "mqttTopic"
 """Header that holds the topic by `encode_topic` where the subject does not: in a stream of kept messages, and in a log
 when the topic is too long for a subject."""
+P2P_HEADER = "mqttP2p"
+"""Header of a P2P message: what its router decided, `P2P_KEPT` or `P2P_ONLINE`. Without it a topic of that form is like
+any other (the `standard` profile)."""
+P2P_KEPT = "kept"
+"""The shard of the receiver delivers it, and keeps it for a receiver that is away."""
+P2P_ONLINE = "online"
+"""It goes to the receiver's connection or nowhere."""
 MAX_SUBJECT = 3_900
 """Longest subject of a message log, in characters: NATS takes a line of 4,096 with it, the reply subject and sizes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.common.subjects import P2P_HEADER, P2P_KEPT, P2P_ONLINE
 from services.router.domain.columns import CLEAN_SESSION, P2P, QOS, Columns
 from services.router.domain.routing import Route
 from services.router.ports import Source
@@ -53,9 +54,9 @@ class Publication:
 
 
 def headers_of(
-    route: Route, flags: int, client_id: str, message_id: str, origin: str, shown_topic: str
+    route: Route, flags: int, client_id: str, message_id: str, origin: str, shown_topic: str, *, is_p2p: bool
 ) -> dict[str, str]:
-    """Return the properties of a message as headers, product.md section 3.4."""
+    """Return the properties of a message as headers, product.md section 3.4, and what was decided about a P2P one."""
     headers = {
         "Nats-Msg-Id": message_id,
         "qoslevel": _QOS_TEXT[flags & QOS],
@@ -66,6 +67,8 @@ def headers_of(
         headers["mqttSecondTopic"] = route.second_topic
     if origin:
         headers["mqttOrigin"] = origin
+    if is_p2p:  # a shard that reads the log has nothing else to tell it by
+        headers[P2P_HEADER] = P2P_KEPT if route.is_kept else P2P_ONLINE
     if shown_topic:
         headers["mqttRealTopic"] = shown_topic
     return headers

@@ -343,7 +343,15 @@ class Router:
             shown_topic = "" if shown_topics is None else shown_topics.get(sequence, "")
             if is_written:
                 message_id = message_ids[sequence] if message_ids else f"{source.incarnation}-{sequence}"
-                headers = headers_of(route, flag, columns.publishers[publisher], message_id, source.origin, shown_topic)
+                headers = headers_of(
+                    route,
+                    flag,
+                    columns.publishers[publisher],
+                    message_id,
+                    source.origin,
+                    shown_topic,
+                    is_p2p=topic_flag & P2P != 0,
+                )
                 publication: Publication | None = None
                 if qos:
                     publication = Publication(

@@ -16,8 +16,8 @@ class Published(NamedTuple):
     shown_topic: str
     """That clients see."""
     qos: int
-    clean_session: bool
-    """Of the publisher."""
+    p2p: str
+    """What its router decided about a P2P message, see `subjects.P2P_HEADER`; empty: it is none."""
 
 
 def parse(message: StoredMessage) -> Published:
@@ -32,5 +32,5 @@ def parse(message: StoredMessage) -> Published:
         topic,
         headers.get("mqttRealTopic") or topic,
         int(headers.get("qoslevel", "0")),
-        headers.get("cleansessionflag") != "false",
+        headers.get(subjects.P2P_HEADER, ""),
     )

@@ -309,6 +309,24 @@ async def test_a_shard_rebuilds_itself_from_jetstream_alone(mesh: Mesh) -> None:
         assert edge.payloads(channel_id) == [*numbered(5), b"p2p"]
 
 
+async def test_a_rebuilt_shard_knows_whether_the_group_of_a_receiver_existed(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+    await mesh.publish("demo/p2p/GID_None@@@1", b"no such group", clean=False)
+    await mesh.publish("demo/p2p/GID_Test@@@2", b"kept", clean=False)
+    for path in mesh.data.iterdir():
+        path.unlink()
+    async with mesh.serving(), mesh.edge() as edge:
+        channel_ids = [await connected(edge, each) for each in (CLIENT, "GID_Test@@@2", "GID_None@@@1")]
+        await until(lambda: edge.deliveries)
+        await mesh.publish("demo/a", b"last")
+        await until(lambda: len(edge.deliveries) == 2)
+        assert [edge.payloads(each) for each in channel_ids] == [[b"last"], [b"kept"], []]
+
+
 @pytest.mark.parametrize("clean_receiver", [True, False])
 async def test_p2p_is_kept_by_the_flag_of_the_sender(mesh: Mesh, clean_receiver: bool) -> None:
     topic = f"demo/p2p/{CLIENT}"

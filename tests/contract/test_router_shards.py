@@ -167,7 +167,17 @@ async def test_kept_p2p_message_goes_to_the_shard_of_its_receiver_alone(
         assert (delivery.topic, delivery.targets, delivery.payload) == (topic, [], b"kept")
         assert (delivery.flags, delivery.position) == (1 | KEPT_P2P, (log, 1))
         assert not shards[1 - index].deliveries
-        assert len(await read_kept(nats_server.url)) == (0 if topic_flags & LOGGED else 1)
+        kept = await read_kept(nats_server.url)
+        if not topic_flags & LOGGED:
+            assert [each.headers and each.headers["mqttP2p"] for each in kept] == ["kept"]
+            return
+        assert not kept
+        async with connected(nats_server.url) as client:
+            js = client.jetstream()
+            stored = [await js.get_msg("MQ_i_p", sequence) for sequence in range(1, 6)]
+        assert {each.data: each.headers and each.headers["mqttP2p"] for each in stored} == {
+            b"kept": "kept", **dict.fromkeys((b"qos 0", b"qos 2", b"clean", b"no group"), "online")
+        }  # fmt: skip
 
 
 async def test_nobody_waits_for_a_shard_that_is_away_and_its_messages_are_kept(

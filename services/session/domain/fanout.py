@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from services.common.subjects import P2P_KEPT
 from services.session.domain.interests import Interests, qos_of, since_ms_of
 from services.session.domain.logs import Logs
 from services.session.domain.outbox import Outbox
@@ -39,8 +40,8 @@ class Published(Protocol):
         """Of the publication."""
 
     @property
-    def clean_session(self) -> bool:
-        """Flag of the publisher."""
+    def p2p(self) -> str:
+        """What its router decided about a P2P message, see `subjects.P2P_HEADER`; empty: it is none."""
 
 
 def p2p_receiver(topic: str) -> str:
@@ -119,12 +120,9 @@ class Fanout:
     def _offer_read(
         self, log: Log, sequence: int, published: Published, payload: bytes, time_ms: int, now_ms: int
     ) -> None:
-        client_id = p2p_receiver(published.topic)
-        # Plain MQTT has no P2P: the `standard` profile, which keeps QoS 2.
-        instance = self._roster.instances.get(log.instance_id)
-        is_plain = instance is not None and instance.rules.keeps_qos2
-        if client_id and not is_plain:
-            if published.qos == 1 and not published.clean_session and self._is_ours(log.instance_id, client_id):
+        if published.p2p:
+            client_id = p2p_receiver(published.topic)
+            if published.p2p == P2P_KEPT and self._is_ours(log.instance_id, client_id):
                 self._offer_p2p(log, sequence, client_id, published.shown_topic, payload, time_ms // 1000, now_ms)
             return
         targets = self._interests.match(log.instance_id, published.topic)

@@ -11,11 +11,11 @@ from services.session.domain.sessions import Channel
 class Message:
     """A message in a log."""
 
-    def __init__(self, topic: str, qos: int, time_ms: int, *, clean_session: bool) -> None:
+    def __init__(self, topic: str, qos: int, time_ms: int, *, is_kept: bool = False) -> None:
         self.topic = self.shown_topic = topic
         self.qos = qos
         self.time_ms = time_ms
-        self.clean_session = clean_session
+        self.p2p = ("kept" if is_kept else "online") if self.receiver else ""  # what the router decided
 
     @property
     def receiver(self) -> str:

@@ -159,12 +159,11 @@ class World:
         """Store a message in its log; a linked router delivers it."""
         topic = self.random.choice(TOPICS)
         name = f"MQ_i_{topic[0]}"
-        message = Message(
-            topic, self.random.choice((0, 1, 1, 1, 2)), self.now_ms, clean_session=self.random.random() < 0.3
-        )
+        qos = self.random.choice((0, 1, 1, 1, 2))
+        message = Message(topic, qos, self.now_ms, is_kept=qos == 1 and self.random.random() < 0.7)
         self.logs[name].append(message)
         sequence = len(self.logs[name])
-        is_kept_p2p = bool(message.receiver) and message.qos == 1 and not message.clean_session
+        is_kept_p2p = message.p2p == "kept"
         for client in self.clients:
             is_receiver = message.receiver == client.client_id and is_kept_p2p
             is_subscriber = not message.receiver and any(

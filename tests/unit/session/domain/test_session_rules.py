@@ -195,14 +195,24 @@ def test_kept_p2p_reports_what_became_of_it() -> None:
 
 def test_a_message_that_was_read_tells_whether_it_is_kept() -> None:
     desk = Desk()
-    for sequence, (topic, qos, clean) in enumerate(
-        [("a/p2p/c", 1, False), ("a/p2p/c", 1, True), ("a/p2p/c", 2, False), ("a/p2p/c", 0, False), ("a/b", 1, False)],
+    for sequence, (topic, qos, is_kept) in enumerate(
+        [("a/p2p/c", 1, True), ("a/p2p/c", 1, False), ("a/p2p/c", 2, False), ("a/p2p/c", 0, False), ("a/b", 1, False)],
         1,
     ):
-        message = Message(topic, qos, desk.now_ms, clean_session=clean)
+        message = Message(topic, qos, desk.now_ms, is_kept=is_kept)
         desk.shard.fanout.read(desk.log, sequence, message, b"", desk.now_ms, desk.now_ms)
     [session] = desk.shard.roster.sessions.values()
     assert session.offline_count == 1
+
+
+def test_without_p2p_a_topic_of_that_form_is_like_any_other() -> None:
+    desk = Desk()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1)
+    message = Message("a/p2p/c", 1, desk.now_ms)
+    message.p2p = ""
+    desk.shard.fanout.read(desk.log, 1, message, b"", desk.now_ms, desk.now_ms)
+    assert desk.received() == [(1, 1)]
 
 
 def test_thirty_come_at_once_and_thirty_every_five_seconds() -> None:
@@ -477,7 +487,7 @@ def test_identifiers_wait_for_messages_that_have_yet_to_be_read_again() -> None:
     assert carried.deliveries == [(delivery_id, 5, 0)]
     assert not desk.received()
     desk.shard.logs.begin_reading(desk.log)
-    message = Message("a/b", 2, desk.now_ms, clean_session=True)
+    message = Message("a/b", 2, desk.now_ms)
     desk.shard.fanout.read(desk.log, 7, message, b"", desk.now_ms, desk.now_ms)
     desk.shard.flush(desk.now_ms)
     batch = desk.outbox.take()
