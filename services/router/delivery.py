@@ -63,13 +63,14 @@ class Delivery:
             sequence: of the message in the incarnation of its source.
             retained_by: client id of the publisher of a retained message; None: it is none.
             in_kept: the log that has it is that of kept messages.
-            log_sequence: of the message in its log; 0: it is in none.
+            log_sequence: of the message in its log; 0: it is in none; when a shard was to have it, none can store it.
         """
         legs = route.legs
         receipt = None
         origin = ""
         if qos:
-            legs = route.acknowledged_legs
+            if log_sequence or not route.shard_legs:  # else also those who would get it from a shard
+                legs = route.acknowledged_legs
             receipt = Receipt(source, sequence, len(legs) + 1)  # one more, until it is on all its ways
             origin = source.incarnation
         for leg in legs:
@@ -83,7 +84,7 @@ class Delivery:
             if edge.pending_bytes > self._high_bytes:
                 self._pressure.hold_for_edge(source, edge)
         if not route.is_plain:
-            if receipt is not None and log_sequence:
+            if receipt is not None:
                 log = self._kept.log(route.instance_id) if in_kept else route.log
                 self._deliver_to_shards(source, route, payload, qos, receipt, log, log_sequence)
             self._shares.deliver(source, route, payload, qos, receipt)

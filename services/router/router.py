@@ -244,7 +244,7 @@ class Router:
     def failed(self, token: object, _reason: str) -> None:
         """Deliver a message that no log can ever store (too large): trying again changes nothing.
 
-        A shard does not get it, since it has no position.
+        Who is connected gets it from the edge; shards hear of it, since it is lost for those who are not.
         """
         self.refused_messages += 1
         if isinstance(token, Publication):
@@ -258,7 +258,7 @@ class Router:
         if publication.in_kept:
             self._kept.streams.done(publication.instance_id)
         if publication.is_kept_p2p:
-            route = self._kept_route(publication.instance_id, publication.topic)
+            route = self._kept_route(publication.instance_id, publication.topic, is_lost=not log_sequence)
         else:
             route = self._routing.route(publication.instance_id, publication.topic, is_p2p=publication.is_p2p)
         if publication.shown_topic:
@@ -389,12 +389,16 @@ class Router:
         except ValueError as error:
             raise StreamContractError(str(error), rule="topics") from error
 
-    def _kept_route(self, instance_id: str, topic: str) -> Route:
-        """Return the route of a P2P message that is kept: to the shard of its receiver alone, when that is there."""
+    def _kept_route(self, instance_id: str, topic: str, *, is_lost: bool = False) -> Route:
+        """Return the route of a P2P message that is kept: to the shard of its receiver alone, when that is there.
+
+        `is_lost`: it could not be stored, so the receiver's edge gets it, too.
+        """
+        edges = self._routing.route(instance_id, topic, is_p2p=True).legs if is_lost else ()
         index = shard_of(instance_id, p2p_receiver(topic), self._shards.count)
         shard = self._shards.linked(index)
         legs = [Leg(topic, shard.slot, [])] if shard is not None else []
-        return Route(instance_id, topic, (), shard_legs=legs, is_kept=True)
+        return Route(instance_id, topic, edges, shard_legs=legs, is_kept=True)
 
     def _may_log(self, log: Log, route: Route, qos: int, source: Source) -> bool:
         if qos == 0 and self.full_logs.logs and log.is_stuck(route.subject):

@@ -12,6 +12,8 @@ from weimq.session.v1 import session_pb2
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
+SCAN = 100_000
+"""Slots that are looked at for one page."""
 DELETE_S = 5.0
 """How long the deletion of a session may take to be stored."""
 
@@ -24,6 +26,8 @@ class KeptSessions:
 
     def page(self, request: session_pb2.ListSessionsRequest) -> session_pb2.ListSessionsResponse:
         """Return sessions of an instance, in the order of their slots, which the token names.
+
+        It looks at `SCAN` slots at the most, so a page may be short, but all pages together look at each slot once.
 
         Raises:
             InvalidFieldError: the request is wrong.
@@ -39,16 +43,20 @@ class KeptSessions:
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
         after = int(request.page_token or 0)
         response = session_pb2.ListSessionsResponse()
-        instance = self._keeper.shard.roster.instances.get(request.instance_id)
-        found = [
-            session
-            for session in (instance.sessions.values() if instance is not None else ())
-            if session.slot > after and session.client_id.startswith(request.client_id_prefix)
-        ]
-        found.sort(key=lambda session: session.slot)
-        response.sessions.extend(_message(session, with_subscriptions=False) for session in found[:size])
-        if len(found) > size:
-            response.next_page_token = str(found[size - 1].slot)
+        roster = self._keeper.shard.roster
+        instance = roster.instances.get(request.instance_id)
+        end = roster.next_slot if instance is not None else 0
+        for slot in range(after + 1, min(end, after + 1 + SCAN)):
+            session = roster.sessions.get(slot)
+            after = slot
+            if session is None or session.instance is not instance:
+                continue
+            if session.client_id.startswith(request.client_id_prefix):
+                response.sessions.append(_message(session, with_subscriptions=False))
+                if len(response.sessions) == size:
+                    break
+        if after + 1 < end:
+            response.next_page_token = str(after)
         return response
 
     def get(self, instance_id: str, client_id: str) -> session_pb2.Session:

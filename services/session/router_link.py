@@ -245,7 +245,12 @@ class RouterLink:
             log = logs[log_index]
             topic = topics[topic_index]
             report = functools.partial(self._report, next(receipt_ids)) if flags & WANTS_RECEIPT else None
-            if not flags & KEPT_P2P:
+            if not sequence:
+                client_id = p2p_receiver(topic) if flags & KEPT_P2P else ""
+                fanout.lose(log, topic, flags & QOS, targets[topic_index], client_id)
+                if report is not None:
+                    report(Outcome.NOT_KEPT)
+            elif not flags & KEPT_P2P:
                 fanout.deliver(log, sequence, topic, payload, flags & QOS, targets[topic_index], now_ms)
             elif client_id := p2p_receiver(topic):
                 fanout.deliver_p2p(log, sequence, client_id, topic, payload, now_ms, report)

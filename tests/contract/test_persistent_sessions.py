@@ -26,6 +26,7 @@ from services.common.runtime import background
 from services.common.settings import Secret
 from services.router import app as router_app
 from services.router.settings import RouterSettings
+from services.session import announcer
 from services.session import app as session_app
 from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
@@ -161,9 +162,12 @@ class Mesh:
                         return
                     await asyncio.sleep(0.02)
 
-    async def create_log(self, topic: str = "demo") -> None:
+    async def create_log(self, topic: str = "demo", max_msg_size: int = -1) -> None:
         config = api.StreamConfig(
-            name=subjects.log_stream(INSTANCE, topic), subjects=subjects.log_filter(INSTANCE, topic), allow_direct=True
+            name=subjects.log_stream(INSTANCE, topic),
+            subjects=subjects.log_filter(INSTANCE, topic),
+            allow_direct=True,
+            max_msg_size=max_msg_size,
         )
         async with self.nats() as client:
             await client.jetstream().add_stream(config)
@@ -511,6 +515,60 @@ async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> N
         ]
         second = await connected(edge, rules=rules)
         await until(lambda: edge.payloads(second) == numbered(5, 3))
+
+
+async def test_every_loss_is_announced_however_many_there_are(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcer, "MAX_WAITING", 2)
+    rules = pb.SessionRules()
+    rules.CopyFrom(UNPACED)
+    rules.max_offline_messages = 1
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge, rules=rules)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", *numbered(50))
+        entries: list[dict[str, Any]] = []
+        async with asyncio.timeout(20):
+            while sum(each.get("count", 1) for each in entries) < 49:
+                await asyncio.sleep(0.05)
+                entries = await all_announced(client)
+        covered = [
+            n for each in entries for n in range(each["sequence"], each.get("lastSequence", each["sequence"]) + 1)
+        ]
+        assert sorted(covered) == list(range(1, 50))
+        assert {(each["clientId"], each["topic"]) for each in entries} == {(CLIENT, "demo/a")}
+
+
+async def test_a_message_that_no_log_can_store_reaches_who_is_connected_and_is_announced_for_others(mesh: Mesh) -> None:
+    await mesh.create_log("demo2", max_msg_size=2_000)
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
+        online = await connected(edge)
+        await subscribed(edge, online, "demo2/#")
+        away = await connected(edge, "GID_Test@@@away")
+        await subscribed(edge, away, "demo2/#")
+        edge.disconnect(away)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo2/a", bytes(3_000))
+        body = await announced(client, 1)
+        assert body["reason"] == "not_stored"
+        assert [(each["clientId"], each["topic"]) for each in body["messages"]] == [("GID_Test@@@away", "demo2/a")]
+        await mesh.publish("demo2/p2p/GID_Other@@@1", bytes(3_000), clean=False)
+        async with asyncio.timeout(10):
+            while len(entries := await all_announced(client)) < 2:  # noqa: ASYNC110 - NATS's
+                await asyncio.sleep(0.05)
+        assert (entries[1]["clientId"], entries[1]["topic"]) == ("GID_Other@@@1", "demo2/p2p/GID_Other@@@1")
+
+
+async def all_announced(client: Client) -> list[dict[str, Any]]:
+    """Return the entries of all announcements of losses."""
+    js = client.jetstream()
+    entries: list[dict[str, Any]] = []
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        stream = subjects.dropped_stream(INSTANCE)
+        for sequence in range(1, (await js.stream_info(stream)).state.last_seq + 1):
+            entries += json.loads((await js.get_msg(stream, sequence)).data or b"")["messages"]
+    return entries
 
 
 async def test_losses_are_announced_though_the_stream_went_with_its_instance(mesh: Mesh) -> None:

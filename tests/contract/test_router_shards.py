@@ -243,6 +243,28 @@ async def test_all_is_kept_until_every_shard_was_there_since_the_start(mesh: Mes
         assert [message.data for message in await read_kept(nats_server.url)] == [b"1"]
 
 
+async def test_message_that_no_log_can_store_goes_to_edges_too_and_has_no_position(
+    mesh: Mesh, nats_server: NatsServer
+) -> None:
+    await make_log(nats_server.url, "p", max_msg_size=2_000)
+    receiver = "GID_x@@@1"
+    index = shard_of("i", receiver, SHARDS)
+    async with mesh.router(), FakeEdge(mesh, "one").running() as one, both_shards(mesh) as shards:
+        shards[index].subscribe(1, "p/#", skips_qos0=True)
+        one.subscribe(1, "p/#", skips_acknowledged=True)
+        one.connect_client(9, receiver)
+        await shards[index].settled()
+        await one.settled()
+        one.publish("p/a", bytes(3_000), topic_flags=LOGGED)
+        one.publish(f"p/p2p/{receiver}", bytes(3_000), topic_flags=P2P | KEEPS | LOGGED)
+        await one.all_acknowledged()
+        assert [(d.topic, d.targets) for d in one.deliveries] == [("p/a", [1]), (f"p/p2p/{receiver}", [9])]
+        assert [(d.topic, d.targets, d.flags, d.position) for d in shards[index].deliveries] == [
+            ("p/a", [1], 1, ("MQ_i_p", 0)),
+            (f"p/p2p/{receiver}", [], 1 | KEPT_P2P, ("MQ_i_p", 0)),
+        ]
+
+
 async def test_shard_that_links_again_starts_anew(mesh: Mesh) -> None:
     async with mesh.router(), FakeEdge(mesh, "one").running() as one, both_shards(mesh) as (first, _):
         first.subscribe(1, "a", skips_qos0=True)

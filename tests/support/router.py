@@ -301,10 +301,14 @@ async def connected(url: str) -> AsyncGenerator[Client]:
         yield client
 
 
-async def make_log(url: str, parent: str) -> None:
+async def make_log(url: str, parent: str, *, max_msg_size: int = -1) -> None:
     async with connected(url) as client:
         await client.jetstream().add_stream(
-            StreamConfig(name=subjects.log_stream("i", parent), subjects=subjects.log_filter("i", parent))
+            StreamConfig(
+                name=subjects.log_stream("i", parent),
+                subjects=subjects.log_filter("i", parent),
+                max_msg_size=max_msg_size,
+            )
         )
 
 

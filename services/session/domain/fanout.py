@@ -9,8 +9,8 @@ from services.common.subjects import P2P_KEPT
 from services.session.domain.interests import Interests, qos_of, since_ms_of
 from services.session.domain.logs import Logs
 from services.session.domain.outbox import Outbox
-from services.session.domain.positions import P2P, QOS2, pack
-from services.session.domain.pump import Pump
+from services.session.domain.positions import FLAG_BITS, P2P, QOS2, pack
+from services.session.domain.pump import NOT_STORED, Dropped, Pump
 from services.session.domain.receipts import Report
 from services.session.domain.roster import Roster
 from services.session.domain.sessions import Channel, Log, Session
@@ -94,6 +94,25 @@ class Fanout:
         """Take a live kept P2P message, of QoS 1, for a client; `report` is told its end."""
         if self.logs.meet(log, sequence):
             self._offer_p2p(log, sequence, client_id, topic, payload, now_ms // 1000, now_ms, report)
+
+    def lose(self, log: Log, topic: str, qos: int, target_ids: Iterable[int], client_id: str) -> None:
+        """Announce a message that no log can store to those who are away; the others got it from their edges.
+
+        Args:
+            log: that was to have it.
+            topic: that clients see.
+            qos: of the publication.
+            target_ids: what it matched.
+            client_id: receiver of a kept P2P message; empty: it is none.
+        """
+        instance_id = log.instance_id
+        if client_id:
+            receivers = [client_id] if self._locate(instance_id, client_id) is None else []
+        else:
+            found = self._receivers(target_ids, qos, before_ms=0)
+            receivers = [session.client_id for session in found if session.channel is None]
+        delivery_id = pack(log.index, 0, 0) >> FLAG_BITS
+        self._pump.dropped += [Dropped(instance_id, each, delivery_id, NOT_STORED, topic) for each in receivers]
 
     def read(self, log: Log, sequence: int, published: Published, payload: bytes, time_ms: int, now_ms: int) -> None:
         """Take a message that was read from a log, in order, whether or not it is for this shard.

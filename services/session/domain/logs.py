@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zlib import crc32
 
+from services.common.subjects import LOG_STREAM, stream_names
 from services.session.domain.positions import FLAG_BITS, MAX_LOGS, Met, log_index_of
 from services.session.domain.pump import LOG_DELETED, Pump
 from services.session.domain.sessions import Log, Session
@@ -102,14 +103,16 @@ class Logs:
         log.met = Met()
         log.skipped = 0
         self._pump.changes.touch_log(log)
+        topic = stream_names(log.name)[1] if log.name.startswith(LOG_STREAM) else ""
         for session in sessions.values():
             queue = session.queue
             if not queue:
                 continue
+            # Nothing knows that index any more, so the announcement gets what the name says.
             gone = {id_ for position, _ in queue if log_index_of(id_ := position >> FLAG_BITS) == old_index}
             for position, _ in queue.take(gone) if gone else ():
                 self._pump.forget(session, position)
-                self._pump.note_dropped(session, position, LOG_DELETED)
+                self._pump.note_dropped(session, position, LOG_DELETED, topic)
 
     def _free_index(self, index: int) -> int:
         """Return an index that no log has, from `index` on."""

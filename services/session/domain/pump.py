@@ -46,6 +46,8 @@ SESSION_DELETED = "session_deleted"
 """An operator deleted the session."""
 LOG_DELETED = "log_deleted"
 """The stream that had it was deleted."""
+NOT_STORED = "not_stored"
+"""No log could store it: it is too large, or its topic was deleted meanwhile."""
 
 
 class Dropped(NamedTuple):
@@ -55,6 +57,8 @@ class Dropped(NamedTuple):
     client_id: str
     delivery_id: int
     reason: str
+    topic: str = ""
+    """Empty: its log knows."""
 
 
 class Pump:
@@ -253,11 +257,12 @@ class Pump:
         session.instance.count -= 1
         self.changes.remove_position(session.slot, position)
 
-    def note_dropped(self, session: Session, position: int, reason: str) -> None:
-        """Have the loss of a message announced."""
+    def note_dropped(self, session: Session, position: int, reason: str, topic: str = "") -> None:
+        """Have the loss of a message announced; `topic`: empty when its log knows."""
         self.receipts.end(session, position, Outcome.NOT_KEPT)
         self._give_up(session, position)
-        self.dropped.append(Dropped(session.instance.instance_id, session.client_id, position >> FLAG_BITS, reason))
+        instance_id = session.instance.instance_id
+        self.dropped.append(Dropped(instance_id, session.client_id, position >> FLAG_BITS, reason, topic))
 
     def _pump(self, channel: Channel, now_ms: int) -> None:
         session = channel.session

@@ -23,7 +23,8 @@ class Roster:
     def __init__(self, pump: Pump, *, count: int, expire_session: Callable[[Session], None]) -> None:
         self._pump = pump
         self._count = count
-        self._next_slot = 1
+        self.next_slot = 1
+        """Above all slots that were given."""
         self._rules: dict[Rules, Rules] = {}
         self.instances: dict[str, Instance] = {}
         self.sessions: dict[int, Session] = {}
@@ -47,8 +48,8 @@ class Roster:
 
     def make(self, instance: Instance, client_id: str, slot: int = 0) -> Session:
         """Make a session; `slot`: that of the last checkpoint, 0: a new one."""
-        session = Session(slot or self._next_slot, instance, client_id, instance.rules)
-        self._next_slot = max(self._next_slot, session.slot + 1)
+        session = Session(slot or self.next_slot, instance, client_id, instance.rules)
+        self.next_slot = max(self.next_slot, session.slot + 1)
         self.sessions[session.slot] = session
         instance.sessions[client_id] = session
         if not slot:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from services.common.topics import SHARE_PREFIX
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rules:
@@ -26,8 +28,10 @@ class Rules:
     session_expiry_ms: int = 0
     """Milliseconds that a session outlives its last connection; 0: for ever."""
 
-    def keeps(self, qos: int) -> bool:
-        """Say whether messages of a subscription are kept for a client that is away."""
+    def keeps(self, topic_filter: str, qos: int) -> bool:
+        """Say whether messages of a subscription are kept for a client that is away; of a shared one they are not."""
+        if topic_filter.startswith(SHARE_PREFIX):
+            return False
         return qos == 1 or (qos == 2 and self.keeps_qos2)  # noqa: PLR2004 - the QoS
 
 

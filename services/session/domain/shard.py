@@ -185,7 +185,7 @@ class Shard:
             subscriptions = dict(session.subscriptions or {})
             for topic_filter, qos in added:
                 before = subscriptions.get(topic_filter)
-                kept_before = before is not None and session.rules.keeps(qos_of(before))
+                kept_before = before is not None and session.rules.keeps(topic_filter, qos_of(before))
                 since_ms = since_ms_of(before) if before is not None and kept_before else now_ms
                 subscriptions[topic_filter] = pack_subscription(qos, since_ms)
             for topic_filter in removed:
@@ -241,10 +241,10 @@ class Shard:
         instance_id = session.instance.instance_id
         keeps = session.rules.keeps
         for topic_filter in session.subscriptions or ():
-            if topic_filter not in subscriptions or not keeps(qos_of(subscriptions[topic_filter])):
+            if topic_filter not in subscriptions or not keeps(topic_filter, qos_of(subscriptions[topic_filter])):
                 self.interests.remove(instance_id, topic_filter, session)
         for topic_filter, subscription in subscriptions.items():
-            if keeps(qos_of(subscription)):
+            if keeps(topic_filter, qos_of(subscription)):
                 self.interests.add(instance_id, topic_filter, session, subscription)
         session.subscriptions = subscriptions or None
 

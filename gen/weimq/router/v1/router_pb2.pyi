@@ -963,7 +963,8 @@ class DeliveryBatch(_message.Message):
     def log_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """For each message, its sequence in that stream. Those of one stream rise, except that a message which JetStream failed
         while it stored those behind it comes in its turn with a later sequence; in logs of ordered topics and streams of kept
-        messages that does not happen.
+        messages that does not happen. 0: the log can't store the message (it is too large). Who is connected gets it from an
+        edge; for the others it is lost, which the shard announces.
         """
 
     @_builtins.property

@@ -120,6 +120,15 @@ def test_what_is_kept_by_qos(rules: Rules, subscribed: int, published: int, expe
     assert desk.received() == ([] if expected is None else [(1, expected)])
 
 
+def test_a_shared_subscription_is_remembered_and_no_target_of_the_shard() -> None:
+    desk = Desk()
+    desk.attach("1")
+    desk.subscribe("1", 1, "$share/group/a/#")
+    assert desk.shard.interests.take_changes() == ([], [])
+    desk.detach("1")
+    assert list(desk.attach("2").subscriptions) == ["$share/group/a/#"]
+
+
 def test_a_client_with_overlapping_subscriptions_gets_a_message_once_at_the_highest_qos() -> None:
     desk = Desk()
     desk.attach("1", STANDARD)
