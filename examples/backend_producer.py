@@ -25,8 +25,11 @@ async def publish(js: JetStreamContext, subject: str, payload: bytes, headers: d
 
 async def main() -> None:
     """Publish once, surely."""
+    try:
+        subtopic, payload = sys.argv[1:]
+    except ValueError:
+        sys.exit(__doc__)
     made = json.load(sys.stdin)
-    subtopic, payload = sys.argv[1:]
     client = await nats.connect(made["nats_url"])
     headers = {
         "mqttSecondTopic": subtopic,

@@ -129,7 +129,7 @@ class TokenApi:
                 expire_time_ms=asked.expire_time_ms,
             )
         except InvalidFieldError as error:
-            return Code.BAD_PARAMETER, str(error), None
+            return Code.BAD_PARAMETER, str(error).replace("expire_time_ms", "expireTime"), None
         except DomainError as error:
             return Code.NOT_ISSUED, str(error), None
         return Code.OK, "ok", text

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from google.protobuf.message import Message
 
-from services.cli.options import DEFAULT_DATA, AccountOption, AuthOption, DataOption, InstanceOption, JsonOption
-from services.cli.output import print_created, print_deleted, print_json, print_list, print_one, print_record, record
+from services.cli import kinds
+from services.cli.options import (
+    DEFAULT_DATA,
+    AccountOption,
+    AuthOption,
+    DataOption,
+    InstanceOption,
+    JsonOption,
+    example,
+)
+from services.cli.output import print_created, print_json, print_record, record
 from services.cli.rpc import Target, instance_or_bootstrap
 from weimq.auth.v1 import resource_pb2 as pb
 from weimq.auth.v1.resource_pb2_grpc import ResourceServiceStub
@@ -44,9 +51,11 @@ FiltersOption = Annotated[
 ]
 
 
-@accesskey_app.command("create")
+@accesskey_app.command(
+    "create", epilog=example("accesskey create AKreader --permission subscribe --topic-filter 'demo/#'")
+)
 def create_access_key(
-    access_key: Annotated[str, typer.Argument(metavar="[ID]", show_default="a random one")] = "",
+    access_key: Annotated[str, typer.Argument(metavar="ID", show_default="a random one")] = "",
     permission: PermissionOption = Permission.ALL,
     topic_filters: FiltersOption = None,
     account: AccountOption = "default",
@@ -68,7 +77,7 @@ def create_access_key(
     print_created("AccessKey", answer.access_key.access_key_id, values, as_json=as_json)
 
 
-@accesskey_app.command("set")
+@accesskey_app.command("set", epilog=example("accesskey set AKreader --permission all"))
 def set_access_key(
     access_key: Annotated[str, typer.Argument(metavar="ID")],
     permission: PermissionOption = Permission.ALL,
@@ -89,43 +98,16 @@ def set_access_key(
     (print_json if as_json else print_record)(record(answer.access_key))
 
 
-def _access_keys(target: Target, instance: str) -> Sequence[Message]:
-    request = pb.ListAccessKeysRequest(instance_id=instance)
-    found: Sequence[Message] = target.request(ResourceServiceStub, "ListAccessKeys", request).access_keys
-    return found
-
-
-@accesskey_app.command("list")
-def list_access_keys(
-    instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, auth: AuthOption = "", as_json: JsonOption = False
-) -> None:
-    """List the AccessKeys of an instance, without secrets."""
-    found = _access_keys(Target("auth", auth, data), instance_or_bootstrap(instance, data))
-    print_list(found, as_json=as_json, nothing="There are no AccessKeys.")
-
-
-@accesskey_app.command("show")
-def show_access_key(
-    access_key: Annotated[str, typer.Argument(metavar="ID")],
-    instance: InstanceOption = "",
-    data: DataOption = DEFAULT_DATA,
-    auth: AuthOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Show an AccessKey, without its secret."""
-    found = _access_keys(Target("auth", auth, data), instance_or_bootstrap(instance, data))
-    print_one(found, "access_key_id", access_key, as_json=as_json, kind="AccessKey")
-
-
-@accesskey_app.command("delete")
-def delete_access_key(
-    access_key: Annotated[str, typer.Argument(metavar="ID")],
-    instance: InstanceOption = "",
-    data: DataOption = DEFAULT_DATA,
-    auth: AuthOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Delete an AccessKey; what it signed is refused from now on."""
-    request = pb.DeleteAccessKeyRequest(instance_id=instance_or_bootstrap(instance, data), access_key_id=access_key)
-    Target("auth", auth, data).request(ResourceServiceStub, "DeleteAccessKey", request)
-    print_deleted("AccessKey", access_key, as_json=as_json)
+kinds.add_commands(
+    accesskey_app,
+    kinds.Kind(
+        name="AccessKey",
+        plural="AccessKeys",
+        key="access_key_id",
+        list_request=pb.ListAccessKeysRequest,
+        items="access_keys",
+        delete_request=pb.DeleteAccessKeyRequest,
+        deletion="Delete an AccessKey; what it signed is refused from now on.",
+        sample="AKreader",
+    ),
+)

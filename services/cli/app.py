@@ -9,6 +9,7 @@ import typer
 
 from services import compiled
 from services.cli import access_keys, backends, clients, devices, instances, resources, sessions, tokens, up
+from services.cli.options import example
 
 app = typer.Typer(
     name="weimq",
@@ -34,13 +35,13 @@ def _options(
     pass
 
 
-app.command()(up.up)
-app.command()(up.init)
-app.command()(clients.credentials)
-app.command()(clients.sign)
-app.command()(clients.status)
-app.command()(clients.clients)
-app.command()(clients.kick)
+app.command(epilog=example("up --edges 2 --default-instance mqtt-demo"))(up.up)
+app.command(epilog=example("init --data weimq-data"))(up.init)
+app.command(epilog=example("credentials --json"))(clients.credentials)
+app.command(epilog=example("sign GID_demo@@@device1"))(clients.sign)
+app.command(epilog=example("status GID_demo@@@device1"))(clients.status)
+app.command(epilog=example("clients GID_demo --watch"))(clients.clients)
+app.command(epilog=example("kick GID_demo@@@device1"))(clients.kick)
 for group in (
     backends.backend_app,
     instances.instance_app,

@@ -21,13 +21,14 @@ from nats.aio.client import Client
 
 from services.cli import nats_config, nats_storage
 from services.cli.errors import WRONG_USE, CliError
-from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption
+from services.cli.kinds import check_instance
+from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption, example
 from services.cli.output import Record, print_json, print_record, print_table
 from services.cli.rpc import TIMEOUT_S, Target, instance_or_bootstrap
 from services.cli.secrets import Backend, DataDir, write_private
 from services.common import logging as json_logging
 from weimq.auth.v1 import resource_pb2 as pb
-from weimq.auth.v1 import resource_pb2_grpc
+from weimq.auth.v1.resource_pb2_grpc import ResourceServiceStub
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,13 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="3 to 64 lette
 _NAME = re.compile(r"[A-Za-z0-9_-]{3,64}")
 
 
-@backend_app.command("create")
+@backend_app.command("create", epilog=example("backend create billing"))
 def create_backend(
-    name: NameArgument, instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, as_json: JsonOption = False
+    name: NameArgument,
+    instance: InstanceOption = "",
+    data: DataOption = DEFAULT_DATA,
+    auth: AuthOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Create a user that publishes to and consumes from one instance."""
     directory = DataDir(data)
@@ -53,7 +58,10 @@ def create_backend(
         raise CliError(f"{name} is no name: 3 to 64 letters, digits, `-` and `_`.", status=WRONG_USE)
     backends = directory.read_backends()
     if any((backend.instance, backend.name) == (instance, name) for backend in backends):
-        raise CliError(f"Backend {name} of instance {instance} exists already.")
+        raise CliError(
+            f"Backend {name} of instance {instance} exists already.", f"`weimq backend show {name}` tells its URL."
+        )
+    check_instance(Target("auth", auth, data), instance)
     made = Backend(instance=instance, name=name, user=f"{instance}.{name}", password=secrets.token_hex(24))
     directory.write_backends([*backends[1:], made])
     if not asyncio.run(_is_let_in(nats_config.backend_url(directory, made))):
@@ -63,7 +71,7 @@ def create_backend(
     (print_json if as_json else print_record)(_record(directory, made))
 
 
-@backend_app.command("list")
+@backend_app.command("list", epilog=example("backend list"))
 def list_backends(data: DataOption = DEFAULT_DATA, as_json: JsonOption = False) -> None:
     """List the users of all instances, without passwords."""
     records: list[Record] = [
@@ -76,7 +84,7 @@ def list_backends(data: DataOption = DEFAULT_DATA, as_json: JsonOption = False) 
         print_table(records, nothing="There are no backends.")
 
 
-@backend_app.command("show")
+@backend_app.command("show", epilog=example("backend show billing"))
 def show_backend(
     name: NameArgument, instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, as_json: JsonOption = False
 ) -> None:
@@ -86,7 +94,7 @@ def show_backend(
     (print_json if as_json else print_record)(_record(directory, found))
 
 
-@backend_app.command("delete")
+@backend_app.command("delete", epilog=example("backend delete billing"))
 def delete_backend(
     name: NameArgument, instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, as_json: JsonOption = False
 ) -> None:
@@ -103,10 +111,11 @@ def delete_backend(
         typer.echo(f"Backend {name} deleted")
 
 
-@backend_app.command("follow")
+@backend_app.command("follow", epilog=example("backend follow"))
 def follow(data: DataOption = DEFAULT_DATA, auth: AuthOption = "") -> None:
     """Keep NATS's accounts up to date with backends and topics; `weimq up` runs it."""
     json_logging.configure("backends", "INFO")
+    logger.info("service starting")  # so that `weimq up` does not wait for what it may say about settings
     signal.signal(signal.SIGTERM, lambda *_: _stop())
     with contextlib.suppress(KeyboardInterrupt):
         _follow(DataDir(data), auth)
@@ -166,7 +175,7 @@ class _Follower:
 
 
 async def _topics(channel: aio.Channel, instances: set[str]) -> dict[str, list[str]]:
-    stub = resource_pb2_grpc.ResourceServiceStub(channel)
+    stub = ResourceServiceStub(channel)
     existing = await stub.ListInstances(pb.ListInstancesRequest(), timeout=TIMEOUT_S)
     found: dict[str, list[str]] = {}
     for instance_id in sorted(instances & {instance.instance_id for instance in existing.instances}):

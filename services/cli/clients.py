@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +10,11 @@ from typing import Annotated
 import typer
 from grpc import aio
 
-from services.cli import nats_config
+from services.cli import mosquitto, nats_config
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.options import DEFAULT_DATA, DataOption, InstanceOption, JsonOption, StatusOption
 from services.cli.output import print_json, print_record, print_table, record
-from services.cli.ports import LOOPBACK, split_address
 from services.cli.rpc import TIMEOUT_S, Target, instance_or_bootstrap
-from services.cli.run_file import read_running
 from services.cli.secrets import DataDir
 from services.common import signature
 from weimq.status.v1 import status_pb2, status_pb2_grpc
@@ -76,18 +73,9 @@ def sign(
         print_json(values)
         return
     print_record(values)
-    run = read_running(directory)
-    host, port = split_address(run.endpoints["mqtt"] if run else f"{LOOPBACK}:1883")
     topic = directory.read_bootstrap().topic if directory.is_initialized else "demo"
-    login = ["-h", _reachable(host), "-p", str(port), "-i", client_id]
-    login += ["-u", values["username"], "-P", values["password"]]
-    subscribe = ["mosquitto_sub", *login, "-q", "1", "-t", f"{topic}/#", "-v"]
-    publish = ["mosquitto_pub", *login, "-q", "1", "-t", f"{topic}/hello", "-m", "hello"]
-    typer.echo(f"\n{shlex.join(subscribe)}\n{shlex.join(publish)}")
-
-
-def _reachable(host: str) -> str:
-    return LOOPBACK if host in {"0.0.0.0", "::"} else host
+    tries = mosquitto.lines(data, **values, subscribe=f"{topic}/#", publish=f"{topic}/hello")
+    typer.echo("\n" + "\n".join(tries))
 
 
 def status(

@@ -54,7 +54,8 @@ def read(path: Path) -> Environments:
     faults: list[str] = []
     for table, settings in tables.items():
         if table not in TABLES:
-            faults.append(f"[{table}] is not a service: the tables are {', '.join(f'[{name}]' for name in TABLES)}.")
+            what = f"[{table}] is not a service" if isinstance(settings, dict) else f"{table} is in no table"
+            faults.append(f"{what}: the tables are {', '.join(f'[{name}]' for name in TABLES)}.")
         elif not isinstance(settings, dict):
             faults.append(f"{table} must be a table: [{table}].")
         else:

@@ -125,7 +125,7 @@ _LABELS = {
     "ws": ("MQTT over WebSocket", "ws://{}/mqtt"),
     "wss": ("MQTT over WSS", "wss://{}/mqtt"),
     "status_http": ("online query (HTTP)", "http://{}/route/clientId/get"),
-    "auth_http": ("auth (HTTP)", "http://{}/healthz"),
+    "auth_http": ("tokens (HTTP)", "http://{}/docs"),
     "auth": ("auth (gRPC)", "{}"),
     "session": ("session (gRPC)", "{}"),
     "router": ("router (gRPC)", "{}"),

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from services.cli import device_import
+from services.cli import device_import, mosquitto
 from services.cli.errors import CliError
-from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption
+from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption, example
 from services.cli.output import Record, print_deleted, print_json, print_record, print_table, record
 from services.cli.rpc import Target, instance_or_bootstrap
 from services.common.signature import sign
@@ -22,18 +22,37 @@ device_app = typer.Typer(
 
 PAGE = 1_000
 
+_CURES: dict[int, str] = {
+    pb.REGISTER_OUTCOME_EXISTS: "`weimq device refresh` gives it another.",
+    pb.REGISTER_OUTCOME_CLIENT_ID_REJECTED: "It must be <Group ID>@@@<device id>, of 64 characters at most.",
+    pb.REGISTER_OUTCOME_GROUP_NOT_FOUND: "`weimq group create` makes it.",
+}
+
 ClientArgument = Annotated[str, typer.Argument(metavar="CLIENT_ID", help="Such as GID_demo@@@device1.")]
 
 
-def _with_login(credential: pb.DeviceCredential, secret: str) -> Record:
-    return record(credential) | {
+def _print_login(credential: pb.DeviceCredential, secret: str, data: Path, *, as_json: bool) -> None:
+    values = {
+        **record(credential),
         "secret": secret,
         "username": device_import.user_name(credential),
         "password": sign(secret, credential.client_id),
     }
+    if as_json:
+        print_json(values)
+        return
+    print_record(values)
+    tries = mosquitto.lines(
+        data,
+        client_id=credential.client_id,
+        username=str(values["username"]),
+        password=str(values["password"]),
+        subscribe="demo/#",
+    )
+    typer.echo("\n" + "\n".join(tries))
 
 
-@device_app.command("register")
+@device_app.command("register", epilog=example("device register GID_demo@@@device9"))
 def register(
     client_id: ClientArgument,
     instance: InstanceOption = "",
@@ -48,13 +67,12 @@ def register(
     answer = Target("auth", auth, data).request(DeviceServiceStub, "RegisterDeviceCredentials", request)
     (registration,) = answer.registrations
     if registration.outcome != pb.REGISTER_OUTCOME_REGISTERED:
-        cure = "`weimq device refresh` gives it another." if registration.outcome == pb.REGISTER_OUTCOME_EXISTS else ""
-        raise CliError(f"{client_id}: {device_import.OUTCOMES[registration.outcome]}.", cure)
-    values = _with_login(registration.device_credential, registration.secret)
-    (print_json if as_json else print_record)(values)
+        cause = device_import.OUTCOMES[registration.outcome]
+        raise CliError(f"{client_id}: {cause}.", _CURES.get(registration.outcome, ""))
+    _print_login(registration.device_credential, registration.secret, data, as_json=as_json)
 
 
-@device_app.command("refresh")
+@device_app.command("refresh", epilog=example("device refresh GID_demo@@@device9"))
 def refresh(
     client_id: ClientArgument,
     instance: InstanceOption = "",
@@ -65,10 +83,10 @@ def refresh(
     """Give a device another id and secret; the old ones are worth nothing from now on."""
     request = pb.RefreshDeviceCredentialRequest(instance_id=instance_or_bootstrap(instance, data), client_id=client_id)
     answer = Target("auth", auth, data).request(DeviceServiceStub, "RefreshDeviceCredential", request)
-    (print_json if as_json else print_record)(_with_login(answer.device_credential, answer.secret))
+    _print_login(answer.device_credential, answer.secret, data, as_json=as_json)
 
 
-@device_app.command("revoke")
+@device_app.command("revoke", epilog=example("device revoke GID_demo@@@device9"))
 def revoke(
     client_id: ClientArgument,
     instance: InstanceOption = "",
@@ -82,7 +100,7 @@ def revoke(
     print_deleted("Device credential of", client_id, as_json=as_json)
 
 
-@device_app.command("show")
+@device_app.command("show", epilog=example("device show GID_demo@@@device9"))
 def show(
     client_id: ClientArgument,
     instance: InstanceOption = "",
@@ -96,7 +114,7 @@ def show(
     (print_json if as_json else print_record)(record(answer.device_credential))
 
 
-@device_app.command("list")
+@device_app.command("list", epilog=example("device list --group GID_demo"))
 def list_devices(
     group: Annotated[str, typer.Option(metavar="GROUP_ID", show_default="all", help="Group of the devices.")] = "",
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="Most credentials shown.")] = 100,
@@ -124,7 +142,7 @@ def list_devices(
         typer.echo(f"There are more; the instance has {answer.total_size}. `--limit N` shows them.")
 
 
-@device_app.command("import")
+@device_app.command("import", epilog=example("device import devices.csv --output credentials.csv"))
 def import_devices(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.csv", help="Client ids in the first column, or in the one named client_id.")

@@ -11,7 +11,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from services.cli.errors import WRONG_USE, CliError
-from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, JsonOption
+from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, JsonOption, example
 from services.cli.output import print_created, print_deleted, print_json, print_list, print_one, print_record, record
 from services.cli.rpc import Target
 from weimq.auth.v1 import auth_pb2
@@ -28,7 +28,7 @@ class Profile(enum.StrEnum):
     STANDARD = "standard"
 
 
-@instance_app.command("create")
+@instance_app.command("create", epilog=example("instance create plain --profile standard --anonymous"))
 def create_instance(
     instance: Annotated[str, typer.Argument(metavar="ID")],
     profile: Annotated[Profile, typer.Option(help="Rules that apply.")] = Profile.LMQ,
@@ -56,7 +56,7 @@ def _instances(target: Target) -> Sequence[Message]:
     return found
 
 
-@instance_app.command("list")
+@instance_app.command("list", epilog=example("instance list"))
 def list_instances(data: DataOption = DEFAULT_DATA, auth: AuthOption = "", as_json: JsonOption = False) -> None:
     """List the instances; `weimq instance show` tells the limits of one."""
     print_list(
@@ -67,7 +67,7 @@ def list_instances(data: DataOption = DEFAULT_DATA, auth: AuthOption = "", as_js
     )
 
 
-@instance_app.command("show")
+@instance_app.command("show", epilog=example("instance show mqtt-demo"))
 def show_instance(
     instance: Annotated[str, typer.Argument(metavar="ID")],
     data: DataOption = DEFAULT_DATA,
@@ -82,7 +82,7 @@ def _limit(text: str) -> Any:  # noqa: ANN401 - an option of typer
     return typer.Option(metavar="N", show_default="as it is", help=text)
 
 
-@instance_app.command("set")
+@instance_app.command("set", epilog=example("instance set mqtt-demo --max-subscriptions 50 --takeover"))
 def set_instance(
     instance: Annotated[str, typer.Argument(metavar="ID")],
     anonymous: Annotated[
@@ -153,7 +153,7 @@ def set_instance(
     (print_json if as_json else print_record)(record(answer.instance))
 
 
-@instance_app.command("delete")
+@instance_app.command("delete", epilog=example("instance delete plain --force"))
 def delete_instance(
     instance: Annotated[str, typer.Argument(metavar="ID")],
     force: Annotated[bool, typer.Option("--force", help="Delete what it owns too, messages included.")] = False,

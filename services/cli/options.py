@@ -35,10 +35,15 @@ StatusOption = Annotated[
 ]
 InstanceOption = Annotated[
     str,
-    typer.Option("--instance", metavar="ID", show_default="the bootstrap instance", help="Instance it belongs to."),
+    typer.Option("--instance", metavar="ID", show_default="that of the first start", help="Instance it belongs to."),
 ]
 AccountOption = Annotated[str, typer.Option("--account", metavar="ID", help="Account that owns it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def example(command: str) -> str:
+    """Return the last lines of a command's help: how it is called, such as `topic create sensors`."""
+    return f"Example: weimq {command}"
 
 
 def data_options(data: Path) -> list[str]:

@@ -106,15 +106,21 @@ def _label(name: str) -> str:
 def _shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return _shown_number(name, value)
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "-"
-    if name.endswith("_time_ms") and isinstance(value, int):
-        return datetime.fromtimestamp(value / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    if name.endswith("_ms") and isinstance(value, int):
-        return duration(value // 1_000) if value % 1_000 == 0 else f"{value}ms"
-    if name.endswith("_s") and isinstance(value, int):
-        return duration(value)
     return str(value)
+
+
+def _shown_number(name: str, value: int) -> str:
+    if name.startswith("max_") and value == 0:
+        return "no limit"
+    if name.endswith("_time_ms"):
+        return datetime.fromtimestamp(value / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if name.endswith("_ms"):
+        return duration(value // 1_000) if value % 1_000 == 0 else f"{value}ms"
+    return duration(value) if name.endswith("_s") else str(value)
 
 
 def duration(seconds: int) -> str:

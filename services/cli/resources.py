@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from google.protobuf.message import Message
 
+from services.cli import kinds
 from services.cli.options import (
     DEFAULT_DATA,
     AccountOption,
@@ -15,9 +14,10 @@ from services.cli.options import (
     DataOption,
     InstanceOption,
     JsonOption,
+    example,
     parse_duration,
 )
-from services.cli.output import print_created, print_deleted, print_list, print_one, record
+from services.cli.output import print_created, record
 from services.cli.rpc import Target, instance_or_bootstrap
 from weimq.auth.v1 import resource_pb2 as pb
 from weimq.auth.v1.resource_pb2_grpc import ResourceServiceStub
@@ -29,7 +29,7 @@ topic_app = typer.Typer(name="topic", help="Parent topics: first levels of topic
 # --- groups
 
 
-@group_app.command("create")
+@group_app.command("create", epilog=example("group create GID_sensors"))
 def create_group(
     group: Annotated[str, typer.Argument(metavar="GROUP_ID")],
     account: AccountOption = "default",
@@ -44,53 +44,25 @@ def create_group(
     print_created("Group", group, record(answer.group), as_json=as_json)
 
 
-def _groups(target: Target, instance: str) -> Sequence[Message]:
-    found: Sequence[Message] = target.request(
-        ResourceServiceStub, "ListGroups", pb.ListGroupsRequest(instance_id=instance)
-    ).groups
-    return found
-
-
-@group_app.command("list")
-def list_groups(
-    instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, auth: AuthOption = "", as_json: JsonOption = False
-) -> None:
-    """List the groups of an instance."""
-    found = _groups(Target("auth", auth, data), instance_or_bootstrap(instance, data))
-    print_list(found, as_json=as_json, nothing="There are no groups.")
-
-
-@group_app.command("show")
-def show_group(
-    group: Annotated[str, typer.Argument(metavar="GROUP_ID")],
-    instance: InstanceOption = "",
-    data: DataOption = DEFAULT_DATA,
-    auth: AuthOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Show a group."""
-    found = _groups(Target("auth", auth, data), instance_or_bootstrap(instance, data))
-    print_one(found, "group_id", group, as_json=as_json, kind="Group")
-
-
-@group_app.command("delete")
-def delete_group(
-    group: Annotated[str, typer.Argument(metavar="GROUP_ID")],
-    instance: InstanceOption = "",
-    data: DataOption = DEFAULT_DATA,
-    auth: AuthOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Delete a group; its devices can't connect any more."""
-    request = pb.DeleteGroupRequest(instance_id=instance_or_bootstrap(instance, data), group_id=group)
-    Target("auth", auth, data).request(ResourceServiceStub, "DeleteGroup", request)
-    print_deleted("Group", group, as_json=as_json)
+kinds.add_commands(
+    group_app,
+    kinds.Kind(
+        name="Group",
+        plural="groups",
+        key="group_id",
+        list_request=pb.ListGroupsRequest,
+        items="groups",
+        delete_request=pb.DeleteGroupRequest,
+        deletion="Delete a group; its devices can't connect any more.",
+        sample="GID_sensors",
+    ),
+)
 
 
 # --- parent topics
 
 
-@topic_app.command("create")
+@topic_app.command("create", epilog=example("topic create sensors --retention 12h"))
 def create_topic(
     topic: Annotated[str, typer.Argument(metavar="TOPIC")],
     no_log: Annotated[
@@ -119,44 +91,16 @@ def create_topic(
     print_created("Topic", topic, record(answer.topic), as_json=as_json)
 
 
-def _topics(target: Target, instance: str) -> Sequence[Message]:
-    found: Sequence[Message] = target.request(
-        ResourceServiceStub, "ListTopics", pb.ListTopicsRequest(instance_id=instance)
-    ).topics
-    return found
-
-
-@topic_app.command("list")
-def list_topics(
-    instance: InstanceOption = "", data: DataOption = DEFAULT_DATA, auth: AuthOption = "", as_json: JsonOption = False
-) -> None:
-    """List the parent topics of an instance."""
-    found = _topics(Target("auth", auth, data), instance_or_bootstrap(instance, data))
-    print_list(found, as_json=as_json, nothing="There are no topics.")
-
-
-@topic_app.command("show")
-def show_topic(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC")],
-    instance: InstanceOption = "",
-    data: DataOption = DEFAULT_DATA,
-    auth: AuthOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Show a parent topic."""
-    found = _topics(Target("auth", auth, data), instance_or_bootstrap(instance, data))
-    print_one(found, "topic", topic, as_json=as_json, kind="Topic")
-
-
-@topic_app.command("delete")
-def delete_topic(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC")],
-    instance: InstanceOption = "",
-    data: DataOption = DEFAULT_DATA,
-    auth: AuthOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Delete a parent topic and every message in its log."""
-    request = pb.DeleteTopicRequest(instance_id=instance_or_bootstrap(instance, data), topic=topic)
-    Target("auth", auth, data).request(ResourceServiceStub, "DeleteTopic", request)
-    print_deleted("Topic", topic, as_json=as_json)
+kinds.add_commands(
+    topic_app,
+    kinds.Kind(
+        name="Topic",
+        plural="topics",
+        key="topic",
+        list_request=pb.ListTopicsRequest,
+        items="topics",
+        delete_request=pb.DeleteTopicRequest,
+        deletion="Delete a parent topic and every message in its log.",
+        sample="sensors",
+    ),
+)

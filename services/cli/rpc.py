@@ -14,8 +14,9 @@ from grpc import StatusCode, aio
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.ports import split_address
 from services.cli.run_file import read_running
-from services.cli.secrets import DataDir
+from services.cli.secrets import Bootstrap, DataDir
 from services.common import grpc_errors
+from services.common.errors import AlreadyExistsError, DomainError, InUseError, InvalidFieldError, NotFoundError
 from services.common.grpc_client import channel
 from services.common.settings import SHARED_PREFIX, Secret
 
@@ -107,8 +108,31 @@ class Target:
         if code == StatusCode.DEADLINE_EXCEEDED:
             return CliError(f"{where} did not answer within {TIMEOUT_S:g} s.", "Look into its log.")
         if domain_error is not None:
-            return CliError(_sentence(str(domain_error)))
+            return _told(domain_error)
         return CliError(f"{where} failed: {code.name}: {error.details()}.", "Look into its log.")
+
+
+_LISTED_BY = {kind: f"{kind} list" for kind in ("instance", "accesskey", "group", "topic", "device", "session")}
+_LISTED_BY["client"] = "clients"
+"""Kind of the resource `kind/name` in an error -> the command that lists those there are."""
+
+
+def _told(error: DomainError) -> CliError:
+    """Return what a service refused, with what to do about it."""
+    cause = str(error)
+    kind, _, name = error.metadata.get("resource", "").partition("/")
+    match error:
+        case InvalidFieldError():
+            message, _, _ = error.metadata.get("field", "").rpartition(".")
+            return CliError(_sentence(cause.removeprefix(f"{message}.")), status=WRONG_USE)
+        case NotFoundError() if kind in _LISTED_BY:
+            return CliError(_sentence(cause), f"`weimq {_LISTED_BY[kind]}` lists what there is.")
+        case AlreadyExistsError() if kind in _LISTED_BY:
+            return CliError(_sentence(cause), f"See it with `weimq {kind} show {name}`, or choose another name.")
+        case InUseError():
+            return CliError(_sentence(cause), "Add --force to delete them with it.")
+        case _:
+            return CliError(_sentence(cause))
 
 
 def _sentence(text: str) -> str:
@@ -129,21 +153,12 @@ def _token_of_environment(service: str) -> Secret:
 
 
 def instance_or_bootstrap(instance: str, data: Path) -> str:
-    """Return the instance given by the user, else the bootstrap instance of the data directory.
+    """Return the instance given by the user, else the one of the first start of the data directory.
 
     Raises:
         CliError: neither is there.
     """
-    if instance:
-        return instance
-    directory = DataDir(data)
-    if not directory.is_initialized:
-        raise CliError(
-            "Which instance? There is no data directory to take the bootstrap instance from.",
-            "Add --instance ID.",
-            status=WRONG_USE,
-        )
-    return directory.read_bootstrap().instance
+    return instance or _bootstrap(data, "instance", "--instance ID").instance
 
 
 def access_key_or_bootstrap(access_key: str, data: Path) -> str:
@@ -152,13 +167,15 @@ def access_key_or_bootstrap(access_key: str, data: Path) -> str:
     Raises:
         CliError: neither is there.
     """
-    if access_key:
-        return access_key
+    return access_key or _bootstrap(data, "AccessKey", "--access-key ID").access_key
+
+
+def _bootstrap(data: Path, what: str, option: str) -> Bootstrap:
     directory = DataDir(data)
     if not directory.is_initialized:
         raise CliError(
-            "Which AccessKey? There is no data directory to take the first one from.",
-            "Add --access-key ID.",
+            f"Which {what}? {directory.path} is not the data directory of a mesh, which would tell.",
+            f"Start one with `weimq up`, name its directory with --data DIR, or add {option}.",
             status=WRONG_USE,
         )
-    return directory.read_bootstrap().access_key
+    return directory.read_bootstrap()

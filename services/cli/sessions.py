@@ -9,7 +9,7 @@ from grpc import aio
 
 from services.cli.clients import ClientArgument
 from services.cli.errors import CliError
-from services.cli.options import DEFAULT_DATA, DataOption, InstanceOption, JsonOption, StatusOption
+from services.cli.options import DEFAULT_DATA, DataOption, InstanceOption, JsonOption, StatusOption, example
 from services.cli.output import print_json, print_record, print_table, record
 from services.cli.rpc import TIMEOUT_S, Target, instance_or_bootstrap
 from weimq.status.v1 import status_pb2, status_pb2_grpc
@@ -20,7 +20,7 @@ PAGE = 1_000
 session_app = typer.Typer(name="session", help="Persistent sessions and kept messages.", no_args_is_help=True)
 
 
-@session_app.command("list")
+@session_app.command("list", epilog=example("session list --prefix GID_demo"))
 def list_sessions(
     prefix: Annotated[
         str, typer.Option(metavar="TEXT", help="Only clients whose id begins with this, such as a group.")
@@ -51,7 +51,7 @@ def list_sessions(
         print_table([record(session) for session in sessions], nothing="There are no sessions.")
 
 
-@session_app.command("show")
+@session_app.command("show", epilog=example("session show GID_demo@@@device1"))
 def show_session(
     client_id: ClientArgument,
     instance: InstanceOption = "",
@@ -76,7 +76,7 @@ def show_session(
     (print_json if as_json else print_record)(values)
 
 
-@session_app.command("delete")
+@session_app.command("delete", epilog=example("session delete GID_demo@@@device1"))
 def delete_session(
     client_id: ClientArgument,
     instance: InstanceOption = "",

@@ -10,8 +10,17 @@ from typing import Annotated
 
 import typer
 
+from services.cli import mosquitto
 from services.cli.errors import WRONG_USE, CliError
-from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption, parse_duration
+from services.cli.options import (
+    DEFAULT_DATA,
+    AuthOption,
+    DataOption,
+    InstanceOption,
+    JsonOption,
+    example,
+    parse_duration,
+)
 from services.cli.output import print_json, print_record, print_table, record
 from services.cli.rpc import Target, access_key_or_bootstrap, instance_or_bootstrap
 from weimq.auth.v1 import auth_pb2
@@ -22,6 +31,8 @@ token_app = typer.Typer(
     name="token", help="Tokens: what devices connect with that hold no secret.", no_args_is_help=True
 )
 
+MIN_LIFETIME_S = 60
+"""What a token must have left when auth gets the request."""
 BATCH = 1_000
 """Tokens that auth revokes in one call."""
 
@@ -48,10 +59,10 @@ FileOption = Annotated[
 ]
 
 
-@token_app.command("apply")
+@token_app.command("apply", epilog=example("token apply 'demo/#' --actions R --lifetime 12h"))
 def apply(
     resources: Annotated[
-        list[str], typer.Argument(metavar="TOPIC...", help="Topics and filters, such as demo/# or demo/p2p/#.")
+        list[str], typer.Argument(metavar="TOPIC", help="Topics and filters, such as demo/# or demo/p2p/#.")
     ],
     actions: Annotated[Actions, typer.Option(help="R subscribe, W publish, RW both.")] = Actions.READ_WRITE,
     lifetime: Annotated[str, typer.Option(metavar="TIME", help="Such as 10m, 12h or 30d; 30d at most.")] = "1h",
@@ -65,6 +76,9 @@ def apply(
     as_json: JsonOption = False,
 ) -> None:
     """Print a new token, and the MQTT user name and password with it."""
+    seconds = parse_duration(lifetime, "--lifetime")
+    if seconds <= MIN_LIFETIME_S:
+        raise CliError(f"--lifetime: must be more than {MIN_LIFETIME_S} s, not {lifetime}.", status=WRONG_USE)
     instance_id = instance_or_bootstrap(instance, data)
     access_key_id = access_key_or_bootstrap(access_key, data)
     request = pb.ApplyTokenRequest(
@@ -72,19 +86,31 @@ def apply(
         access_key_id=access_key_id,
         actions=_TYPES[actions],
         resources=resources,
-        expire_time_ms=round((time.time() + parse_duration(lifetime, "--lifetime")) * 1_000),
+        expire_time_ms=round((time.time() + seconds) * 1_000),
     )
     answer = Target("auth", auth, data).request(TokenServiceStub, "ApplyToken", request)
     values = record(answer) | {
         "username": f"Token|{access_key_id}|{instance_id}",
         "password": f"{actions.value}|{answer.token}",
     }
-    (print_json if as_json else print_record)(values)
+    if as_json:
+        print_json(values)
+        return
+    print_record(values)
+    tries = mosquitto.lines(
+        data,
+        client_id="GID_demo@@@device1",
+        username=str(values["username"]),
+        password=str(values["password"]),
+        subscribe=resources[0] if actions is not Actions.WRITE else "",
+        publish=resources[0].replace("+", "hello").replace("#", "hello") if actions is not Actions.READ else "",
+    )
+    typer.echo("\nA client of any id with it, such as:\n" + "\n".join(tries))
 
 
-@token_app.command("revoke")
+@token_app.command("revoke", epilog=example("token revoke --file tokens.txt"))
 def revoke(
-    tokens: Annotated[list[str] | None, typer.Argument(metavar="TOKEN...")] = None,
+    tokens: Annotated[list[str] | None, typer.Argument(metavar="TOKEN")] = None,
     file: FileOption = None,
     data: DataOption = DEFAULT_DATA,
     auth: AuthOption = "",
@@ -109,7 +135,7 @@ def revoke(
         raise CliError(f"{counts['forged']} of {len(wanted)} are no tokens of this mesh.")
 
 
-@token_app.command("query")
+@token_app.command("query", epilog=example("token query --file token.txt"))
 def query(
     token: Annotated[str, typer.Argument(metavar="TOKEN", show_default="the one of --file")] = "",
     file: FileOption = None,
@@ -129,7 +155,7 @@ def query(
         print_record(values if answer.token_id else {"worth": values["worth"]})
 
 
-@token_app.command("rotate-key")
+@token_app.command("rotate-key", epilog=example("token rotate-key"))
 def rotate_key(data: DataOption = DEFAULT_DATA, auth: AuthOption = "", as_json: JsonOption = False) -> None:
     """Make a new key that seals tokens; those of older keys stay valid until they expire."""
     target = Target("auth", auth, data)

@@ -16,7 +16,7 @@ from services.cli import certificate, config_file, mesh, nats_config, run_file
 from services.cli.console import UpReport
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.options import DataOption, data_options
-from services.cli.ports import LOOPBACK, check_free, plan_ports, split_address
+from services.cli.ports import LOOPBACK, MAX_EDGES, check_free, plan_ports, split_address
 from services.cli.secrets import DataDir
 from services.cli.supervisor import Supervisor, WrongSettingsError
 
@@ -34,7 +34,10 @@ def up(
             help="First port: MQTT on N to N+3, HTTP on N+4 and N+5, gRPC on N+6 to N+9, NATS on N+10.",
         ),
     ] = None,
-    edges: Annotated[int, typer.Option(metavar="N", help="Edge processes; edge k listens 20*k ports higher.")] = 1,
+    edges: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=MAX_EDGES, help="Edge processes; edge k listens 20*k ports higher."),
+    ] = 1,
     routers: Annotated[
         int,
         typer.Option(metavar="N", min=1, max=mesh.MAX_REPLICAS, help="Routers; parent topics are spread over them."),

@@ -329,7 +329,10 @@ def _convert(hint: object, text: str, metadata: Mapping[str, Any]) -> object:
         tuple[str, ...]: lambda t: tuple(part.strip() for part in t.split(",") if part.strip()),
     }
     if hint in (int, float):
-        number = float(text) if hint is float else int(text)
+        try:
+            number = float(text) if hint is float else int(text)
+        except ValueError:
+            raise ValueError(f"must be a {'' if hint is float else 'whole '}number, not {text!r}") from None
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(f"must be a finite number, not {text}")
         low, high = metadata["minimum"], metadata["maximum"]

@@ -90,7 +90,7 @@ class KeptSessions:
         self._check()
         session = self._keeper.shard.roster.find(instance_id, client_id)
         if session is None or not (session.is_persistent or session.queue):
-            raise NotFoundError("there is no session", resource=f"session/{client_id}")
+            raise NotFoundError(f"there is no session of {client_id}", resource=f"session/{client_id}")
         return session
 
     def _check(self) -> None:

@@ -141,7 +141,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         _check_names(request.instance_id, request.client_id)
         count = self._hub.evict(request.instance_id, request.client_id)
         if count == 0:
-            raise NotFoundError("the client has no connection", resource=f"client/{request.client_id}")
+            raise NotFoundError(f"client {request.client_id} has no connection", resource=f"client/{request.client_id}")
         return session_pb2.CloseConnectionsResponse(connection_count=count)
 
     @override

@@ -179,7 +179,7 @@ def test_what_a_token_command_refuses(shell: Shell, instance: str, tmp_path: Pat
     assert shell.failure("token", "revoke", "--file", str(tmp_path / "none")).status == WRONG_USE
     assert "1 of 1 are no tokens" in shell.failure("token", "revoke", "forged").cause
     key = ("--access-key", "AKdemo", "--instance", instance)
-    assert "60 s ahead" in shell.failure("token", "apply", "demo", "--lifetime", "30s", *key).cause
+    assert "more than 60 s" in shell.failure("token", "apply", "demo", "--lifetime", "30s", *key).cause
     assert shell.failure("token", "apply", "demo", "--lifetime", "soon", *key).status == WRONG_USE
     nothing = ("--instance", instance, "--data", str(tmp_path / "none"))
     assert "Which AccessKey?" in shell.failure("token", "apply", "demo", *nothing).cause

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from services.cli.errors import CliError
 from services.cli.options import parse_duration
 from services.cli.run_file import Run, locked
 from services.cli.secrets import DataDir
-from services.common.errors import AlreadyExistsError, NotFoundError, NotServingError
+from services.common.errors import AlreadyExistsError, InvalidFieldError, NotFoundError, NotServingError
 from services.common.grpc_server import serving
 from services.common.readiness import Readiness
 from services.common.settings import Secret
@@ -55,6 +56,8 @@ class FakeResources(resource_pb2_grpc.ResourceServiceServicer):
     async def CreateTopic(
         self, request: resource_pb2.CreateTopicRequest, context: object
     ) -> resource_pb2.CreateTopicResponse:
+        if len(request.topic.topic) < 3:
+            raise InvalidFieldError("topic.topic must have 3 to 64 characters", field="topic.topic")
         if request.topic.topic in [topic.topic for topic in self.topics]:
             raise AlreadyExistsError("topic/demo exists already", resource="topic/demo")
         self.topics.append(request.topic)
@@ -273,6 +276,7 @@ def test_standard_instance_with_anonymous_clients(mesh: FakeMesh) -> None:
 
 
 def test_tables_for_people(mesh: FakeMesh) -> None:
+    mesh.resources.instances.append(resource_pb2.Instance(instance_id="mqtt-demo"))
     assert mesh.weimq("topic", "list") == "There are no topics.\n"
     mesh.weimq("topic", "create", "sensors")
     heading, row = mesh.weimq("topic", "list").splitlines()
@@ -288,8 +292,14 @@ def test_secret_of_a_new_access_key_is_printed(mesh: FakeMesh) -> None:
 def test_errors_of_services_are_sentences(mesh: FakeMesh) -> None:
     data = ["--data", str(mesh.data.path)]
     mesh.weimq("topic", "create", "demo")
-    assert failure("topic", "create", "demo", *data).cause == "topic/demo exists already."
-    assert failure("topic", "delete", "none", *data).cause == "there is no topic/none."
+    exists = failure("topic", "create", "demo", *data)
+    assert exists.cause == "topic/demo exists already."
+    assert "weimq topic show demo" in exists.cure
+    missing = failure("topic", "delete", "none", *data)
+    assert missing.cause == "there is no topic/none."
+    assert "weimq topic list" in missing.cure
+    wrong = failure("topic", "create", "ab", *data)
+    assert (wrong.cause, wrong.status) == ("topic must have 3 to 64 characters.", 2)
     assert failure("topic", "show", "none", *data).cause == "There is no Topic none."
     assert "can't answer now" in failure("topic", "list", "--instance", "starting", *data).cause
 
@@ -366,10 +376,37 @@ def test_mesh_elsewhere_needs_its_token(mesh: FakeMesh, monkeypatch: pytest.Monk
     assert "refuses the cluster token" in failure("topic", "list", *address).cause
     monkeypatch.delenv("WEIMQ_CLUSTER_TOKEN")
     monkeypatch.setenv("WEIMQ_CLUSTER_TOKEN_FILE", str(mesh.data.cluster_token))
+    assert failure("topic", "list", *address).cause == "There is no instance x."
+    mesh.resources.instances.append(resource_pb2.Instance(instance_id="x"))
     assert run("topic", "list", *address) == "There are no topics.\n"
     assert "offline" in run("status", "c", "--status", mesh.status, "--instance", "x")
     monkeypatch.setenv("WEIMQ_CLUSTER_TOKEN_FILE", str(tmp_path / "none"))
     assert "can't read" in failure("topic", "list", *address).cause
+
+
+def _commands(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield " ".join(path), command
+        return
+    for name, each in command.commands.items():
+        yield from _commands(each, *path, name)
+
+
+_ALL = dict(_commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", _ALL)
+def test_help_of_each_command_ends_with_an_example_that_can_be_typed(name: str) -> None:
+    program, *words = shlex.split((_ALL[name].epilog or "").removeprefix("Example: "))
+    arguments = words[len(name.split()) :]
+    assert [program, *words] == ["weimq", *name.split(), *arguments]
+    _ALL[name].make_context(name, arguments)
+
+
+def test_a_backend_of_an_instance_that_does_not_exist_is_refused(mesh: FakeMesh) -> None:
+    refused = failure("backend", "create", "billing", "--instance", "nosuch", "--data", str(mesh.data.path))
+    assert refused.cause == "There is no instance nosuch."
+    assert [backend.name for backend in mesh.data.read_backends()] == ["backend"]
 
 
 def test_service_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_all_faults_are_listed_together(tmp_path: Path) -> None:
     ).cause
     for wanted in (
         "9 fault(s)",
-        "[drain_s] is not a service",
+        "drain_s is in no table",
         "edge must be a table",
         "[broker] is not a service",
         "[router] GRPC: setting names are lower case",
