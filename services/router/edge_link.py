@@ -106,6 +106,8 @@ class EdgeLink:
         self.queries: deque[Query] = deque()
         """Queries for retained messages that are not answered; the first may be in part."""
         self._query_bytes = 0
+        self.wanted_receipts: set[int] = set()
+        """Ids of the messages whose end it has yet to report."""
         self.delivered = 0
         """Messages sent to it, counted when their frame is made."""
         self.is_gone = False
@@ -168,6 +170,7 @@ class EdgeLink:
     def want_receipt(self, receipt_id: int) -> None:
         """Say that the message sent last wants a receipt."""
         self._outbox.want_receipt(receipt_id)
+        self.wanted_receipts.add(receipt_id)
 
     def deliver_shared(self, leg: Leg, shared: SharedDelivery, origin: str, sequence: int) -> None:
         """Send a message to a member of a shared subscription; one of QoS 1 or 2 is given back when the edge goes."""

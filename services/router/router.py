@@ -177,12 +177,22 @@ class Router:
         self._free.append(edge.slot)
         for each in shared:
             self.shares.hand_on(each)
+        self._end_receipts(edge)
         self.pressure.leave(edge)
 
     def release(self, shard: EdgeLink) -> None:
         """Let nobody wait for a shard without a stream; its interests stay."""
         shard.drop_deliveries()
+        self._end_receipts(shard)
         self.pressure.confirmed(shard)
+
+    def _end_receipts(self, edge: EdgeLink) -> None:
+        """Report for an edge whose connections are gone, or for a shard, whose message is in the log."""
+        outcome = router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT
+        if edge.is_shard:
+            outcome = router_pb2.DELIVERY_OUTCOME_OFFLINE_KEPT
+        while edge.wanted_receipts:
+            self.on_receipt(edge.wanted_receipts.pop(), outcome)
 
     def take(self, edge: EdgeLink, request: router_pb2.LinkRequest) -> None:
         """Take a frame over, and confirm it unless its sender is held.
@@ -204,6 +214,7 @@ class Router:
         if request.HasField("returned"):
             self.shares.take_back(edge, request.returned)
         for receipt_id, outcome in zip(request.receipt_ids, request.receipt_outcomes, strict=False):
+            edge.wanted_receipts.discard(receipt_id)
             self.on_receipt(receipt_id, outcome)  # set by `services.router.receipts`
         if request.HasField("publishes"):
             self._take_publishes(edge, request.publishes)

@@ -189,6 +189,46 @@ async def test_deadline_without_a_receipt_is_pending(mesh: Mesh, auth: FakeAuth)
         assert (await stub.Deliver(request, timeout=0.5)).outcome == PENDING
 
 
+@pytest.mark.parametrize("way", ["goodbye", "grace over", "restarted"])
+async def test_edge_that_dies_with_the_message_ends_the_call(mesh: Mesh, auth: FakeAuth, way: str) -> None:
+    async with running(mesh) as (_, stub), contextlib.AsyncExitStack() as stack:
+        edge = await stack.enter_async_context(FakeEdge(mesh, "two").running())
+        edge.connect_client(7, "GID_x@@@2")
+        await edge.settled()
+        request = router_pb2.DeliverRequest(message=p2p(topic="q/p2p/GID_x@@@2"))
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(collect(stub.Deliver(request, timeout=30)))
+            await until(lambda: bool(edge.receipt_ids))
+            await edge.settled()
+            assert not call.done()
+            if way == "goodbye":
+                edge.send(router_pb2.LinkRequest(goodbye=True))
+            else:
+                await stack.aclose()
+            if way == "restarted":
+                async with FakeEdge(mesh, "two", "another process").running():
+                    assert (await call).outcome == NOT_KEPT
+            assert (await call).outcome == NOT_KEPT
+
+
+async def test_shard_that_dies_with_the_message_ends_the_call(
+    mesh: Mesh, auth: FakeAuth, nats_server: NatsServer
+) -> None:
+    mesh._settings = dataclasses.replace(mesh._settings, shard_count=1)
+    await make_log(nats_server.url, "p")
+    async with running(mesh) as (_, stub):
+        shard = FakeEdge(mesh, "session-0", shard=router_pb2.SessionShard(index=0, count=1))
+        request = router_pb2.DeliverRequest(message=p2p(clean_session=False))
+        async with asyncio.TaskGroup() as group:
+            async with shard.running():
+                await shard.settled()
+                call = group.create_task(collect(stub.Deliver(request, timeout=30)))
+                await until(lambda: bool(shard.receipt_ids))
+                await shard.settled()
+                assert not call.done()
+            assert (await call).outcome == KEPT
+
+
 @pytest.mark.parametrize(
     "changes",
     [

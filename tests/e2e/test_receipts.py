@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from services.common.grpc_client import call_metadata, channel
 from services.common.settings import Secret
+from services.edge.mqtt import packets
 from tests.support.clients import Client
 from tests.support.mesh import Mesh
+from tests.support.raw import RawClient
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 pytestmark = pytest.mark.e2e
+
+DEADLINE_S = 25.0
 
 
 def call(mesh: Mesh, work: Callable[[Any, Secret], Awaitable[Any]]) -> Any:
@@ -46,7 +52,7 @@ def deliver(mesh: Mesh, client_id: str, payload: bytes, **fields: Any) -> str:
     request = router_pb2.DeliverRequest(message=message(mesh, f"{mesh.topic}/p2p/{client_id}", payload, **fields))
 
     async def work(stub: Any, _token: Secret) -> Any:
-        return await stub.Deliver(request, timeout=15)
+        return await stub.Deliver(request, timeout=DEADLINE_S)
 
     name = router_pb2.DeliveryOutcome.Name(call(mesh, work).outcome)
     return name.removeprefix("DELIVERY_OUTCOME_")
@@ -96,3 +102,16 @@ def test_stream_of_batches_reaches_subscribers_in_order(mesh: Mesh) -> None:
         answers = call(mesh, work)
         assert [len(answer.refusals) for answer in answers] == [0] * 20
         assert [int(payload) for _, payload, _ in client.wait_messages(1_000)] == list(range(1_000))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_process_that_is_killed_with_the_message_ends_the_call(mesh: Mesh, *, kept: bool) -> None:
+    mesh.wait_healthy()
+    with RawClient(mesh, edge=1) as device, ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        outcome = pool.submit(deliver, mesh, device.client_id, b"never acknowledged", clean_session=not kept)
+        assert isinstance(device.receive(), packets.Publish)
+        mesh.kill("session" if kept else "edge-1")
+        assert outcome.result(30) == ("OFFLINE_KEPT" if kept else "OFFLINE_NOT_KEPT")
+        assert time.monotonic() - began < DEADLINE_S - 2
+    mesh.wait_healthy()

@@ -1,7 +1,7 @@
 """Kept P2P messages whose publisher wants to know what becomes of them (`RouterService.Deliver`). Pure.
 
 A message is reported once: when its client has acknowledged it, or when it is known to be offline. Reports are not
-stored: a publisher that waits while the shard is restarted learns nothing until its deadline.
+stored: to a publisher that waits while the shard goes away its router says that the message is kept.
 """
 
 from __future__ import annotations
