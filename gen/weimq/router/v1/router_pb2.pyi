@@ -33,7 +33,7 @@ class _DeliveryOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deliv
     DELIVERY_OUTCOME_ACKNOWLEDGED: _DeliveryOutcome.ValueType  # 1
     """The receiver acknowledged it."""
     DELIVERY_OUTCOME_OFFLINE_KEPT: _DeliveryOutcome.ValueType  # 2
-    """The receiver is offline, and gets it when it is back."""
+    """The receiver is offline, or its session shard is away, and gets it when that is back."""
     DELIVERY_OUTCOME_OFFLINE_NOT_KEPT: _DeliveryOutcome.ValueType  # 3
     """The receiver is offline, or was gone before it acknowledged, and does not get it any more."""
     DELIVERY_OUTCOME_PENDING: _DeliveryOutcome.ValueType  # 4
@@ -47,7 +47,7 @@ DELIVERY_OUTCOME_UNSPECIFIED: DeliveryOutcome.ValueType  # 0
 DELIVERY_OUTCOME_ACKNOWLEDGED: DeliveryOutcome.ValueType  # 1
 """The receiver acknowledged it."""
 DELIVERY_OUTCOME_OFFLINE_KEPT: DeliveryOutcome.ValueType  # 2
-"""The receiver is offline, and gets it when it is back."""
+"""The receiver is offline, or its session shard is away, and gets it when that is back."""
 DELIVERY_OUTCOME_OFFLINE_NOT_KEPT: DeliveryOutcome.ValueType  # 3
 """The receiver is offline, or was gone before it acknowledged, and does not get it any more."""
 DELIVERY_OUTCOME_PENDING: DeliveryOutcome.ValueType  # 4
