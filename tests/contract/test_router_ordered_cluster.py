@@ -60,7 +60,7 @@ class RouterProcess:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "services.router"]
-        self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment)  # pytest shows what it logs
 
     def kill(self) -> None:
         self._process.kill()
@@ -129,6 +129,7 @@ async def exercise(cluster: NatsCluster, mesh: Mesh, auth: FakeAuth, faults: lis
             for fault in faults:
                 safe = len(edge.acknowledged)
                 await until(lambda safe=safe: len(edge.acknowledged) >= safe + PROGRESS, CALM_S)  # type: ignore[misc]
+                print(f"{time.strftime('%X')} {fault}, {safe} acknowledged")  # noqa: T201 - shown when the test fails
                 await fail(fault, cluster, router, stream)
             safe = len(edge.acknowledged)
             await until(lambda: len(edge.acknowledged) >= safe + PROGRESS, CALM_S)

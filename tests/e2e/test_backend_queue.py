@@ -54,6 +54,62 @@ def test_p2p_messages_are_in_the_log(mesh: Mesh) -> None:
         assert found[0].headers["mqttSecondTopic"] == topic.removeprefix(mesh.topic)
 
 
+async def _delete_every_consumer(url: str, is_over: asyncio.Event) -> int:
+    """Do what a backend may do to the consumers that it can see, until told to stop; returns how many it deleted."""
+    client = await nats.connect(url)
+    deleted = 0
+
+    async def ask(call: str) -> Any:
+        return json.loads((await client.request(f"$JS.API.{call}", b"", timeout=5)).data)
+
+    try:
+        while not is_over.is_set():
+            with contextlib.suppress(nats.errors.Error, TimeoutError):  # auth is busy
+                for stream in (await ask("STREAM.NAMES"))["streams"]:
+                    for consumer in (await ask(f"CONSUMER.NAMES.{stream}")).get("consumers") or ():
+                        await ask(f"CONSUMER.DELETE.{stream}.{consumer}")
+                        deleted += 1
+    finally:
+        await client.close()
+    return deleted
+
+
+def test_backend_that_deletes_every_consumer_harms_no_service(mesh: Mesh) -> None:
+    """Backends of one instance may touch each other's consumers, but no service depends on one there."""
+
+    async def exercise() -> None:
+        is_over = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            deleting = group.create_task(_delete_every_consumer(mesh.credentials["nats_url"], is_over))
+            for process in ("session", "router"):
+                await asyncio.to_thread(mesh.kill, process)
+            await asyncio.to_thread(mesh.wait_healthy)
+            assert not deleting.done()
+            await asyncio.to_thread(bridge)
+            is_over.set()
+
+    def bridge() -> None:
+        """Send a message each way."""
+        topic = f"{mesh.topic}/{secrets.token_hex(4)}"
+        with Client(mesh) as client:
+            client.subscribe(topic, 1)
+            client.publish_and_wait(topic, b"from a client")
+            asyncio.run(publish_inbound(topic))
+            assert [payload for _, payload, _ in client.wait_messages(2)] == [b"from a client", b"from a backend"]
+
+    async def publish_inbound(topic: str) -> None:
+        backend = await nats.connect(mesh.credentials["nats_url"])
+        headers = {"mqttSecondTopic": topic.removeprefix(mesh.topic)}
+        await backend.jetstream().publish(
+            subjects.in_subject(mesh.instance, mesh.topic), b"from a backend", headers=headers
+        )
+        await backend.close()
+
+    with Client(mesh) as client:
+        asyncio.run(exercise())
+    assert [event["eventType"] for event in _events(mesh, client.client_id, 3)] == ["connect", "disconnect", "tcpclean"]
+
+
 def test_lifecycle_events_of_a_polite_client(mesh: Mesh) -> None:
     with Client(mesh) as client:
         pass

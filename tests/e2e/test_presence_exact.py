@@ -24,6 +24,8 @@ pytestmark = pytest.mark.e2e
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "presence_consumer.py"
 SETTLE_S = 60.0
+CUT_OFF, GOODBYE = ["connect", "tcpclean"], ["connect", "disconnect", "tcpclean"]
+"""Events of a connection that is over."""
 KILLED = ("edge-0", "session", "nats", "edge-1")
 
 
@@ -69,10 +71,15 @@ async def online_query(mesh: Mesh, client_ids: list[str]) -> dict[str, int]:
     return answers
 
 
-def check_sequences(events: list[dict[str, Any]], client_ids: set[str]) -> None:
-    """Check what each client's events promise: order, and one end for every beginning."""
+def check_sequences(events: list[dict[str, Any]], client_ids: set[str]) -> dict[str, list[list[str]]]:
+    """Check what each client's events promise: order, and nothing twice or without its beginning.
+
+    Returns:
+        For each client, the events of each of its connections, in order.
+    """
     time_of: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     tags: dict[str, list[str]] = defaultdict(list)
+    channels: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for event in events:
         if (client_id := event["clientId"]) not in client_ids:
             continue
@@ -80,12 +87,18 @@ def check_sequences(events: list[dict[str, Any]], client_ids: set[str]) -> None:
         assert event["eventIndex"] > time_of[client_id][1], "eventIndex does not rise"
         time_of[client_id] = (event["time"], event["eventIndex"])
         tags[event["channelId"]].append(event["eventType"])
+        channels[client_id].setdefault(event["channelId"], tags[event["channelId"]])
     for of_channel in tags.values():
-        assert of_channel in (["connect"], ["connect", "tcpclean"], ["connect", "disconnect", "tcpclean"])
+        assert of_channel in (["connect"], ["connect", "disconnect"], CUT_OFF, GOODBYE)
+    return {client_id: list(of_client.values()) for client_id, of_client in channels.items()}
 
 
-async def compare(mesh: Mesh, crowd: Crowd) -> None:
-    """Wait until the fold of the events equals the online query and what the clients want to be."""
+async def compare(mesh: Mesh, crowd: Crowd) -> dict[str, list[list[str]]]:
+    """Wait until the fold of the events equals the online query and what the clients want to be.
+
+    Returns:
+        See `check_sequences`.
+    """
     wanted = {member.client_id: int(member.is_online) for member in crowd.members}
     differing: dict[str, tuple[int, int, int]] = {}
     deadline = time.monotonic() + SETTLE_S
@@ -102,8 +115,7 @@ async def compare(mesh: Mesh, crowd: Crowd) -> None:
             if not wanted[client_id] == folded[client_id] == asked[client_id]
         }
         if not differing:
-            check_sequences(events, set(wanted))
-            return
+            return check_sequences(events, set(wanted))
         await asyncio.sleep(0.2)
     raise AssertionError(f"{len(differing)} clients differ (wanted, folded, asked): {list(differing.items())[:5]}")
 
@@ -123,8 +135,21 @@ async def exercise(mesh: Mesh, size: int, rounds: int) -> None:
         await compare(mesh, crowd)
         assert sum(member.connections for member in crowd.members) > size
     finally:
+        said_goodbye = {member.client_id for member in crowd.members if member.is_online}
         await crowd.disperse()
-    await compare(mesh, crowd)
+    connections = {member.client_id: member.connections for member in crowd.members}
+    async with asyncio.timeout(SETTLE_S):
+        while True:
+            channels = await compare(mesh, crowd)
+            if all(of_channel[-1] == "tcpclean" for of_client in channels.values() for of_channel in of_client):
+                break
+            await asyncio.sleep(0.2)
+    for client_id, of_client in channels.items():
+        # One may have been let in by an edge that died before it said so.
+        assert len(of_client) >= connections[client_id], "a connection without its events"
+        if client_id in said_goodbye:
+            assert of_client[-1] == GOODBYE, "it said goodbye"
+    assert sum(connections.values()) == sum(connections[client_id] for client_id in channels)
 
 
 @pytest.mark.timeout(180)
