@@ -101,7 +101,7 @@ class EdgeSettings(CommonSettings):
     )
     max_tls_strangers: int = setting(
         1024,
-        text="Those of them whose TLS handshake was started, up to 75 KB each; a further one costs the oldest.",
+        text="Those in or behind a TLS handshake, up to 75 KB each; further ones wait, or take a place after 3 s.",
         minimum=16,
         maximum=1_000_000,
     )

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from services.common.runtime import background
+from services.edge.transports import strangers as strangers_module
 from services.edge.transports.flash_policy import REQUEST, FlashPolicyProtocol, policy
 from services.edge.transports.layer import ByteProtocol
 from services.edge.transports.listen import ListenerSpec, open_listener
@@ -374,7 +375,10 @@ def is_counted(strangers: Strangers, in_tls: int) -> bool:
     return strangers.in_tls == in_tls
 
 
-async def test_the_oldest_stranger_gives_way_to_a_client_of_tls(authority: Authority) -> None:
+async def test_the_oldest_in_tls_gives_way_when_it_had_its_time(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers_module, "TLS_S", 0.5)
     strangers = Strangers(limit=20, tls_limit=2)
     context = build_context(server_files(authority))
     async with listener(strangers, tls=context, handshake_timeout_s=60) as port:
@@ -385,6 +389,7 @@ async def test_the_oldest_stranger_gives_way_to_a_client_of_tls(authority: Autho
             writer.write(CLIENT_HELLO)
             begun.append(reader)
             await until(functools.partial(is_counted, strangers, min(number + 1, 2)))
+        assert not begun[0].at_eof()
         assert await begun[0].read() == b""
         # TLS is up, and nothing is sent: it still is a stranger.
         await dial(port, trusting(authority))

@@ -74,7 +74,10 @@ async def open_listener(
     async with contextlib.AsyncExitStack() as stack:
         if spec.tls is not None:
             handshakes = Handshakes(
-                spec.tls, handshake_timeout_s=spec.handshake_timeout_s, shutdown_timeout_s=spec.shutdown_timeout_s
+                spec.tls,
+                strangers,
+                handshake_timeout_s=spec.handshake_timeout_s,
+                shutdown_timeout_s=spec.shutdown_timeout_s,
             )
             await stack.enter_async_context(background(handshakes.run()))
             factory = _tls_factory(loop, factory, handshakes, strangers)

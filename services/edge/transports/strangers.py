@@ -26,6 +26,13 @@ STRANGERS_BYTES = 16 << 20
 WARN_EVERY_S = 10.0
 
 
+TLS_S = 3.0
+"""What one in TLS has before others may take its place: closed sooner, those who only hold a place would come again
+at once, and cost more than they did by holding it."""
+WAIT_S = 0.1
+"""How often those that wait for a place look again."""
+
+
 class Stranger(Protocol):
     """A layer of a connection that is waiting for its peer."""
 
@@ -45,7 +52,8 @@ class Strangers:
         self._limit = limit
         self._tls_limit = tls_limit
         self._all: dict[Stranger, None] = {}
-        self._tls: dict[Stranger, None] = {}
+        self._tls: dict[Stranger, float] = {}
+        """Each with the time from which it may be closed for another."""
         self._held: dict[object, int] = {}
         self._held_bytes = 0
         self._warned_at = 0.0
@@ -65,15 +73,23 @@ class Strangers:
         """Add a stranger whose layer has its transport."""
         self._all[stranger] = None
         if transport.get_extra_info("sslcontext") is not None:
-            self.start_tls(stranger)
+            self.start_tls(stranger)  # it had its place, and goes on
         if len(self._all) > self._limit:
             self.close_oldest()
 
     def start_tls(self, stranger: Stranger) -> None:
-        """Note that the TLS handshake of a stranger begins."""
-        self._tls[stranger] = None
-        if len(self._tls) > self._tls_limit:
-            self._close(next(iter(self._tls)))
+        """Note that the TLS handshake of a stranger begins; see `tls_wait_s`."""
+        self._tls[stranger] = time.monotonic() + TLS_S
+
+    def tls_wait_s(self) -> float:
+        """Return the seconds that the next TLS handshake has to wait; the oldest may be closed for it."""
+        if len(self._tls) < self._tls_limit:
+            return 0.0
+        oldest, until = next(iter(self._tls.items()))
+        if time.monotonic() < until:
+            return WAIT_S
+        self._close(oldest)
+        return 0.0
 
     def leave(self, stranger: Stranger) -> None:
         """Note that the stranger got to the next layer, sent its CONNECT, or is gone."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections import deque
 from typing import cast
 
 from services.edge.transports.layer import Address, ProtocolFactory, as_protocol, socket_transport, with_peer
@@ -29,18 +28,22 @@ _buffer = bytearray(FIRST_BYTES)
 class Handshakes:
     """Runs the TLS handshakes of a listener: the only work of one that needs tasks."""
 
-    def __init__(self, context: ssl.SSLContext, *, handshake_timeout_s: float, shutdown_timeout_s: float) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, strangers: Strangers, *, handshake_timeout_s: float, shutdown_timeout_s: float
+    ) -> None:
         """Wait for connections.
 
         Args:
             context: of the listener.
+            strangers: of the edge.
             handshake_timeout_s: seconds from the connection to the end of the handshake.
             shutdown_timeout_s: seconds that the peer has for its part of the end of TLS.
         """
         self.context = context
+        self._strangers = strangers
         self.handshake_timeout_s = handshake_timeout_s
         self.shutdown_timeout_s = shutdown_timeout_s
-        self._waiting: deque[TlsLayer] = deque()
+        self._waiting: dict[TlsLayer, None] = {}
         self._wake = asyncio.Event()
         self._is_open = True
 
@@ -49,8 +52,12 @@ class Handshakes:
         if not self._is_open:  # the listener is closed
             layer.abort()
             return
-        self._waiting.append(layer)
+        self._waiting[layer] = None
         self._wake.set()
+
+    def discard(self, layer: TlsLayer) -> None:
+        """Note that a connection is gone."""
+        self._waiting.pop(layer, None)
 
     async def run(self) -> None:
         """Run handshakes until cancelled, which ends those under way and those that wait."""
@@ -59,18 +66,23 @@ class Handshakes:
             async with asyncio.TaskGroup() as group:
                 while True:
                     await self._wake.wait()
-                    layer = self._waiting.popleft()
                     if not self._waiting:
                         self._wake.clear()
-                    if not layer.is_lost:
-                        group.create_task(_guarded(layer))
-                        # Right behind what `start_tls` then calls soon: TLS gets its transport, which is read again,
-                        # but nothing has been read before this.
-                        loop.call_soon(loop.call_soon, layer.feed_first)
-                        await asyncio.sleep(0)
+                        continue
+                    wait_s = self._strangers.tls_wait_s()
+                    if wait_s:
+                        await asyncio.sleep(wait_s)
+                        continue
+                    # The newest: when more come than can be served, the oldest would have no time left for the rest.
+                    layer, _ = self._waiting.popitem()
+                    group.create_task(_guarded(layer))
+                    # Right behind what `start_tls` then calls soon: TLS gets its transport, which is read again, but
+                    # nothing has been read before this.
+                    loop.call_soon(loop.call_soon, layer.feed_first)
+                    await asyncio.sleep(0)
         finally:
             self._is_open = False
-            for layer in self._waiting:
+            for layer in list(self._waiting):
                 layer.abort()
 
 
@@ -105,11 +117,6 @@ class TlsLayer:
         self._transport: asyncio.Transport | None = None
         self._address: Address | None = None
         self._deadline: asyncio.TimerHandle | None = None
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the connection is gone."""
-        return self._transport is None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport of the socket."""
@@ -205,6 +212,7 @@ class TlsLayer:
         self._transport = None
         if self._deadline is not None:
             self._deadline.cancel()
+        self._handshakes.discard(self)
         self._strangers.leave(self)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.edge.transports import strangers as strangers_module
-from services.edge.transports.strangers import Strangers
+from services.edge.transports.strangers import TLS_S, WAIT_S, Strangers
 
 
 class Transport:
@@ -47,18 +47,26 @@ def test_the_one_that_got_no_further_for_the_longest_time_gives_way() -> None:
     assert (len(strangers), strangers.closed_count) == (2, 2)
 
 
-def test_those_in_tls_have_a_bound_of_their_own() -> None:
+def test_those_in_tls_have_a_bound_of_their_own_and_some_seconds_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("services.edge.transports.strangers.time.monotonic", lambda: now)
     strangers = Strangers(limit=10, tls_limit=2)
     silent, a, b, c = Layer(), Layer(), Layer(), Layer()
     strangers.enter(silent, PLAIN)
     strangers.enter(a, PLAIN)
+    assert strangers.tls_wait_s() == 0
     strangers.start_tls(a)
+    now += 1
     strangers.enter(b, SECURE)
-    strangers.enter(c, SECURE)
-    assert _aborted(silent, a, b, c) == [False, True, False, False]
+    assert strangers.tls_wait_s() == WAIT_S
     strangers.leave(b)
-    strangers.enter(a, SECURE)
-    assert not c.is_aborted
+    assert strangers.tls_wait_s() == 0
+    strangers.enter(c, SECURE)
+    now += TLS_S - 1.5
+    assert strangers.tls_wait_s() == WAIT_S
+    now += 1
+    assert strangers.tls_wait_s() == 0
+    assert _aborted(silent, a, c) == [False, True, False]
 
 
 def test_all_can_be_closed() -> None:
