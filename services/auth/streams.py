@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 
@@ -83,7 +85,7 @@ class Streams:
         await jetstream.delete_stream(self._js, subjects.log_stream(topic.instance_id, topic.topic))
 
     async def delete_of_instance(self, instance_id: str) -> None:
-        """Delete the streams of an instance that belong to no topic. Idempotent.
+        """Delete the streams of an instance that belong to no topic, and its persistent sessions. Idempotent.
 
         Raises:
             UnavailableError: NATS does not answer.
@@ -94,6 +96,17 @@ class Streams:
         for name in await jetstream.stream_names(self._client, subjects.kept_filter(instance_id)):
             if name.startswith(subjects.KEPT_STREAM):
                 await jetstream.delete_stream(self._js, name)
+        await self._delete_sessions(instance_id)
+
+    async def _delete_sessions(self, instance_id: str) -> None:
+        """Delete the entries of the bucket, then leave the mark by which session shards forget what they hold."""
+        try:
+            await self._js.purge_stream(subjects.SESSIONS_STREAM, subject=subjects.sessions_filter(instance_id))
+            await self._js.publish(subjects.sessions_mark(instance_id), b"", headers={"KV-Operation": "DEL"})
+        except nats.js.errors.NotFoundError:
+            pass  # no session service was ever there
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            raise UnavailableError(f"sessions of {instance_id}: {error!r}", dependency=jetstream.DEPENDENCY) from error
 
     async def _ensure(self, config: api.StreamConfig) -> None:
         # nats-py would hold the request and send it after the reconnection, long after the caller was refused.

@@ -50,6 +50,8 @@ KEPT = "mq.kept"
 """Prefix of the subjects of messages that are kept for sessions and whose topic has no log."""
 KEPT_STREAM = "KEPT_"
 """What the names of their streams begin with."""
+SESSIONS_STREAM = "KV_sessions"
+"""Stream of the bucket of persistent sessions."""
 DROPPED = "mq.dropped"
 """Prefix of the subjects of the announcements of messages that sessions lost."""
 LOG_STREAM = "MQ_"
@@ -259,6 +261,16 @@ def kept_filter(instance_id: str) -> str:
 def kept_stream(instance_id: str, router_index: int) -> str:
     """Return the name of their stream: one for each router, since positions are in order for one writer only."""
     return f"{KEPT_STREAM}{_stream_part(instance_id)}_{router_index}"
+
+
+def sessions_filter(instance_id: str) -> str:
+    """Return the subject that matches every entry of an instance in the bucket of persistent sessions."""
+    return f"$KV.sessions.{encode_token(instance_id)}.*"
+
+
+def sessions_mark(instance_id: str) -> str:
+    """Return the subject in that bucket under which auth notes that an instance was deleted."""
+    return f"$KV.sessions.{encode_token(instance_id)}"
 
 
 def dropped_subject(instance_id: str) -> str:

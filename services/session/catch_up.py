@@ -185,6 +185,9 @@ class CatchUp:
         count = 0
         while after < last and (messages := await self._reader.read(log.name, after)):
             for message in messages:
+                while self._shard.fanout.is_busy:
+                    self._flush()
+                    await asyncio.sleep(0)
                 self._take(log, message)
             self._flush()
             after = messages[-1].sequence

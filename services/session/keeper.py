@@ -105,6 +105,8 @@ class Keeper:
         """Links with the routers, added before `run`."""
         self.markers: list[tuple[str, int]] = []
         """Subjects and sequences in the bucket that tell of deleted sessions, found at the start."""
+        self.read_through = 0
+        """How far the bucket was read at the start."""
         self._writer: LogWriter | None = None
         self._reader: LogReader | None = None
         self._announcer: Announcer | None = None
@@ -114,6 +116,7 @@ class Keeper:
         self._cached_bytes = 0
         self._is_flushing = False
         self._flush_again = False
+        self._is_going_on = False
         self._flips = 0
         self._late = 0
         self._began = 0.0
@@ -139,7 +142,8 @@ class Keeper:
             restored = 0
             self.markers.clear()
             try:
-                async for sessions in subscriptions.read_all(js, reader, self.markers):
+                self.read_through = await subscriptions.last_sequence(js)
+                async for sessions in subscriptions.read_all(reader, self.read_through, self.markers):
                     for each in sessions:
                         if self.is_ours(each.instance_id, each.client_id):
                             restored += 1
@@ -198,6 +202,9 @@ class Keeper:
                 self._fetch()
         finally:
             self._is_flushing = False
+        if self.shard.fanout.is_busy and not self._is_going_on:
+            self._is_going_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
         pump = self.shard.pump
         if pump.dropped and self._announcer is not None:
             dropped, pump.dropped = pump.dropped, []
@@ -213,15 +220,26 @@ class Keeper:
         subscriptions.write(self._writer, store, lambda _channel_id, _number, _is_stored: stored())
         return dropped
 
+    def forget(self, session: Session) -> None:
+        """Forget a session of an instance that is gone, and have its connection closed."""
+        if session.channel is not None:
+            self._evict(session.channel.channel_id)
+        self.shard.forget(session)
+        self.flush()
+
     def read_again(self, log: Log, sequence: int) -> None:
         """Look a live message up in its log; see `Fanout.read_again`."""
+        fanout = self.shard.fanout
 
         def take(message: StoredMessage | None) -> None:
-            if message is not None:
-                published = stored.parse(message)
-                fanout, now_ms = self.shard.fanout, self._clock.now_ms()
-                fanout.read_again(log, sequence, published, message.payload, message.time_ms, now_ms)
-                self.flush()
+            if message is None:
+                return
+            if fanout.is_busy:
+                fanout.postpone(functools.partial(take, message))
+                return
+            published, now_ms = stored.parse(message), self._clock.now_ms()
+            fanout.read_again(log, sequence, published, message.payload, message.time_ms, now_ms)
+            self.flush()
 
         if self._reader is not None:
             self._reader.fetch(log.name, sequence, take)
@@ -268,6 +286,8 @@ class Keeper:
 
     async def checkpoint(self) -> None:
         """Store what changed, trying on while the disk refuses, and confirm the frames that waited for it."""
+        while self.shard.fanout.is_midway:  # noqa: ASYNC110 - a turn of the loop is what it takes
+            await asyncio.sleep(0)
         waiters: list[Waiter] = []
         if not self._has_early():
             waiters, self._waiters = self._waiters, []
@@ -287,6 +307,15 @@ class Keeper:
             waiter.on_stored()
 
     # Inside
+
+    def _go_on(self) -> None:
+        """Offer a portion more of what is for very many sessions."""
+        self._is_going_on = False
+        self.shard.fanout.go_on()
+        self.flush()
+        if not self.shard.fanout.is_busy:
+            for link in self.links:
+                link.confirm_taken()
 
     def _has_early(self) -> bool:
         """Say whether acknowledgements came of messages that have yet to be read again: no checkpoint has those."""

@@ -17,6 +17,7 @@ from services.session import subscriptions
 from services.session.announcer import Announcer
 from services.session.catch_up import CatchUp
 from services.session.clock import Clock
+from services.session.deleted_instances import DeletedInstances
 from services.session.files import Files
 from services.session.keeper import Keeper
 from services.session.log_reader import LogReader
@@ -89,6 +90,9 @@ async def keeping(
         ]
         keeper.begin(writer, reader, announcer)
         stack.push_async_callback(keeper.checkpoint)
+        deleted = DeletedInstances(
+            js=js, roster=keeper.shard.roster, known_through=keeper.read_through, forget=keeper.forget
+        )
         clearing = asyncio.create_task(subscriptions.clear(js, keeper.markers if index == 0 else []))
         stack.callback(clearing.cancel)
         await enter(
@@ -96,6 +100,7 @@ async def keeping(
                 keeper.run(),
                 keeper.run_checkpoints(),
                 announcer.run(),
+                deleted.run(),
                 *(link.run() for link in keeper.links),
                 *(reading.run() for reading in readings),
             )

@@ -11,7 +11,8 @@ import asyncio
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 from grpc import aio
 
@@ -45,6 +46,9 @@ _OUTCOMES = {
     Outcome.KEPT: router_pb2.DELIVERY_OUTCOME_OFFLINE_KEPT,
     Outcome.NOT_KEPT: router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT,
 }
+
+_Message: TypeAlias = tuple[str, list[int], bytes, int, Log, int, int]
+"""Topic, targets, payload, flags, log, sequence in it, and receipt id or 0."""
 
 
 class RouterLink:
@@ -89,6 +93,7 @@ class RouterLink:
         self._reports: dict[int, Outcome] = {}  # by receipt id
         self._waiters: list[Callable[[], None]] = []
         self._sent: deque[tuple[int, list[Callable[[], None]]]] = deque()  # frame and who waits for it
+        self._taken_through = 0
         self._is_snapshot_complete = False
         self._looks_again = False  # once all that was sent is confirmed
         self.is_linked = False
@@ -166,6 +171,7 @@ class RouterLink:
         if first.opened.resumed:
             raise LinkBrokenError("the router goes on with a stream that we gave up")
         self.openings += 1
+        self._taken_through = 0
         self.is_behind = True
         self.is_linked = True
         self.opened.clear()
@@ -216,14 +222,25 @@ class RouterLink:
             self.look_again()
 
     def _take(self, frame: router_pb2.LinkResponse) -> None:
-        if frame.HasField("deliveries"):
-            self._deliver(frame.deliveries)
-            self._flush()
-        self._link.confirm(frame.frame)
-
-    def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
         fanout = self._shard.fanout
-        now_ms = self._clock.now_ms()
+        self._taken_through = frame.frame
+        if frame.HasField("deliveries"):
+            messages = self._messages(frame.deliveries)
+            if fanout.is_busy:
+                fanout.postpone(functools.partial(self._deliver, messages))
+            else:
+                self._deliver(messages)
+            self._flush()
+        self.confirm_taken()
+
+    def confirm_taken(self) -> None:
+        """Confirm what came unless some of it is postponed, so that the router's window bounds that."""
+        if not self._shard.fanout.is_busy:
+            self._link.confirm(self._taken_through)
+
+    def _messages(self, batch: router_pb2.DeliveryBatch) -> Iterator[_Message]:
+        """Return the messages of a frame; from now on what its logs bring counts as seen, or is left to reading."""
+        fanout = self._shard.fanout
         logs = []
         for name in batch.logs:
             if fanout.logs.get(name) is None and not self.is_behind:
@@ -239,23 +256,40 @@ class RouterLink:
             targets.append(all_targets[start : start + count])
             start += count
         receipt_ids = iter(batch.receipt_ids)
-        for topic_index, payload, flags, log_index, sequence in zip(
-            batch.topic_indexes, batch.payloads, batch.flags, batch.log_indexes, batch.log_sequences, strict=True
-        ):
-            log = logs[log_index]
-            topic = topics[topic_index]
-            report = functools.partial(self._report, next(receipt_ids)) if flags & WANTS_RECEIPT else None
+        return (
+            (
+                topics[topic_index],
+                targets[topic_index],
+                payload,
+                flags,
+                logs[log_index],
+                sequence,
+                next(receipt_ids) if flags & WANTS_RECEIPT else 0,
+            )
+            for topic_index, payload, flags, log_index, sequence in zip(
+                batch.topic_indexes, batch.payloads, batch.flags, batch.log_indexes, batch.log_sequences, strict=True
+            )
+        )
+
+    def _deliver(self, messages: Iterator[_Message]) -> None:
+        fanout = self._shard.fanout
+        now_ms = self._clock.now_ms()
+        for topic, target_ids, payload, flags, log, sequence, receipt_id in messages:
+            report = functools.partial(self._report, receipt_id) if receipt_id else None
             if not sequence:
                 client_id = p2p_receiver(topic) if flags & KEPT_P2P else ""
-                fanout.lose(log, topic, flags & QOS, targets[topic_index], client_id)
+                fanout.lose(log, topic, flags & QOS, target_ids, client_id)
                 if report is not None:
                     report(Outcome.NOT_KEPT)
             elif not flags & KEPT_P2P:
-                fanout.deliver(log, sequence, topic, payload, flags & QOS, targets[topic_index], now_ms)
+                fanout.deliver(log, sequence, topic, payload, flags & QOS, target_ids, now_ms)
             elif client_id := p2p_receiver(topic):
                 fanout.deliver_p2p(log, sequence, client_id, topic, payload, now_ms, report)
             else:  # a backend had another topic shown; the log has the one that names the client
                 self._read_again(log, sequence)
+            if fanout.is_midway:
+                fanout.postpone(functools.partial(self._deliver, messages), is_next=True)
+                return
 
     def _report(self, receipt_id: int, outcome: Outcome) -> None:
         self._reports[receipt_id] = outcome

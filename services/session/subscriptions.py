@@ -29,7 +29,7 @@ from services.session.log_reader import LogReader, StoredMessage
 logger = logging.getLogger(__name__)
 
 BUCKET = "sessions"
-STREAM = f"KV_{BUCKET}"
+STREAM = subjects.SESSIONS_STREAM
 MAX_MARKERS = 100_000
 """Deletions that one start of a shard clears away."""
 MAX_KEY = 1_000
@@ -86,7 +86,7 @@ def parse(message: StoredMessage) -> StoredSession | None:
     """
     if message.headers.get(_OPERATION):
         return None
-    instance_id = subjects.decode_token(message.subject.split(".")[2])
+    instance_id = _instance_of(message)
     try:
         value = json.loads(message.payload)
         subscriptions = {name: pack_subscription(qos, since_ms) for name, qos, since_ms in value["s"]}
@@ -95,24 +95,36 @@ def parse(message: StoredMessage) -> StoredSession | None:
         raise ValueError(f"not a session: {error!r}") from error
 
 
-async def read_all(
-    js: JetStreamContext, reader: LogReader, markers: list[tuple[str, int]]
-) -> AsyncIterator[list[StoredSession]]:
-    """Yield every session of the bucket, of all shards; made when it does not exist.
+def _instance_of(message: StoredMessage) -> str:
+    return subjects.decode_token(message.subject.split(".")[2])
 
-    Args:
-        js: of NATS.
-        reader: reads streams.
-        markers: gets subject and sequence of the messages that tell of deletions.
+
+async def last_sequence(js: JetStreamContext) -> int:
+    """Return how far the bucket goes; made when it does not exist.
 
     Raises:
         UnavailableError: NATS does not answer.
     """
     await jetstream.ensure_bucket(js, BUCKET)
     try:
-        through = (await js.stream_info(STREAM)).state.last_seq
+        return (await js.stream_info(STREAM)).state.last_seq
     except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"{STREAM}: {error!r}", dependency=jetstream.DEPENDENCY) from error
+
+
+async def read_all(
+    reader: LogReader, through: int, markers: list[tuple[str, int]]
+) -> AsyncIterator[list[StoredSession]]:
+    """Yield every session of the bucket, of all shards.
+
+    Args:
+        reader: reads streams.
+        through: how far the bucket is read.
+        markers: gets subject and sequence of the messages that tell of deletions.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
     after = 0
     while after < through:
         messages = await reader.read(STREAM, after)
@@ -128,7 +140,7 @@ async def read_all(
                 continue
             if session is not None:
                 sessions.append(session)
-            elif len(markers) < MAX_MARKERS:
+            elif len(markers) < MAX_MARKERS and message.subject != subjects.sessions_mark(_instance_of(message)):
                 markers.append((message.subject, message.sequence))
         yield sessions
 

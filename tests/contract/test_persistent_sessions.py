@@ -20,13 +20,14 @@ from grpc import aio
 from nats.aio.client import Client
 from nats.js import api
 
+from services.auth.streams import Streams
 from services.common import grpc_client, healthcheck, subjects
 from services.common.errors import UnavailableError
 from services.common.runtime import background
 from services.common.settings import Secret
 from services.router import app as router_app
 from services.router.settings import RouterSettings
-from services.session import announcer
+from services.session import announcer, deleted_instances
 from services.session import app as session_app
 from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
@@ -644,6 +645,39 @@ async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
             while (await client.jetstream().stream_info("KV_sessions")).state.messages > 2:  # noqa: ASYNC110 - NATS's
                 await asyncio.sleep(0.02)
         assert session.oldest_message_time_ms > 0
+
+
+async def test_sessions_of_a_deleted_instance_are_gone(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deleted_instances, "POLL_S", 0.1)
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
+        for number in range(3):
+            channel_id = await connected(edge, f"GID_Test@@@{number}")
+            await subscribed(edge, channel_id, "demo/#")
+            if number:
+                edge.disconnect(channel_id)
+        other = SessionEdge(mesh.channel, TOKEN, "other", "edge-2")
+        async with background(other.run()):
+            await until(lambda: other.links)
+            await subscribed(other, await connected(other), "demo/#")
+            await mesh.publish("demo/p2p/GID_Other@@@1", b"kept", clean=False)
+            await Streams(client).delete_of_instance(INSTANCE)
+            async with asyncio.timeout(10):
+                while (await mesh.sessions.ListSessions(pb.ListSessionsRequest(instance_id=INSTANCE))).sessions:  # noqa: ASYNC110 - the service's
+                    await asyncio.sleep(0.05)
+            await until(lambda: not edge.openings)  # the edge was told to close it
+            found = await mesh.sessions.ListSessions(pb.ListSessionsRequest(instance_id="other"))
+            assert [each.client_id for each in found.sessions] == [CLIENT]
+            again = await connected(edge, "GID_Test@@@1")
+            assert not edge.decisions[again].session_present
+            await subscribed(edge, again, "demo/#")
+            edge.disconnect(again)
+            await until(lambda: edge.is_confirmed)
+            back = await connected(edge, "GID_Test@@@1")
+            assert edge.decisions[back].session_present, "the instance was made again"
+    async with mesh.serving(), mesh.edge() as edge:
+        for number, is_present in enumerate((False, True, False)):
+            channel_id = await connected(edge, f"GID_Test@@@{number}")
+            assert edge.decisions[channel_id].session_present == is_present
 
 
 async def until_kept(mesh: Mesh, client_id: str, count: int) -> None:

@@ -40,7 +40,8 @@ class Delivery:
 class SessionEdge:
     """Connections of persistent and other clients at one session shard."""
 
-    def __init__(self, channel: aio.Channel, token: Secret, instance_id: str) -> None:
+    def __init__(self, channel: aio.Channel, token: Secret, instance_id: str, edge_id: str = "edge-1") -> None:
+        self._edge_id = edge_id
         self._stub = session_pb2_grpc.SessionServiceStub(channel)
         self._token = token
         self._instance_id = instance_id
@@ -136,7 +137,7 @@ class SessionEdge:
 
     async def _exchange(self, call: aio.StreamStreamCall[pb.LinkRequest, pb.LinkResponse]) -> None:
         opening = pb.LinkOpen(
-            edge_id="edge-1",
+            edge_id=self._edge_id,
             edge_incarnation=self._incarnation,
             session_incarnation=self._session_incarnation,
             received_through=self._link.received_through,

@@ -1,9 +1,15 @@
-"""From messages to sessions: live ones by the targets that routers name, read ones by our own matching. Pure."""
+"""From messages to sessions: live ones by the targets that routers name, read ones by our own matching. Pure.
+
+A message for very many sessions is offered to them in portions, by `go_on`, so that the event loop has its turn
+between. What comes meanwhile waits for its end: the order of a log stays.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 from services.common.subjects import P2P_KEPT
 from services.session.domain.interests import Interests, qos_of, since_ms_of
@@ -18,10 +24,27 @@ from services.session.domain.sessions import Channel, Log, Session
 SKEW_MS = 1_000
 """How much older than a subscription a message may be that is read from a log: clocks of NATS and ours differ."""
 
+PORTION = 1_000
+"""Sessions that a message is offered to at once."""
+
 Locate = Callable[[str, str], "tuple[str, Outbox[Channel], bool] | None"]
 """From instance and client id to channel id, outbox of the edge, and whether the connection is held; None: offline."""
 IsOurs = Callable[[str, str], bool]
 """Whether a client of an instance belongs to this shard."""
+
+
+class _Rest(NamedTuple):
+    """A message that was offered to some of its sessions."""
+
+    log: Log
+    position: int
+    """Without flags."""
+    topic: str
+    payload: bytes
+    receivers: Iterator[tuple[Session, int]]
+    """Those to come, with the QoS of each."""
+    time_s: int
+    now_ms: int
 
 
 class Published(Protocol):
@@ -72,6 +95,34 @@ class Fanout:
         self.logs = Logs(pump)
         self.skew_ms = SKEW_MS
         """See `SKEW_MS`."""
+        self.portion = PORTION
+        """See `PORTION`."""
+        self._rest: _Rest | None = None
+        self._postponed: deque[Callable[[], None]] = deque()
+
+    @property
+    def is_midway(self) -> bool:
+        """Whether a message was offered to some of its sessions: what is accounted for must not be stored now."""
+        return self._rest is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether `go_on` has something to do. Whoever has messages postpones them, or waits."""
+        return self._rest is not None or bool(self._postponed)
+
+    def postpone(self, call: Callable[[], None], *, is_next: bool = False) -> None:
+        """Have messages taken when all before them have been; `is_next`: they follow the one that is under way."""
+        if is_next:
+            self._postponed.appendleft(call)
+        else:
+            self._postponed.append(call)
+
+    def go_on(self) -> None:
+        """Offer the message that is under way to a portion more of its sessions; else take what was postponed."""
+        if self._rest is not None:
+            self._offer_portion(self._rest)
+        elif self._postponed:
+            self._postponed.popleft()()
 
     def deliver(
         self, log: Log, sequence: int, topic: str, payload: bytes, qos: int, target_ids: Iterable[int], now_ms: int
@@ -177,6 +228,10 @@ class Fanout:
     ) -> None:
         once = pack(log.index, sequence, 0)
         offer = self._pump.offer
+        if len(receivers) > self.portion:
+            rest = _Rest(log, once, topic, payload, iter(list(receivers.items())), time_s, now_ms)
+            self._offer_portion(rest)
+            return
         for session, granted in receivers.items():
             if session.instance.heap is not None and not session.oldest_s:
                 self._roster.bounds.note_waiting(session, time_s)
@@ -184,6 +239,22 @@ class Fanout:
         instance = self._roster.instances.get(log.instance_id)
         if instance is not None:
             self._roster.bounds.limit(instance)
+
+    def _offer_portion(self, rest: _Rest) -> None:
+        offer, sessions, bounds = self._pump.offer, self._roster.sessions, self._roster.bounds
+        count = 0
+        for session, granted in islice(rest.receivers, self.portion):
+            count += 1
+            if sessions.get(session.slot) is not session:
+                continue  # deleted meanwhile
+            if session.instance.heap is not None and not session.oldest_s:
+                bounds.note_waiting(session, rest.time_s)
+            position = rest.position | QOS2 if granted > 1 else rest.position
+            offer(session, position, rest.time_s, rest.topic, rest.payload, rest.now_ms)
+        self._rest = rest if count == self.portion else None
+        instance = self._roster.instances.get(rest.log.instance_id)
+        if instance is not None:
+            bounds.limit(instance)
 
     def _offer_p2p(
         self,

@@ -43,6 +43,21 @@ def sequence_of(delivery_id: int) -> int:
     return delivery_id & MAX_SEQUENCE
 
 
+def in_order(items: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return positions with their times by time, those of one log by sequence whatever their times.
+
+    The time of a live message is that of its coming, of one that was read that of its storing.
+    """
+    latest: dict[int, int] = {}  # by log
+    keyed: list[tuple[int, int, int]] = []
+    for position, time_s in sorted(items):
+        log = position >> SEQUENCE_BITS + FLAG_BITS
+        latest[log] = at_s = max(time_s, latest.get(log, 0))
+        keyed.append((at_s, position, time_s))
+    keyed.sort()
+    return [(position, time_s) for _, position, time_s in keyed]
+
+
 class Queue:
     """Positions in the order of delivery, each with the time it came, in seconds: 12 bytes for each."""
 
@@ -105,8 +120,8 @@ class Queue:
         return taken
 
     def sort(self) -> None:
-        """Order by time, then position: within a log by sequence."""
-        items = sorted(self, key=lambda item: (item[1], item[0]))
+        """Put everything in order; see `in_order`."""
+        items = in_order(self)
         self._positions = array("q", (position for position, _ in items))
         self._times = array("I", (time_s for _, time_s in items))
         self._head = 0

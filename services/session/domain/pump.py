@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from services.session.domain.changes import Changes
 from services.session.domain.outbox import DUP, Outbox
-from services.session.domain.positions import FLAG_BITS, QOS2, Queue
+from services.session.domain.positions import FLAG_BITS, QOS2, Queue, in_order
 from services.session.domain.receipts import Outcome, Receipts
 from services.session.domain.sessions import Channel, Fetch, Inflight, Session
 
@@ -195,8 +195,9 @@ class Pump:
         items.extend(channel.live)
         if not items:
             return
-        items.sort(key=lambda item: (item[1], item[0]))
         queue = _queue_of(session)
+        if not session.rules.strict_order:
+            items = in_order(items)
         if not session.rules.strict_order and queue:
             first_s = queue.first_time_s()
             older = [item for item in items if item[1] <= first_s]

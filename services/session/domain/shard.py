@@ -80,6 +80,8 @@ class Shard:
     def begin(self, now_ms: int) -> None:
         """Start from what was restored: what a session had that was deleted meanwhile is forgotten."""
         for session in list(self.roster.sessions.values()):
+            if session.queue:
+                session.queue.sort()
             if not session.is_persistent:
                 self._forget_subscribed(session)
                 self.roster.drop_if_empty(session)
@@ -224,6 +226,17 @@ class Shard:
         self._discard(session)
         self.roster.drop_if_empty(session)
         return dropped
+
+    def forget(self, session: Session) -> None:
+        """Forget a session of an instance that is gone, with all that waits for it; nobody is left to be told."""
+        if session.channel is not None:
+            self.roster.disconnect(session.channel)
+        for position, _ in session.queue or ():
+            self.pump.forget(session, position)
+        session.queue = session.carried = None
+        session.is_persistent = False
+        self._subscribe(session, {})
+        self.roster.drop_if_empty(session)
 
     def flush(self, now_ms: int) -> None:
         """Send what can be sent."""

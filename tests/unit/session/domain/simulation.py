@@ -37,6 +37,7 @@ class World:
             batch_messages=self.random.choice((0, 1, 3, 30)),
             batch_interval_ms=1_000,
         )
+        self.portion = self.random.choice((1, 2, 100))
         self.database = Database()
         self.bucket: dict[str, tuple[dict[str, int], Rules]] = {}
         self.logs: dict[str, list[Message]] = {"MQ_i_a": [], "MQ_i_b": []}
@@ -55,6 +56,7 @@ class World:
     def start(self) -> Shard:
         shard = Shard(count=1, locate=self.locate, is_ours=lambda _instance, _client: True)
         shard.fanout.skew_ms = 0
+        shard.fanout.portion = self.portion
         for log in sorted(self.database.logs.values(), key=lambda row: row.index):
             shard.logs.restore(log.index, log.name, INSTANCE, "", Met(log.read_through, log.top, log.bits))
         for row in self.database.sessions.values():
@@ -115,6 +117,8 @@ class World:
         self.shard.pump.wanted = []
 
     def checkpoint(self) -> None:
+        if self.shard.fanout.is_midway:
+            return
         self.database.write(self.shard.pump.changes.take())
         if not self.shard.pump.early:  # else frames with acknowledgements wait
             for client in self.clients:
@@ -138,6 +142,8 @@ class World:
 
     def read(self, name: str) -> None:
         """Read a stretch of a log."""
+        if self.shard.fanout.is_busy:
+            return
         log = self.shard.logs.open(name, INSTANCE)
         through, end = self.reading[name]
         for _ in range(self.random.randrange(1, 5)):
@@ -153,6 +159,8 @@ class World:
             self.reading[name] = through, end
             message = self.logs[name][sequence - 1]
             self.shard.fanout.read(log, sequence, message, b"", message.time_ms, self.now_ms)
+            if self.shard.fanout.is_busy:
+                break
         self.flush()
 
     def publish(self) -> None:
@@ -183,11 +191,15 @@ class World:
         """Take the next deliveries of a router."""
         log = self.shard.logs.open(name, INSTANCE)
         queue = self.live[name]
+        if self.shard.fanout.is_busy:
+            return
         for _ in range(min(len(queue), self.random.randrange(1, 4))):
             topic, sequence, targets = queue.popleft()
             self.offer(log, topic, sequence, targets)
-            if self.random.random() < 0.05:
+            if self.random.random() < 0.05 and not self.shard.fanout.is_busy:
                 self.offer(log, topic, sequence, targets)  # a retried publication
+            if self.shard.fanout.is_busy:
+                break
         self.flush()
 
     def offer(self, log: Log, topic: str, sequence: int, targets: list[int]) -> None:
@@ -329,6 +341,8 @@ class World:
             self.step_client(client)
         if choose() < 0.7:
             self.fetch()
+        if choose() < 0.7:
+            self.shard.fanout.go_on()
         self.shard.expire(self.now_ms)
         self.flush()
         if choose() < 0.1:
@@ -382,6 +396,7 @@ class World:
                 self.receive(client)
                 self.acknowledge(client)
             self.fetch()
+            self.shard.fanout.go_on()
             self.shard.expire(self.now_ms)
             self.flush()
             if self.is_quiet:
@@ -392,7 +407,9 @@ class World:
     def is_quiet(self) -> bool:
         left = sum(len(session.queue or ()) for session in self.shard.roster.sessions.values() if session.channel)
         under_way = any(each.inflight or each.fetches or each.live for each in self.shard.pump.channels.values())
-        return not (self.reading or any(self.live.values()) or self.fetches or left or under_way)
+        return not (
+            self.shard.fanout.is_busy or self.reading or any(self.live.values()) or self.fetches or left or under_way
+        )
 
     def check(self) -> None:
         """Compare what every client got with what it was to get."""

@@ -120,6 +120,34 @@ def test_what_is_kept_by_qos(rules: Rules, subscribed: int, published: int, expe
     assert desk.received() == ([] if expected is None else [(1, expected)])
 
 
+def test_a_message_for_many_sessions_is_offered_in_portions_and_what_follows_waits() -> None:
+    desk = Desk()
+    fanout = desk.shard.fanout
+    fanout.portion = 2
+    for number in range(5):
+        desk.attach(f"{number}", client=f"c{number}")
+        desk.subscribe(f"{number}", 1)
+    [target] = desk.shard.interests.match("i", "a/b")
+
+    def deliver(sequence: int) -> None:
+        fanout.deliver(desk.log, sequence, "a/b", b"", 1, [target], desk.now_ms)
+
+    deliver(1)
+    assert fanout.is_midway
+    fanout.postpone(lambda: deliver(3))
+    fanout.postpone(lambda: deliver(2), is_next=True)
+    gone = desk.shard.roster.find("i", "c4")
+    assert gone is not None
+    desk.shard.forget(gone)
+    portions = [sequences(desk.received())]
+    while fanout.is_busy:
+        fanout.go_on()
+        desk.shard.flush(desk.now_ms)
+        portions.append(sequences(desk.received()))
+    assert max(map(len, portions)) == fanout.portion
+    assert [sequence for portion in portions for sequence in portion] == [1] * 4 + [2] * 4 + [3] * 4
+
+
 def test_a_shared_subscription_is_remembered_and_no_target_of_the_shard() -> None:
     desk = Desk()
     desk.attach("1")
