@@ -147,6 +147,7 @@ class _Follower:
         self._topics = directory.read_backend_topics()
         self._storage = nats_config.storage(directory)
         self._look_at = 0.0  # by the monotonic clock
+        self._problem = ""
         self._applied = ""  # at the start too: an earlier process may have ended between writing and reloading
 
     async def run(self, channel: aio.Channel) -> None:
@@ -171,7 +172,11 @@ class _Follower:
                 self._applied = text
                 logger.info("configuration of NATS changed", extra={"instances": len(self._topics)})
         except (CliError, OSError, nats.errors.Error, TimeoutError) as error:
-            logger.warning("can't look after NATS, trying on", extra={"error": str(error)})
+            if str(error) != self._problem:  # it is tried twice a second
+                self._problem = str(error)
+                logger.warning("can't look after NATS, trying on", extra={"error": self._problem})
+        else:
+            self._problem = ""
 
 
 async def _topics(channel: aio.Channel, instances: set[str]) -> dict[str, list[str]]:

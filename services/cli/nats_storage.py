@@ -2,9 +2,10 @@
 
 By itself nats-server takes three quarters of what is free when it starts as its limit, and counts what it has stored
 already against it: started again on a disk half full of its own messages, it refuses every further one. And once a
-write has failed, that stream takes nothing until the next start. So the limit follows the disk, a reserve below its
-end: at the limit JetStream refuses messages, and takes them again by itself when there is room. When others fill the
-disk faster than that, NATS is restarted as soon as there is room.
+write has failed, that stream takes nothing until the next start. So the limit is what the disk has room for, a reserve
+below its end: at the limit JetStream refuses messages, and takes them again by itself when there is room. It rises with
+the room there is; lowering it takes a start of NATS, so when others fill the disk a write fails, and NATS is restarted
+as soon as there is room.
 """
 
 from __future__ import annotations
@@ -84,9 +85,10 @@ class Storage:
         except OSError:
             return  # in a container that does not see it
         kept = reserve(disk.total)
-        stored = int((await _ask(client, "JSZ")).get("storage", 0))
-        new = limit(stored, disk.total, disk.free)
-        if self.limit_bytes is None or abs(new - self.limit_bytes) > kept // 4:
+        server = await _ask(client, "JSZ")
+        new = limit(int(server.get("storage", 0)), disk.total, disk.free)
+        told = max(self.limit_bytes or 0, int(server.get("config", {}).get("max_storage", 0)))
+        if new > told + kept // 4:  # a server that runs refuses a configuration with a lower limit
             self.limit_bytes = new
         is_short = disk.free <= kept * 5 // 4
         if is_short != self._is_short:

@@ -18,6 +18,7 @@ import typer.testing
 from grpc import aio
 from typing_extensions import override
 
+from services.cli.__main__ import main
 from services.cli.app import app
 from services.cli.errors import CliError
 from services.cli.options import parse_duration
@@ -407,6 +408,18 @@ def test_a_backend_of_an_instance_that_does_not_exist_is_refused(mesh: FakeMesh)
     refused = failure("backend", "create", "billing", "--instance", "nosuch", "--data", str(mesh.data.path))
     assert refused.cause == "There is no instance nosuch."
     assert [backend.name for backend in mesh.data.read_backends()] == ["backend"]
+
+
+def test_ctrl_c_while_the_program_loads_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("services.cli.app.app", interrupted)
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):  # which main() takes out of the environment
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
 
 
 def test_service_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

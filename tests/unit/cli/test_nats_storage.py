@@ -79,33 +79,43 @@ async def system(tmp_path: Path) -> AsyncGenerator[Client]:
 
 
 @pytest.mark.asyncio
-async def test_limit_follows_the_disk_with_some_play(
+async def test_limit_rises_with_the_disk_with_some_play(
     system: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    disk = Disk(100 * GB, 50 * GB)
+    disk = Disk(100_000 * GB, 50_000 * GB)  # more than the server took by itself
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: disk)
     storage = Storage(DataDir(tmp_path), tmp_path, None)
     await storage.look(system)
     first = storage.limit_bytes
     assert first is not None
     assert 64 << 10 <= first - limit(0, disk.total, disk.free) < 128 << 10
-    disk.free -= 1 << 20
+    disk.free += 1 << 20
     await storage.look(system)
     assert storage.limit_bytes == first
-    disk.free -= GB
+    disk.free += GB
     await storage.look(system)
-    assert storage.limit_bytes == first - GB - (1 << 20)
+    assert storage.limit_bytes == first + GB + (1 << 20)
     disk.free = reserve(disk.total)
     for _ in range(2):
         await storage.look(system)
-    assert storage.limit_bytes == LEAST_LIMIT
+    assert storage.limit_bytes == first + GB + (1 << 20)  # nats-server would refuse a lower one
     assert [record.message for record in caplog.records] == [
         "the disk of NATS is full, publishers wait until there is room"
     ]
     disk.free = GB
     await storage.look(system)
     assert caplog.records[-1].message == "the disk of NATS has room again"
+
+
+@pytest.mark.asyncio
+async def test_limit_that_the_server_took_by_itself_is_not_lowered(
+    system: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Disk(100 * GB, 1))
+    storage = Storage(DataDir(tmp_path), tmp_path, None)
+    await storage.look(system)
+    assert storage.limit_bytes is None
 
 
 @pytest.mark.asyncio
