@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from google.protobuf.message import Message
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
@@ -24,8 +25,9 @@ from services.common.errors import DomainError, InvalidFieldError, LimitReachedE
 from services.common.http_server import peer
 from services.common.parameters import given_signature
 from services.common.settings import Secret
-from services.status import metrics
+from services.status import metrics, presence_stream
 from services.status.adapters import Auth, Permission
+from services.status.presence_stream import PresenceStream
 from services.status.queries import DEFAULT_PAGE, MAX_PAGE, Queries
 from services.status.query import WINDOW_MS
 from weimq.status.v1 import status_pb2
@@ -93,6 +95,22 @@ class Group(BaseModel):
     clients: list[ClientStatus]
     onlineCount: int  # noqa: N815
     nextPageToken: str  # noqa: N815
+
+
+class Change(BaseModel):
+    """A connection of a client that came or went."""
+
+    clientId: str  # noqa: N815
+    connection: Connection
+    connected: bool
+    timeMs: int  # noqa: N815
+
+
+class Presence(BaseModel):
+    """One line of the presence of a group."""
+
+    changes: list[Change]
+    snapshotComplete: bool  # noqa: N815
 
 
 class Subscriber(BaseModel):
@@ -202,6 +220,22 @@ _PageSize = Annotated[int, Query(alias="pageSize", ge=1, le=MAX_PAGE)]
 _PageToken = Annotated[str, Query(alias="pageToken", max_length=65_535)]
 
 
+async def _credentials(
+    _token: Annotated[
+        HTTPAuthorizationCredentials | None,
+        Security(HTTPBearer(auto_error=False, description="The cluster token; else the call is signed.")),
+    ] = None,
+    action: Annotated[str | None, Query(description="Signed calls: the last part of the path.")] = None,
+    accessKey: Annotated[str | None, Query(description="Signed calls: who signs.")] = None,  # noqa: N803 - on the wire
+    timestamp: Annotated[str | None, Query(description="Signed calls: now, in milliseconds since 1970.")] = None,
+    signature: Annotated[  # shadows nothing that is used here
+        str | None,
+        Query(description="Signed calls: Base64(HMAC-SHA1(secret, all other parameters as `name=value`, by `&`))."),
+    ] = None,
+) -> None:
+    """Show in the OpenAPI pages what `Gate` asks for."""
+
+
 def application(queries: Queries, gate: Gate) -> FastAPI:
     """Return the application to be mounted under `/v1`."""
     app = FastAPI(
@@ -210,6 +244,7 @@ def application(queries: Queries, gate: Gate) -> FastAPI:
         summary="Questions about clients.",
         description=__doc__,
         responses={code: {"model": Fault} for code in (400, 401, 403, 404, 429, 503)},
+        dependencies=[Depends(_credentials)],
     )
 
     @app.get("/getClient", response_model=Client)
@@ -256,6 +291,21 @@ def application(queries: Queries, gate: Gate) -> FastAPI:
                 )
             )
         )
+
+    @app.get("/watchGroup", response_model=Presence, responses={200: {"content": {presence_stream.MEDIA_TYPE: {}}}})
+    async def watch_group(
+        request: Request,
+        instance_id: _Instance,
+        group_id: Annotated[str, Query(alias="groupId", min_length=1, max_length=64)],
+    ) -> Response:
+        """Stream who of a group comes and goes, a line of JSON each: first who is online, then `snapshotComplete`.
+
+        Empty lines are signs of life. The stream ends after an hour, or with a line that has `message`: ask again.
+        """
+        await gate.check(request, instance_id, group_id=group_id)
+        wanted = status_pb2.WatchGroupRequest(instance_id=instance_id, group_id=group_id)
+        metrics.CALLS.labels(200).inc()
+        return PresenceStream(lambda give: queries.watch_group(wanted, give), to_json)
 
     @app.get("/listSubscribers", response_model=Subscribers)
     async def list_subscribers(

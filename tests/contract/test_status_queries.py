@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from services.common.errors import LimitReachedError, NotFoundError
 from services.common.readiness import Readiness
 from services.common.sharding import shard_of
 from services.common.signature import sign, string_to_sign
-from services.status import app
+from services.status import app, presence_stream
 from services.status.settings import StatusSettings
 from tests.support.auth import TOKEN, AuthService, running_auth
 from tests.support.nats import running_server, unique
@@ -388,6 +389,53 @@ async def test_json_of_the_other_questions(world: World) -> None:
     assert closed.json() == {"connectionCount": 1}
 
 
+@contextlib.asynccontextmanager
+async def watching(world: World) -> AsyncGenerator[tuple[httpx.Response, AsyncIterator[Any]]]:
+    parameters = {"instanceId": world.instance_id, "groupId": "GID_mine"}
+    headers = {"Authorization": f"Bearer {TOKEN.reveal()}"}
+    async with world.http.stream("GET", "/v1/watchGroup", params=parameters, headers=headers) as answer:
+        yield answer, (json.loads(line) async for line in answer.aiter_lines() if line)
+
+
+async def test_json_of_a_watch(world: World) -> None:
+    world.shards[0].clients = ["GID_mine@@@0"]
+    world.shards[1].clients = ["GID_mine@@@1"]
+    async with asyncio.timeout(20), watching(world) as (answer, lines):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        seen: list[str] = []
+        async for line in lines:
+            seen += [change["clientId"] for change in line["changes"]]
+            if line["snapshotComplete"]:
+                break
+        assert sorted(seen) == ["GID_mine@@@0", "GID_mine@@@1"]
+        gone = presence_pb2.PresenceChange(connection=connection("GID_mine@@@1"), connected=False, time_ms=5)
+        world.shards[1].changes.put_nowait(gone)
+        (change,) = (await anext(lines))["changes"]
+        assert (change["clientId"], change["connected"], change["timeMs"]) == ("GID_mine@@@1", False, 5)
+        assert change["connection"]["edgeId"] == "edge-1"
+        world.shards[0].changes.put_nowait(None)  # a shard that ends ends the watch
+        assert (await anext(lines)).keys() == {"message"}
+        with pytest.raises(StopAsyncIteration):
+            await anext(lines)
+
+
+async def test_json_watch_that_a_shard_refuses(world: World) -> None:
+    for shard in world.shards:
+        shard.fails = LimitReachedError("too many", limit="watches")
+    async with watching(world) as (answer, lines):
+        assert answer.status_code == 429
+        assert [line.keys() async for line in lines] == [{"message"}]
+
+
+async def test_json_watch_has_signs_of_life_and_an_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence_stream, "SIGN_OF_LIFE_S", 0.05)
+    monkeypatch.setattr(presence_stream, "LONGEST_S", 1.0)
+    async with asyncio.timeout(20), watching(world) as (answer, _):
+        text = (await answer.aread()).decode()
+    assert text.endswith("\n\n\n")
+
+
 @pytest.mark.parametrize(
     ("action", "parameters", "changes", "status"),
     [
@@ -398,6 +446,8 @@ async def test_json_of_the_other_questions(world: World) -> None:
         ("getClient", {"clientId": "GID_other@@@1"}, {}, 403),
         ("batchGetClients", {"clientId": "GID_other@@@1"}, {}, 403),
         ("listGroupClients", {"groupId": "GID_other"}, {}, 403),
+        ("watchGroup", {"groupId": "GID_other"}, {}, 403),
+        ("watchGroup", {}, {}, 400),
         ("listSubscribers", {"topic": "other/x"}, {}, 403),
         ("listSubscribers", {"topic": "mine/#"}, {}, 400),
         ("listGroupClients", {"groupId": "GID_mine", "pageSize": "0"}, {}, 400),
@@ -437,5 +487,11 @@ async def test_the_api_describes_itself(world: World) -> None:
         "/batchGetClients",
         "/listGroupClients",
         "/listSubscribers",
+        "/watchGroup",
         "/closeConnections",
     }
+    for path in description["paths"].values():
+        for call in path.values():
+            names = {parameter["name"] for parameter in call["parameters"]}
+            assert {"instanceId", "action", "accessKey", "timestamp", "signature"} <= names
+            assert call["security"] == [{"HTTPBearer": []}]
