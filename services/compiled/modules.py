@@ -12,6 +12,8 @@ MODULES = (
     "services.common.subjects",
     "services.common.topics",
     "services.common.trie",
+    "services.edge.arrivals",
+    "services.edge.columns",
     "services.edge.commands",
     "services.edge.connection",
     "services.edge.hub",

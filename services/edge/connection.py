@@ -25,6 +25,7 @@ from services.edge.mqtt.packets import (
     ConnectReturnCode,
     Disconnect,
     Publish,
+    PublishRun,
     Subscribe,
     Unsubscribe,
     Will,
@@ -112,24 +113,30 @@ class Connection(Wire):
         for event in events:
             if isinstance(event, Publish):
                 self._on_publish(event)
-            elif isinstance(event, Subscribe):
-                self._on_subscribe(event)
-            elif isinstance(event, Unsubscribe):
-                self._on_unsubscribe(event)
-            elif isinstance(event, Connect):
-                self._on_connect(event)
-            elif isinstance(event, Disconnect):
-                self.close(reasons.CLIENT_DISCONNECT)
-            elif isinstance(event, Failed):
-                self._on_failed(event)
+            elif isinstance(event, PublishRun):
+                self._on_run(event)
             elif isinstance(event, Acknowledged):
                 self._on_acknowledged(event.token)
+            else:
+                self._on_seldom(event)
             if self._closed:
                 return
         if self._is_peer_slow or self._hub.router.is_congested or self._machine.wants_pause or self._waits_for_answers:
             self._pause()
         if self._machine.has_output:
             self._mark_dirty()
+
+    def _on_seldom(self, event: Event) -> None:
+        if isinstance(event, Subscribe):
+            self._on_subscribe(event)
+        elif isinstance(event, Unsubscribe):
+            self._on_unsubscribe(event)
+        elif isinstance(event, Connect):
+            self._on_connect(event)
+        elif isinstance(event, Disconnect):
+            self.close(reasons.CLIENT_DISCONNECT)
+        elif isinstance(event, Failed):
+            self._on_failed(event)
 
     def _on_connect(self, packet: Connect) -> None:
         self._hub.strangers.leave(self)
@@ -156,6 +163,15 @@ class Connection(Wire):
             self.oversized_count += 1
         else:
             self._hub.router.publish(self, rule, packet, self._clean_session)
+
+    def _on_run(self, run: PublishRun) -> None:
+        rule = self._grant.publish_rule(run.topic)
+        if rule is not None and not rule.flags and run.payload_bytes <= self._grant.instance.max_payload_bytes:
+            self._hub.router.publish_run(self, rule, run, self._clean_session)
+            return
+        for packet in run.publications():
+            if not self._closed:
+                self._on_publish(packet)
 
     def _on_command(self, packet: Publish) -> None:
         """Take what is published to a topic of the server; every other topic is one that the client may not use."""

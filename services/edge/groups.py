@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from services.common.sharding import router_of, shard_of
 from services.edge.countdown import countdown
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.mqtt.packets import Publish
+from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest, Router
 from services.edge.router_link import RouterLink
@@ -67,11 +67,18 @@ class Routers:
 
     def publish(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Give a message to the router of its parent topic; see `ports.Router`."""
+        self._link(rule).publish(client, rule, publication, clean_session)
+
+    def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
+        """Give messages to the router of their parent topic; see `ports.Router`."""
+        self._link(rule).publish_run(client, rule, run, clean_session)
+
+    def _link(self, rule: TopicRule) -> RouterLink:
         index = rule.router_index
         if index < 0:
             index = router_of(rule.instance_id, rule.topic.partition("/")[0], len(self._links))
             rule.router_index = index
-        self._links[index].publish(client, rule, publication, clean_session)
+        return self._links[index]
 
 
 def router_group(links: Sequence[RouterLink]) -> Router:

@@ -17,6 +17,7 @@ from mypy_extensions import mypyc_attr
 from services.edge.commands import Commands
 from services.edge.credentials import Credentials
 from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import PublishRun
 from services.edge.ports import Authenticator, Client, Interest, Router, SessionShards
 from services.edge.receipts import Receipt, Receipts
 from services.edge.transports.strangers import Strangers
@@ -46,6 +47,12 @@ class Receiver(Client):
     def deliver(self, message: OutboundMessage, qos: int) -> None:
         """Send a message to the client, at `qos`."""
         raise NotImplementedError
+
+    def deliver_run(self, run: PublishRun) -> None:
+        """Send messages of QoS 0."""
+        topic = run.topic.encode()
+        for payload in run.payloads():
+            self.deliver(OutboundMessage(topic, payload, retain=False), 0)
 
     def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
         """Send a message of the session shard.

@@ -10,7 +10,7 @@ from mypy_extensions import mypyc_attr
 
 from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.mqtt.packets import Connect, Publish, Will
+from services.edge.mqtt.packets import Connect, Publish, PublishRun, Will
 from services.edge.policy import Grant, Instance, TopicRule
 from services.edge.tokens import READ, Token
 
@@ -250,3 +250,6 @@ class Router(Protocol):
 
     def publish(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take a message over; at QoS 1 and 2 `client.on_published` follows."""
+
+    def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
+        """Take messages over; `rule` has no flags."""

@@ -16,9 +16,20 @@ from services.common.link import Link
 from services.common.linking import Opened, keep_linked
 from services.common.readiness import Readiness
 from services.common.settings import Secret
-from services.edge.hub import Hub, Receiver
-from services.edge.mqtt.outbound import Heads, OutboundMessage
-from services.edge.mqtt.packets import Publish
+from services.edge.arrivals import Arrivals
+from services.edge.columns import (
+    CLEAN_SESSION,
+    MAX_UTF8_BYTES,
+    OVERHEAD_BYTES,
+    REPEATED,
+    RETAIN,
+    Columns,
+    Entry,
+    Unacknowledged,
+)
+from services.edge.hub import Hub
+from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.receipts import Outcome
@@ -34,105 +45,6 @@ HIGH_WATER_BYTES = 8 << 20
 """Gathered payload above which publishers pause: they are slowed by TCP, nothing is dropped."""
 LOW_WATER_BYTES = 2 << 20
 """Gathered payload below which they go on."""
-OVERHEAD_BYTES = 64
-"""What a message costs besides its payload, for the marks above."""
-
-MAX_UTF8_BYTES = 4
-"""What a character takes at the most."""
-
-RETAIN = 4
-REPEATED = 8
-CLEAN_SESSION = 16
-"""Bits of `PublishBatch.flags` besides the QoS."""
-WANTS_RECEIPT = 16
-"""Bit of `DeliveryBatch.flags`."""
-
-
-class Unacknowledged:
-    """A publication of QoS 1 or 2 that the router has not acknowledged."""
-
-    __slots__ = ("client", "client_id", "flags", "packet_identifier", "payload", "rule")
-
-    def __init__(self, client: Client, rule: TopicRule, publication: Publish, flags: int) -> None:
-        self.client = client
-        self.client_id = client.client_id
-        self.rule = rule
-        self.payload = publication.payload
-        self.packet_identifier = publication.packet_identifier
-        self.flags = flags
-
-
-class Columns:
-    """A batch of publications on its way into a frame."""
-
-    __slots__ = (
-        "bytes",
-        "flags",
-        "instance_index",
-        "payloads",
-        "publisher_index",
-        "publisher_indexes",
-        "questions",
-        "sequences",
-        "topic_flags",
-        "topic_index",
-        "topic_indexes",
-        "topic_instances",
-        "topics",
-    )
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.topic_index: dict[TopicRule, int] = {}
-        self.topics: list[str] = []
-        self.topic_instances: list[int] = []
-        self.topic_flags = bytearray()
-        self.instance_index: dict[str, int] = {}
-        self.publisher_index: dict[str, int] = {}
-        self.topic_indexes: list[int] = []
-        self.sequences: list[int] = []
-        self.payloads: list[bytes] = []
-        self.flags = bytearray()
-        self.publisher_indexes: list[int] = []
-        self.questions: list[LocalRoute] = []
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to send."""
-        return not self.sequences and not self.questions
-
-    def add(self, rule: TopicRule, client_id: str, sequence: int, payload: bytes, flags: int) -> None:
-        """Append one message."""
-        topic = self.topic_index.get(rule)
-        if topic is None:
-            topic = self.topic_index[rule] = len(self.topics)
-            self.topics.append(rule.topic)
-            self.bytes += len(rule.topic) * MAX_UTF8_BYTES
-            self.topic_instances.append(self.instance_index.setdefault(rule.instance_id, len(self.instance_index)))
-            self.topic_flags.append(rule.flags)
-        publisher = self.publisher_index.get(client_id)
-        if publisher is None:
-            publisher = self.publisher_index[client_id] = len(self.publisher_index)
-            self.bytes += len(client_id) * MAX_UTF8_BYTES
-        self.topic_indexes.append(topic)
-        self.sequences.append(sequence)
-        self.payloads.append(payload)
-        self.flags.append(flags)
-        self.publisher_indexes.append(publisher)
-        self.bytes += len(payload) + OVERHEAD_BYTES
-
-    def write_to(self, batch: router_pb2.PublishBatch) -> None:
-        """Fill the protobuf message."""
-        batch.topics.extend(self.topics)
-        batch.topic_instances.extend(self.topic_instances)
-        batch.topic_flags = bytes(self.topic_flags)
-        batch.instances.extend(self.instance_index)
-        batch.publishers.extend(self.publisher_index)
-        batch.topic_indexes.extend(self.topic_indexes)
-        batch.sequences.extend(self.sequences)
-        batch.payloads.extend(self.payloads)
-        batch.flags = bytes(self.flags)
-        batch.publisher_indexes.extend(self.publisher_indexes)
 
 
 class RouterLink:
@@ -178,6 +90,7 @@ class RouterLink:
         self._waiting: deque[tuple[int, list[Callable[[], None]]]] = deque()
         self._returns = Returns()
         self._reports: dict[int, Outcome] = {}
+        self._arrivals = Arrivals(hub, self._report)
         self._short = ShortWay(hub, self._ask, self._send)
         self._columns = Columns()
         self._full: deque[Columns] = deque()
@@ -245,6 +158,15 @@ class RouterLink:
         elif self._gathered_bytes + self._short.held_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
 
+    def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
+        """Take messages over; see `ports.Router`."""
+        if not self._short.take_run(client, rule, run, clean_session):
+            flags = CLEAN_SESSION if clean_session else 0
+            self._gather(rule, client.client_id, next(self._sequences), run.frames, flags, run)
+            self._short.sent(rule, run.count)
+        elif self._gathered_bytes + self._short.held_bytes > HIGH_WATER_BYTES:
+            self.is_congested = True
+
     def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos
         flags = qos
@@ -257,7 +179,7 @@ class RouterLink:
             self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
             if self._full_logs and (rule.instance_id, _log_of(rule)) in self._full_logs:
                 client.wait_for_answers()
-        self._gather(rule, client.client_id, sequence, publication.payload, flags)
+        self._gather(rule, client.client_id, sequence, publication.payload, flags, None)
 
     def say_goodbye(self) -> None:
         """Tell the router that this edge ends for good, after all that is to be sent."""
@@ -280,12 +202,17 @@ class RouterLink:
 
     # --- up ------------------------------------------------------------------------------------
 
-    def _gather(self, rule: TopicRule, client_id: str, sequence: int, payload: bytes, flags: int) -> None:
+    def _gather(
+        self, rule: TopicRule, client_id: str, sequence: int, payload: bytes, flags: int, run: PublishRun | None
+    ) -> None:
         columns = self._columns
         if not columns.sequences:
             self.link.wake()
         before = columns.bytes
-        columns.add(rule, client_id, sequence, payload, flags)
+        if run is None:
+            columns.add(rule, client_id, sequence, payload, flags)
+        else:
+            columns.add_run(rule, client_id, sequence, run, flags)
         self._gathered_bytes += columns.bytes - before
         if columns.bytes >= FRAME_BYTES or len(columns.sequences) >= FRAME_MESSAGES:
             self._full.append(columns)
@@ -399,22 +326,16 @@ class RouterLink:
         # Messages of QoS 0 that had been gathered are kept; those in lost frames are gone, as QoS 0 may be. All in the
         # order of publishing, which the logs of ordered topics promise.
         again = [
-            (sequence, entry.rule, entry.client_id, entry.payload, entry.flags | REPEATED)
+            Entry(sequence, entry.rule, entry.client_id, entry.payload, entry.flags | REPEATED, None)
             for sequence, entry in self._unacknowledged.items()
         ]
         for columns in (*self._full, self._columns):
-            rules = list(columns.topic_index)
-            publishers = list(columns.publisher_index)
-            for n, sequence in enumerate(columns.sequences):
-                if sequence not in self._unacknowledged:
-                    rule = rules[columns.topic_indexes[n]]
-                    publisher = publishers[columns.publisher_indexes[n]]
-                    again.append((sequence, rule, publisher, columns.payloads[n], columns.flags[n]))
+            again += [entry for entry in columns.entries() if entry.sequence not in self._unacknowledged]
         self._full.clear()
         self._columns = Columns()
         self._gathered_bytes = 0
-        for sequence, rule, publisher, payload, flags in sorted(again, key=_sequence):
-            self._gather(rule, publisher, sequence, payload, flags)
+        for each in sorted(again, key=_sequence):
+            self._gather(each.rule, each.client_id, each.sequence, each.payload, each.flags, each.run)
         self._short.start_anew()
 
     # --- down ----------------------------------------------------------------------------------
@@ -435,7 +356,7 @@ class RouterLink:
             flags = frame.deliveries.flags
             self.link.gather(len(flags))
             is_awaited = is_awaited or flags.count(0) < len(flags)  # publishers of QoS 1 and 2 wait
-            self._deliver(frame.deliveries)
+            self._arrivals.deliver(frame.deliveries)
         if frame.route_answers:
             for answer in frame.route_answers:
                 self._short.answer(answer)
@@ -448,47 +369,6 @@ class RouterLink:
             (self._full_logs.add if state.is_full else self._full_logs.discard)(log)
         self.link.confirm(frame.frame, lazily=not is_awaited)
 
-    def _deliver(self, batch: router_pb2.DeliveryBatch) -> None:
-        hub = self._hub
-        topics = [topic.encode() for topic in batch.topics]
-        heads = [Heads(topic) for topic in topics]
-        target_ids = list(batch.target_ids)
-        routes = []
-        start = 0
-        for topic_name, count in zip(batch.topics, batch.target_counts, strict=True):
-            routes.append(hub.route(target_ids[start : start + count], topic_name))
-            start += count
-        exactly_once = 0
-        receipt_ids = iter(batch.receipt_ids)
-        for topic, payload, flags in zip(batch.topic_indexes, batch.payloads, batch.flags, strict=True):
-            qos = flags & 3
-            if qos == 2:  # noqa: PLR2004 - QoS 2
-                origin = batch.origins[batch.origin_indexes[exactly_once]]
-                sequence = batch.sequences[exactly_once]
-                exactly_once += 1
-                if hub.is_repeated(origin, sequence):
-                    if flags & WANTS_RECEIPT:
-                        next(receipt_ids)
-                    continue
-            route = routes[topic]
-            if not route:
-                if flags & WANTS_RECEIPT:
-                    self._report(next(receipt_ids), router_pb2.DELIVERY_OUTCOME_OFFLINE_NOT_KEPT)
-                continue
-            message = OutboundMessage(topics[topic], payload, bool(flags & RETAIN), heads[topic])
-            if flags & WANTS_RECEIPT:
-                self._deliver_watched(message, qos, route, next(receipt_ids))
-                continue
-            for receiver, granted in route:
-                receiver.deliver(message, qos if qos < granted else granted)
-
-    def _deliver_watched(
-        self, message: OutboundMessage, qos: int, route: list[tuple[Receiver, int]], receipt_id: int
-    ) -> None:
-        receiver, granted = route[0]  # P2P: the target of one connection
-        receipt = self._hub.receipts.open(receiver, receipt_id, self._report)
-        receiver.deliver_watched(message, qos if qos < granted else granted, receipt)
-
     def _report(self, receipt_id: int, outcome: Outcome) -> None:
         self._reports[receipt_id] = outcome
         self.link.wake()
@@ -499,8 +379,8 @@ def _log_of(rule: TopicRule) -> str:
     return rule.topic.partition("/")[0] if rule.flags & FLAG_LOGGED else ""
 
 
-def _sequence(publication: tuple[int, TopicRule, str, bytes, int]) -> int:
-    return publication[0]
+def _sequence(entry: Entry) -> int:
+    return entry.sequence
 
 
 def _target(target: Interest) -> router_pb2.Target:

@@ -21,7 +21,7 @@ from typing import Final
 from services.common.topics import matches
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.outbound import Heads, OutboundMessage
-from services.edge.mqtt.packets import Publish
+from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import TopicRule
 from services.edge.ports import Client
 from weimq.router.v1 import router_pb2
@@ -142,6 +142,34 @@ class ShortWay:
             return True
         return False
 
+    def take_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> bool:  # noqa: FBT001 - hot path
+        """Take messages of a topic without a log over; False: they are to go the long way, and `sent` follows."""
+        route = rule.route
+        if route is None or route.is_forgotten:
+            route = self._route(rule)
+            if route is None:
+                return False
+        if route.state == LOCAL:
+            self.delivered += run.count
+            for receiver, _ in self._receivers(route):
+                receiver.deliver_run(run)
+            return True
+        if route.state == ASKED:
+            for publication in run.publications():
+                self.take(client, rule, publication, clean_session)
+            return True
+        return False
+
+    def sent(self, rule: TopicRule, count: int) -> None:
+        """Note that so many messages went the long way after `take_run`."""
+        route = rule.route
+        if route is not None and not route.is_forgotten and route.state == LONG:
+            route.count += count
+            if route.count >= route.ask_at:
+                route.state = ASKED
+                route.is_stale = False
+                self._ask(route)
+
     def answer(self, answer: router_pb2.RouteAnswer) -> None:
         """Take the answer to a question: the messages that were held go one way or the other."""
         route = self._routes.get((answer.instance_id, answer.topic))
@@ -228,15 +256,19 @@ class ShortWay:
         route.receivers = []
 
     def _deliver(self, route: LocalRoute, client: Client, publication: Publish) -> None:
+        receivers = self._receivers(route)
+        self.delivered += 1
+        qos = publication.qos
+        if receivers:
+            message = OutboundMessage(route.topic_bytes, publication.payload, False, route.heads)  # noqa: FBT003 - retain [MQTT-3.3.1-9]
+            for receiver, granted in receivers:
+                receiver.deliver(message, qos if qos < granted else granted)
+        if qos and publication.packet_identifier:  # a will has none
+            client.on_published(publication.packet_identifier, qos)
+
+    def _receivers(self, route: LocalRoute) -> list[tuple[Receiver, int]]:
         hub = self._hub
         if route.version != hub.version:
             route.version = hub.version
             route.receivers = hub.route(route.target_ids, route.topic) if route.target_ids else []
-        self.delivered += 1
-        qos = publication.qos
-        if route.receivers:
-            message = OutboundMessage(route.topic_bytes, publication.payload, False, route.heads)  # noqa: FBT003 - retain [MQTT-3.3.1-9]
-            for receiver, granted in route.receivers:
-                receiver.deliver(message, qos if qos < granted else granted)
-        if qos and publication.packet_identifier:  # a will has none
-            client.on_published(publication.packet_identifier, qos)
+        return route.receivers

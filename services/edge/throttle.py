@@ -7,7 +7,7 @@ one read of the socket brought is taken whole, as a debt that the pause pays off
 from __future__ import annotations
 
 from services.edge.mqtt.events import Event
-from services.edge.mqtt.packets import Publish
+from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import Instance
 
 BURST_S = 1.0
@@ -56,6 +56,7 @@ class Throttle:
         pause_s = self._bytes.take(size, now) if self._bytes is not None else 0.0
         if self._messages is not None:
             published = sum(1 for event in events if isinstance(event, Publish))
+            published += sum(event.count for event in events if isinstance(event, PublishRun))
             pause_s = max(pause_s, self._messages.take(published, now))
         return pause_s
 

@@ -18,6 +18,7 @@ from services.edge import reasons
 from services.edge.hub import Hub
 from services.edge.mqtt.machine import Limits, ServerConnection, State
 from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import PublishRun
 from services.edge.persistent import KeptDeliveries
 from services.edge.receipts import Receipt
 from services.edge.shared import SharingClient, Token
@@ -39,7 +40,7 @@ class Wire(SharingClient):
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits, *, write_buffer_bytes: int) -> None:
         self._hub = hub
         self._loop = loop
-        self._machine = ServerConnection(now=loop.time(), limits=limits)
+        self._machine = ServerConnection(now=loop.time(), limits=limits, gathers_runs=True)
         self._write_buffer_bytes = write_buffer_bytes
         self._transport: asyncio.Transport
         self.address = ""
@@ -136,6 +137,18 @@ class Wire(SharingClient):
                 self._hub.mark_dirty(self)
         elif not self._closed:
             self.close(reasons.SLOW_CONSUMER)
+
+    @override
+    def deliver_run(self, run: PublishRun) -> None:
+        """Send messages of QoS 0; see `Receiver`."""
+        if not self._is_admitted:
+            if len(self._early) < MAX_EARLY:
+                self._early.append(functools.partial(self.deliver_run, run))
+        elif self._is_peer_slow:
+            self.dropped_count += run.count
+        else:
+            self._machine.deliver_frames(run.frames)
+            self._mark_dirty()
 
     @override
     def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.router.domain.columns import KEPT_P2P
+from services.router.domain.columns import KEPT_P2P, Run
 from services.router.domain.outbox import Receipt
 from services.router.domain.routing import Route
 from services.router.edge_link import EdgeLink
@@ -98,6 +98,18 @@ class Delivery:
             if source.wants_receipts:
                 source.sent(sequence, receipt.waiting - 1, is_kept=route.is_kept)
             receipt.settle()
+
+    def deliver_run(self, source: Source, route: Route, run: Run) -> None:
+        """Send messages of QoS 0 to the edges of their route; each to one member of every shared subscription."""
+        for leg in route.legs:
+            edge = self._edges[leg.slot]
+            assert edge is not None  # noqa: S101 - for the type checker, as above
+            edge.deliver_run(leg, run)
+            if edge.pending_bytes > self._high_bytes:
+                self._pressure.hold_for_edge(source, edge)
+        if route.shares:
+            for payload in run.payloads():
+                self._shares.deliver(source, route, payload, 0, None)
 
     def _deliver_to_shards(
         self, source: Source, route: Route, payload: bytes, qos: int, receipt: Receipt, log: str, log_sequence: int

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from services.common.errors import DomainError
 from services.common.link import Link
+from services.router.domain.columns import RUN, Run
 from services.router.domain.outbox import Batch, Outbox, Receipt, SharedDelivery
 from services.router.domain.routing import Leg
 from services.router.queries import Query
@@ -149,6 +150,12 @@ class EdgeLink:
     ) -> None:
         """Send a message to the targets of `leg`; see `Outbox.add`."""
         self._outbox.add(leg, payload, flags, origin, sequence, receipt)
+        self.link.wake()
+
+    def deliver_run(self, leg: Leg, run: Run) -> None:
+        """Send messages of QoS 0 to the targets of `leg`."""
+        self._outbox.add(leg, run.packets, RUN, "", 0, None)
+        self._outbox.run(run)
         self.link.wake()
 
     def deliver_kept(
@@ -320,7 +327,7 @@ class EdgeLink:
                 batch.receipts.extend(self._revocations)
                 self._revoked.clear()
                 self._revocations = []
-            self.delivered += len(batch.payloads)
+            self.delivered += len(batch.payloads) - len(batch.runs) + sum(run.count for run in batch.runs)
             if batch.payloads:
                 self.link.gather(len(batch.payloads))
                 _fill(response.deliveries, batch)
@@ -358,6 +365,9 @@ def _fill(deliveries: router_pb2.DeliveryBatch, batch: Batch) -> None:
         deliveries.origins.extend(batch.origins)
         deliveries.origin_indexes.extend(batch.origin_indexes)
         deliveries.sequences.extend(batch.sequences)
+    if batch.runs:
+        deliveries.run_counts.extend([run.count for run in batch.runs])
+        deliveries.run_payload_bytes.extend([run.payload_bytes for run in batch.runs])
     if batch.receipt_ids:
         deliveries.receipt_ids.extend(batch.receipt_ids)
     if batch.log_sequences:

@@ -91,4 +91,6 @@ def columns_of(batch: router_pb2.PublishBatch) -> Columns:
         payloads=list(batch.payloads),
         flags=batch.flags,
         publisher_indexes=list(batch.publisher_indexes),
+        run_counts=list(batch.run_counts),
+        run_payload_bytes=list(batch.run_payload_bytes),
     )

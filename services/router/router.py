@@ -18,11 +18,11 @@ from collections import deque
 from collections.abc import Callable
 
 from services.common.errors import StreamContractError
-from services.common.sharding import router_of, shard_of
+from services.common.sharding import router_of
 from services.common.subjects import TOPIC_HEADER, encode_topic
 from services.router.delivery import Delivery
-from services.router.domain.columns import CLEAN_SESSION, KEPT_IF_OFFLINE, LOGGED, P2P, QOS, RETAIN, Columns
-from services.router.domain.routing import Leg, Route, Routing, p2p_receiver
+from services.router.domain.columns import CLEAN_SESSION, KEPT_IF_OFFLINE, LOGGED, P2P, QOS, RETAIN, RUN, Columns
+from services.router.domain.routing import Route, Routing
 from services.router.edge_link import EdgeLink
 from services.router.full_logs import FullLogs
 from services.router.interests import Interests, check_filter
@@ -321,6 +321,7 @@ class Router:
         self.published += len(columns.payloads)
         routes: list[Route | None] = [None] * len(topic_flags)
         keeps_all = self._shards.unknown > 0
+        runs = iter(columns.runs)
         deliver = self._delivery.deliver
         for index, sequence, payload, flag, publisher in zip(
             columns.topic_indexes,
@@ -333,6 +334,11 @@ class Router:
             route = routes[index]
             if route is None:
                 route = routes[index] = self._route(columns, index)
+            if flag & RUN:
+                run = next(runs)
+                self.published += run.count - 1
+                self._delivery.deliver_run(source, route, run)
+                continue
             qos = flag & QOS
             topic_flag = topic_flags[index]
             if not qos and not topic_flag and not flag & RETAIN and shown_topics is None:  # the most frequent
@@ -340,8 +346,7 @@ class Router:
                 continue
             retained_by: str | None = None
             if topic_flag & P2P:
-                if topic_flag & KEPT_IF_OFFLINE and qos == 1 and not flag & CLEAN_SESSION and self._shards.count:
-                    route = self._kept_route(route.instance_id, route.topic)
+                route = self._p2p_route(route, topic_flag, flag)
             elif flag & RETAIN:
                 retained_by = columns.publishers[publisher]
             if topic_flag & LOGGED:
@@ -401,15 +406,14 @@ class Router:
             raise StreamContractError(str(error), rule="topics") from error
 
     def _kept_route(self, instance_id: str, topic: str, *, is_lost: bool = False) -> Route:
-        """Return the route of a P2P message that is kept: to the shard of its receiver alone, when that is there.
-
-        `is_lost`: it could not be stored, so the receiver's edge gets it, too.
-        """
+        """Return the route of a P2P message that is kept; `is_lost`: it could not be stored, so edges get it, too."""
         edges = self._routing.route(instance_id, topic, is_p2p=True).legs if is_lost else ()
-        index = shard_of(instance_id, p2p_receiver(topic), self._shards.count)
-        shard = self._shards.linked(index)
-        legs = [Leg(topic, shard.slot, [])] if shard is not None else []
-        return Route(instance_id, topic, edges, shard_legs=legs, is_kept=True)
+        return self._shards.kept_route(instance_id, topic, edges)
+
+    def _p2p_route(self, route: Route, topic_flag: int, flag: int) -> Route:
+        """Return the route of a P2P message: `route`, or that of one that is kept."""
+        is_kept = topic_flag & KEPT_IF_OFFLINE and flag & (QOS | CLEAN_SESSION) == 1 and self._shards.count
+        return self._kept_route(route.instance_id, route.topic) if is_kept else route
 
     def _may_log(self, log: Log, route: Route, qos: int, source: Source) -> bool:
         if qos == 0 and self.full_logs.logs and log.is_stuck(route.subject):

@@ -7,6 +7,8 @@ been filled since the router started, its filters are not known, and every messa
 
 from __future__ import annotations
 
+from services.common.sharding import shard_of
+from services.router.domain.routing import Leg, Route, p2p_receiver
 from services.router.edge_link import EdgeLink
 
 
@@ -35,6 +37,12 @@ class Shards:
     def linked(self, index: int) -> EdgeLink | None:
         """Return the link of a shard that has a stream."""
         return self._places[index].link
+
+    def kept_route(self, instance_id: str, topic: str) -> Route:
+        """Return the route of a P2P message that is kept: to the shard of its receiver alone, when that is there."""
+        shard = self.linked(shard_of(instance_id, p2p_receiver(topic), self.count))
+        legs = [Leg(topic, shard.slot, [])] if shard is not None else []
+        return Route(instance_id, topic, (), shard_legs=legs, is_kept=True)
 
     def links(self) -> list[EdgeLink]:
         """Return the links that have a stream."""

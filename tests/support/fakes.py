@@ -9,6 +9,7 @@ from grpc import aio
 from typing_extensions import override
 
 from services.common.link import Link, LinkBrokenError
+from services.router.domain.columns import RUN, Run
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
@@ -234,10 +235,13 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
             self.returned.append((share, topic, frame.returned.payloads[n], frame.returned.flags[n]))
         self.queries.extend(frame.retained_queries)
         batch = frame.publishes
+        runs = iter(zip(batch.run_counts, batch.run_payload_bytes, strict=True))
         for n, sequence in enumerate(batch.sequences):
             topic = batch.topics[batch.topic_indexes[n]]
             publisher = batch.publishers[batch.publisher_indexes[n]]
-            self.published.append((topic, batch.payloads[n], batch.flags[n], sequence, publisher))
+            flags = batch.flags[n]
+            payloads = Run(batch.payloads[n], *next(runs)).payloads() if flags & RUN else [batch.payloads[n]]
+            self.published += [(topic, payload, flags & ~RUN, sequence, publisher) for payload in payloads]
             if self.acknowledges and batch.flags[n] & 3:
                 self.to_send.acknowledged_sequences.append(sequence)
         for question in frame.route_questions:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from services.edge.mqtt.bodies import check_fixed_header, decode_body, decode_topic_name, without_flags
 from services.edge.mqtt.encoding import encode
 from services.edge.mqtt.errors import MalformedPacketError
-from services.edge.mqtt.packets import Connect, Packet, Publish
+from services.edge.mqtt.packets import Connect, Packet, PubAckRun, Publish, PublishRun
 
 __all__ = ["Decoder", "TopicCache", "encode"]
 
@@ -60,6 +60,7 @@ class Decoder:
         "_pending",
         "_topics",
         "error",
+        "gathers_runs",
         "ignores_flags",
         "is_paused",
         "max_packet_bytes",
@@ -86,6 +87,8 @@ class Decoder:
         """Whether a CONNECT waits for `resume`; bytes fed meanwhile are only kept."""
         self.ignores_flags = False
         """Whether the flags of fixed headers but PUBLISH mean nothing: the client speaks MQTT 3.1."""
+        self.gathers_runs = False
+        """Whether packets that can be passed on together become one, see `PublishRun`."""
         self._pause_after_connect = pause_after_connect
         self._topics = topics
         self._pending = bytearray()
@@ -175,6 +178,13 @@ class Decoder:
                 if topic is None:
                     topic = self._topics.decode(raw_topic)
                 if first < 0x32:
+                    if self.gathers_runs and first == 0x30:
+                        run_end = _run_end(data, position, topic_end, stop)
+                        if run_end > stop:
+                            count = (run_end - position) // (stop - position)
+                            packets.append(PublishRun(topic, data[position:run_end], count, stop - topic_end))
+                            position = run_end
+                            continue
                     packets.append(
                         Publish(topic, data[topic_end:stop], 0, first == 0x31, False, 0)  # noqa: FBT003 - no DUP
                     )
@@ -195,6 +205,10 @@ class Decoder:
                             packet_identifier,
                         )
                     )
+            elif first == 0x40 and self.gathers_runs and len(identifiers := _acknowledged(data, position)) > 1:
+                packets.append(PubAckRun(identifiers))
+                position += 4 * len(identifiers)
+                continue
             else:
                 check_fixed_header(first, length)
                 packet = decode_body(first, data, start, stop)
@@ -205,3 +219,35 @@ class Decoder:
             position = stop
         self._needed = 2
         return position
+
+
+def _run_end(data: bytes, start: int, head_end: int, stop: int) -> int:
+    """Return where the packets end that follow the one at `start` and begin with the same bytes as it.
+
+    Args:
+        data: what was read.
+        start: first byte of the packet.
+        head_end: end of its fixed header and topic name.
+        stop: its end.
+    """
+    size = stop - start
+    last = len(data) - size
+    if stop > last or data[stop] != data[start] or data[stop + 1] != data[start + 1]:
+        return stop
+    head = data[start:head_end]
+    while stop <= last and data.startswith(head, stop):
+        stop += size
+    return stop
+
+
+def _acknowledged(data: bytes, start: int) -> list[int]:
+    """Return the packet identifiers of the valid PUBACK packets that begin at `start`."""
+    identifiers: list[int] = []
+    last = len(data) - 4
+    while start <= last and data[start] == 0x40 and data[start + 1] == 2:
+        identifier = data[start + 2] << 8 | data[start + 3]
+        if identifier == 0:
+            break
+        identifiers.append(identifier)
+        start += 4
+    return identifiers

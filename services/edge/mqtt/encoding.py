@@ -33,8 +33,10 @@ from services.edge.mqtt.packets import (
     PingReq,
     PingResp,
     PubAck,
+    PubAckRun,
     PubComp,
     Publish,
+    PublishRun,
     PubRec,
     PubRel,
     SubAck,
@@ -58,8 +60,12 @@ def encode(packet: Packet) -> bytes:  # noqa: C901, PLR0911, PLR0912 - one branc
     """
     if isinstance(packet, Publish):
         return _encode_publish(packet)
+    if isinstance(packet, PublishRun):
+        return packet.frames
     if isinstance(packet, PubAck):
         return _encode_identified(PUBACK, packet.packet_identifier)
+    if isinstance(packet, PubAckRun):
+        return b"".join([_encode_identified(PUBACK, identifier) for identifier in packet.identifiers])
     if isinstance(packet, PubRec):
         return _encode_identified(PUBREC, packet.packet_identifier)
     if isinstance(packet, PubRel):

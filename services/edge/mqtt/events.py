@@ -10,6 +10,7 @@ from services.edge.mqtt.packets import (
     Disconnect,
     PacketBase,
     Publish,
+    PublishRun,
     Subscribe,
     Unsubscribe,
 )
@@ -40,4 +41,4 @@ class Failed(PacketBase):
         self.error = error
 
 
-Event: TypeAlias = Connect | Publish | Subscribe | Unsubscribe | Disconnect | Acknowledged | Failed
+Event: TypeAlias = Connect | Publish | PublishRun | Subscribe | Unsubscribe | Disconnect | Acknowledged | Failed

@@ -44,8 +44,10 @@ from services.edge.mqtt.packets import (
     PingReq,
     PingResp,
     PubAck,
+    PubAckRun,
     PubComp,
     Publish,
+    PublishRun,
     PubRec,
     PubRel,
     SubAck,
@@ -97,12 +99,13 @@ class ServerConnection:
         "state",
     )
 
-    def __init__(self, *, now: float, limits: Limits) -> None:
+    def __init__(self, *, now: float, limits: Limits, gathers_runs: bool = False) -> None:
         """Start waiting for CONNECT.
 
         Args:
             now: Monotonic seconds, like every `now` here.
             limits: What the peer may make us hold.
+            gathers_runs: Whether the driver takes `PublishRun`.
         """
         self.state = State.AWAITING_CONNECT
         """Read by the driver, written by the machine alone."""
@@ -112,6 +115,7 @@ class ServerConnection:
             min(limits.max_packet_bytes, _MAX_CONNECT_BYTES),
             pause_after_connect=True,
         )
+        self._decoder.gathers_runs = gathers_runs
         self._session = SessionState(limits.max_inflight)
         self._output: list[bytes] = []
         self._last_received = now
@@ -205,11 +209,7 @@ class ServerConnection:
         is_connected = self.state is _CONNECTED
         try:
             for packet in packets:
-                if is_connected and isinstance(packet, Publish):  # what nearly all are; the table says the same
-                    if packet.qos == 0:
-                        events.append(packet)
-                    else:
-                        self._receive_publish(packet, events)
+                if is_connected and self._receive_frequent(packet, events):
                     continue
                 next_state = allowed.get(type(packet))
                 if next_state is None:
@@ -231,6 +231,22 @@ class ServerConnection:
         ):
             self._fail(ProtocolViolationError("MQTT-4.8.0-1", "too many bytes before CONNACK"), events)
         return events
+
+    def _receive_frequent(self, packet: Packet, events: list[Event]) -> bool:
+        """Take what nearly all packets are, if it is that; the table of transitions says the same."""
+        if isinstance(packet, Publish):
+            if packet.qos == 0:
+                events.append(packet)
+            else:
+                self._receive_publish(packet, events)
+            return True
+        if isinstance(packet, PublishRun):
+            events.append(packet)
+            return True
+        if isinstance(packet, PubAckRun):
+            self._receive_acknowledgements(packet.identifiers, events)
+            return True
+        return False
 
     def _violation(self, packet: Packet) -> ProtocolViolationError:
         if self.state is State.AWAITING_CONNECT:
@@ -326,6 +342,19 @@ class ServerConnection:
             return
         if sent.is_under_way(identifier):
             raise ProtocolViolationError("MQTT-4.8.0-1", "an answer that is not that of the delivery's QoS or state")
+
+    def _receive_acknowledgements(self, identifiers: list[int], events: list[Event]) -> None:
+        """Take PUBACK packets; as in `_receive_answer`."""
+        session = self._session
+        sent = session.sent
+        for identifier in identifiers:
+            delivery = sent.complete_qos1(identifier)
+            if delivery is None:
+                if sent.is_under_way(identifier):
+                    raise ProtocolViolationError("MQTT-4.8.0-1", "PUBACK for a delivery of QoS 2")
+            elif delivery[2] is not None:
+                events.append(Acknowledged(delivery[2]))
+        session.send_queued(self._output)
 
     def _complete(self, token: object, events: list[Event]) -> None:
         if token is not None:
@@ -449,6 +478,11 @@ class ServerConnection:
             self._output += (head, IDENTIFIERS[packet_identifier], message.payload)
             return True
         return self._queue((message, qos, token))
+
+    def deliver_frames(self, frames: bytes) -> None:
+        """Send PUBLISH packets of QoS 0 as they are."""
+        if self.state is _CONNECTED:
+            self._output.append(frames)
 
     def deliver_again(self, message: OutboundMessage, qos: int, token: object, packet_identifier: int) -> bool:
         """Send a message under the packet identifier that it had on an earlier connection of the session.

@@ -156,6 +156,36 @@ class Publish(PacketBase):
         self.packet_identifier = packet_identifier
 
 
+class PublishRun(PacketBase):
+    """PUBLISH packets of QoS 0 and one topic, without flags and of equal length, one behind another as they came.
+
+    Only a decoder that was told to makes these: who passes them on as they are has the work of one packet.
+    """
+
+    __slots__ = ("count", "frames", "payload_bytes", "topic")
+
+    fields: ClassVar[tuple[str, ...]] = ("topic", "frames", "count", "payload_bytes")
+
+    def __init__(self, topic: str, frames: bytes, count: int, payload_bytes: int) -> None:
+        self.topic = topic
+        self.frames = frames
+        """The packets, all of one length."""
+        self.count = count
+        """How many they are."""
+        self.payload_bytes = payload_bytes
+        """Length of each payload, with which a packet ends."""
+
+    def payloads(self) -> list[bytes]:
+        """Return the payload of each packet."""
+        frames = self.frames
+        step = len(frames) // self.count
+        return [frames[stop - self.payload_bytes : stop] for stop in range(step, len(frames) + 1, step)]
+
+    def publications(self) -> list[Publish]:
+        """Return the packets one by one."""
+        return [Publish(self.topic, payload, 0, False, False, 0) for payload in self.payloads()]  # noqa: FBT003 - no flags
+
+
 class PubAck(PacketBase):
     """PUBACK, the answer to a PUBLISH of QoS 1."""
 
@@ -165,6 +195,17 @@ class PubAck(PacketBase):
 
     def __init__(self, packet_identifier: int) -> None:
         self.packet_identifier = packet_identifier
+
+
+class PubAckRun(PacketBase):
+    """PUBACK packets, one behind another. Only a decoder that was told to makes these."""
+
+    __slots__ = ("identifiers",)
+
+    fields: ClassVar[tuple[str, ...]] = ("identifiers",)
+
+    def __init__(self, identifiers: list[int]) -> None:
+        self.identifiers = identifiers
 
 
 class PubRec(PacketBase):
@@ -269,7 +310,9 @@ Packet: TypeAlias = (
     Connect
     | ConnAck
     | Publish
+    | PublishRun
     | PubAck
+    | PubAckRun
     | PubRec
     | PubRel
     | PubComp

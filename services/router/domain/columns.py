@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from services.common.errors import StreamContractError
 
 LOGGED = 1
@@ -18,6 +20,28 @@ KEPT_P2P = 8
 WANTS_RECEIPT = 16
 """Flags of a delivery; the first to a session shard only."""
 
+RUN = 32
+"""Flag of both: several messages of QoS 0, see `Run`."""
+
+
+class Run:
+    """Messages of QoS 0 of one topic, in packets one behind another that go on as they are."""
+
+    __slots__ = ("count", "packets", "payload_bytes")
+
+    def __init__(self, packets: bytes, count: int, payload_bytes: int) -> None:
+        self.packets = packets
+        """All of one length; each ends with its message."""
+        self.count = count
+        self.payload_bytes = payload_bytes
+        """Length of each message."""
+
+    def payloads(self) -> list[bytes]:
+        """Return the messages one by one."""
+        packets = self.packets
+        step = len(packets) // self.count
+        return [packets[stop - self.payload_bytes : stop] for stop in range(step, len(packets) + 1, step)]
+
 
 class Columns:
     """Published messages in columns, every index within its range.
@@ -32,6 +56,7 @@ class Columns:
         "payloads",
         "publisher_indexes",
         "publishers",
+        "runs",
         "sequences",
         "topic_flags",
         "topic_indexes",
@@ -52,6 +77,8 @@ class Columns:
         payloads: list[bytes],
         flags: bytes,
         publisher_indexes: list[int],
+        run_counts: Sequence[int] = (),
+        run_payload_bytes: Sequence[int] = (),
     ) -> None:
         self.instances = instances
         self.topics = topics
@@ -74,10 +101,27 @@ class Columns:
             or max(publisher_indexes, default=-1) >= len(publishers)
         ):
             raise StreamContractError("an index is out of range", rule="columns")
-        if any(flag & QOS == QOS for flag in set(flags)):
+        kinds = set(flags)
+        if any(flag & QOS == QOS for flag in kinds):
             raise StreamContractError("there is no QoS 3", rule="flags")
         if 0 in sequences:
             raise StreamContractError("sequences begin at 1", rule="sequences")
+        self.runs: list[Run] = []
+        """In order, one for each message with the flag."""
+        if run_counts or run_payload_bytes or any(flag & RUN for flag in kinds):
+            self._gather_runs(run_counts, run_payload_bytes)
+
+    def _gather_runs(self, counts: Sequence[int], payload_bytes: Sequence[int]) -> None:
+        indexes = [index for index, flag in enumerate(self.flags) if flag & RUN]
+        if not len(indexes) == len(counts) == len(payload_bytes):
+            raise StreamContractError("the columns of the runs differ in length", rule="runs")
+        for index, count, size in zip(indexes, counts, payload_bytes, strict=True):
+            packets = self.payloads[index]
+            if self.flags[index] & (QOS | RETAIN) or self.topic_flags[self.topic_indexes[index]]:
+                raise StreamContractError("a run has QoS 0 and a topic without flags", rule="runs")
+            if not count or len(packets) % count or not size < len(packets) // count:
+                raise StreamContractError("a run holds packets of equal length", rule="runs")
+            self.runs.append(Run(packets, count, size))
 
 
 class ColumnsBuilder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Protocol
 
-from services.router.domain.columns import QOS, WANTS_RECEIPT
+from services.router.domain.columns import QOS, WANTS_RECEIPT, Run
 from services.router.domain.routing import Leg
 from services.router.domain.shared_groups import Group
 
@@ -75,6 +75,7 @@ class Batch:
         "receipt_ids",
         "receipts",
         "routes",
+        "runs",
         "sequences",
         "shared",
         "size",
@@ -100,6 +101,7 @@ class Batch:
         self.log_sequences: list[int] = []
         self.receipts: list[Receipt] = []
         self.receipt_ids: list[int] = []  # of messages whose publisher is told what becomes of them
+        self.runs: list[Run] = []
         self.shared: list[SharedDelivery] = []
         self.answered: list[int] = []  # queries whose last delivery is in this batch or an earlier one
         self.routes: list[Any] = []  # answers after every delivery that was added before them
@@ -160,6 +162,10 @@ class Outbox:
         batch.log_sequences.append(sequence)
         batch.size += _POSITION_BYTES
         self.size += _POSITION_BYTES
+
+    def run(self, run: Run) -> None:
+        """Say that what was added last, with the flag of a run, is this."""
+        self._batches[-1].runs.append(run)
 
     def want_receipt(self, receipt_id: int) -> None:
         """Say that the message added last wants a receipt."""

@@ -155,13 +155,15 @@ class Route:
 class _Instance:
     """Interests of one instance."""
 
-    __slots__ = ("clients", "groups", "routes", "trie")
+    __slots__ = ("clients", "groups", "p2p_routes", "p2p_topics", "routes", "trie")
 
     def __init__(self, instance_id: str) -> None:
         self.trie = Trie()
         self.groups = SharedGroups(instance_id)
         self.clients: dict[str, list[int]] = {}
         self.routes: dict[str, Route] = {}
+        self.p2p_routes: dict[str, Route] = {}
+        self.p2p_topics: dict[str, list[str]] = {}  # of those, by client id
 
 
 class Routing:
@@ -212,6 +214,7 @@ class Routing:
         value = slot << SLOT_SHIFT | target_id
         if value not in values:
             values.append(value)
+            self._forget_client(instance, client_id)
 
     def remove_client(self, instance_id: str, client_id: str, slot: int, target_id: int) -> None:
         """Remove what `add_client` added."""
@@ -220,6 +223,7 @@ class Routing:
         value = slot << SLOT_SHIFT | target_id
         if value in values:
             values.remove(value)
+            self._forget_client(instance, client_id)
             if not values:
                 del instance.clients[client_id]
         self._drop_empty(instance_id, instance)
@@ -237,11 +241,9 @@ class Routing:
             ValueError: `is_p2p` and the topic has no such form.
         """
         instance = self._instances.get(instance_id)
-        if is_p2p:  # not remembered: found by one look-up, and clients come and go more often than filters
-            client_id = p2p_receiver(topic)
-            validate_topic_name(topic)
-            values = instance.clients.get(client_id, ()) if instance is not None else ()
-            return Route(instance_id, topic, _legs(topic, _by_slot(values)))
+        if is_p2p:
+            route = instance.p2p_routes.get(topic) if instance is not None else None
+            return route if route is not None else self._p2p_route(instance_id, topic, instance)
         if instance is None:
             validate_topic_name(topic)
             return Route(instance_id, topic, _NO_LEGS)
@@ -249,13 +251,36 @@ class Routing:
         if route is None:
             validate_topic_name(topic)
             route = _route(instance_id, topic, instance)
-            if len(topic) <= MAX_REMEMBERED_TOPIC:
-                if self._remembered >= MAX_ROUTES:
-                    for each in self._instances.values():
-                        self._forget(each)
+            if self._may_remember(topic):
                 instance.routes[topic] = route
-                self._remembered += 1
         return route
+
+    def _p2p_route(self, instance_id: str, topic: str, instance: _Instance | None) -> Route:
+        client_id = p2p_receiver(topic)
+        validate_topic_name(topic)
+        values = instance.clients.get(client_id, ()) if instance is not None else ()
+        route = Route(instance_id, topic, _legs(topic, _by_slot(values)))
+        if instance is not None and values and self._may_remember(topic):
+            instance.p2p_routes[topic] = route
+            instance.p2p_topics.setdefault(client_id, []).append(topic)
+        return route
+
+    def _may_remember(self, topic: str) -> bool:
+        if len(topic) > MAX_REMEMBERED_TOPIC:
+            return False
+        if self._remembered >= MAX_ROUTES:
+            for each in self._instances.values():
+                self._forget(each)
+                self._remembered -= len(each.p2p_routes)
+                each.p2p_routes.clear()
+                each.p2p_topics.clear()
+        self._remembered += 1
+        return True
+
+    def _forget_client(self, instance: _Instance, client_id: str) -> None:
+        for topic in instance.p2p_topics.pop(client_id, ()):
+            del instance.p2p_routes[topic]
+            self._remembered -= 1
 
     def _instance(self, instance_id: str) -> _Instance:
         instance = self._instances.get(instance_id)

@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from services.edge import short_way
 from services.edge.hub import Hub, Receiver
+from services.edge.mqtt.codec import encode
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.mqtt.packets import Publish
+from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.short_way import LocalRoute, ShortWay
@@ -72,6 +73,16 @@ class Edge:
             packet = Publish("p/a", b"%d" % self.number, qos, retain, False, self.number if qos else 0)
             if not self.short.take(self.client, self.rule, packet, True):
                 self._send(self.client, self.rule, packet, True)
+
+    def publish_run(self, count: int) -> None:
+        frames = b"".join(
+            encode(Publish("p/a", b"%02d" % (self.number + n), 0, False, False, 0)) for n in range(1, count + 1)
+        )
+        self.number += count
+        run = PublishRun("p/a", frames, count, 2)
+        if not self.short.take_run(self.client, self.rule, run, True):
+            self.long += run.payloads()
+            self.short.sent(self.rule, count)
 
     def subscribe(self, topic_filter: str = "p/a", qos: int = 1) -> int:
         self.hub.subscribe(self.client, topic_filter, qos)
@@ -241,3 +252,19 @@ def test_a_long_topic_is_not_remembered(edge: Edge) -> None:
     for _ in range(20):
         assert not edge.short.take(edge.client, rule, Publish(topic, b"", 0, False, False, 0), True)
     assert edge.asked == []
+
+
+def test_runs_keep_the_order_on_every_way(edge: Edge) -> None:
+    target = edge.subscribe()
+    edge.publish_run(9)  # as many messages as it takes to ask
+    assert edge.asked == ["p/a"]
+    edge.publish_run(3)
+    assert edge.client.received == []
+    edge.answer(target)
+    edge.publish_run(4)
+    edge.short.revoke("i", "p/a")
+    edge.publish_run(2)
+    numbers = [b"%02d" % n for n in range(1, 19)]
+    assert edge.long == numbers[:9] + numbers[16:]
+    assert edge.client.received == [(b"p/a", number, 0) for number in numbers[9:16]]
+    assert edge.short.delivered == 7

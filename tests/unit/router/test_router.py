@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from services.common.errors import StreamContractError
 from services.router.edge_link import EdgeLink
 from services.router.kept import Kept
 from services.router.retained import Retained
@@ -14,6 +15,7 @@ from weimq.router.v1 import router_pb2
 HIGH = 10_000
 LOW = 5_000
 RETAIN = 4
+RUN = 32
 
 
 class FakeLog:
@@ -296,3 +298,68 @@ def test_queries_of_an_edge_that_left_are_forgotten(router: Router) -> None:
     router.begin(FakeLog())
     assert not edge.queries
     assert not edge.pending_bytes
+
+
+def publish_run(edge: EdgeLink, **changed: object) -> None:
+    columns: dict[str, object] = {
+        "instances": ["i"],
+        "topics": ["a"],
+        "topic_instances": [0],
+        "topic_flags": bytes(1),
+        "publishers": ["c"],
+        "topic_indexes": [0, 0],
+        "sequences": [1, 2],
+        "payloads": [b"-1-2-3", b"4"],
+        "flags": bytes([RUN, 0]),
+        "publisher_indexes": [0, 0],
+        "run_counts": [3],
+        "run_payload_bytes": [1],
+    }
+    take(edge, publishes=router_pb2.PublishBatch(**{**columns, **changed}))  # type: ignore[arg-type]  # fields of the test
+
+
+@pytest.mark.usefixtures("log")
+def test_a_run_goes_on_as_it_is(router: Router) -> None:
+    publisher, subscriber = join(router, "publisher"), join(router, "subscriber")
+    subscribe(subscriber, 1, "a")
+    publish_run(publisher)
+    deliveries = sent(subscriber).deliveries
+    assert list(deliveries.payloads) == [b"-1-2-3", b"4"]
+    assert deliveries.flags == bytes([RUN, 0])
+    assert (list(deliveries.run_counts), list(deliveries.run_payload_bytes)) == ([3], [1])
+    assert router.published == router.delivered(is_shard=False) == 4
+
+
+@pytest.mark.usefixtures("log")
+def test_each_message_of_a_run_goes_to_one_member_of_a_shared_subscription(router: Router) -> None:
+    publisher, subscriber = join(router, "publisher"), join(router, "subscriber")
+    members = [
+        router_pb2.Target(target_id=number, instance_id="i", topic_filter="a", share_name="x") for number in (1, 2)
+    ]
+    take(subscriber, added_targets=members)
+    publish_run(publisher)
+    deliveries = sent(subscriber).deliveries
+    assert list(deliveries.payloads) == [b"1", b"2", b"3", b"4"]
+    assert sorted(deliveries.target_ids[index] for index in deliveries.topic_indexes) == [1, 1, 2, 2]
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"run_counts": []},
+        {"run_payload_bytes": [1, 1]},
+        {"run_counts": [0]},
+        {"run_counts": [4]},
+        {"run_payload_bytes": [2]},
+        {"flags": bytes([0, 0])},
+        {"flags": bytes([RUN | 1, 0])},
+        {"flags": bytes([RUN | RETAIN, 0])},
+        {"topic_flags": bytes([1])},
+    ],
+)
+def test_a_run_that_breaks_the_contract_is_refused(router: Router, changed: dict[str, object]) -> None:
+    edge = join(router, "edge")
+    with pytest.raises(StreamContractError):
+        publish_run(edge, **changed)
+    assert edge.link.confirmed_through == 0

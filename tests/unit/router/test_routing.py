@@ -55,6 +55,28 @@ def test_number_of_remembered_routes_is_bounded(monkeypatch: pytest.MonkeyPatch)
     assert not any(len(topic) > 10 for topic in routes._instances["i"].routes)
 
 
+def test_a_remembered_p2p_route_is_the_same_object_until_its_client_comes_or_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routing, "MAX_ROUTES", 10)
+    routes = Routing()
+    routes.add_client("i", "c", 0, 1)
+    first = routes.route("i", "a/p2p/c", is_p2p=True)
+    assert routes.route("i", "a/p2p/c", is_p2p=True) is first
+    routes.add_client("i", "d", 0, 2)
+    assert routes.route("i", "a/p2p/c", is_p2p=True) is first
+    routes.add_client("i", "c", 1, 3)
+    assert legs(routes, "a/p2p/c", is_p2p=True) == {0: [1], 1: [3]}
+    routes.remove_client("i", "c", 0, 1)
+    assert legs(routes, "a/p2p/c", is_p2p=True) == {1: [3]}
+    for number in range(25):
+        assert legs(routes, f"{number}/p2p/c", is_p2p=True) == {1: [3]}
+        assert len(routes._instances["i"].p2p_routes) == routes._remembered <= 10
+    routes.remove_client("i", "c", 1, 3)
+    assert legs(routes, "a/p2p/c", is_p2p=True) == {}
+    assert routes._remembered == 0
+
+
 def test_p2p_message_goes_to_its_client_and_no_filter() -> None:
     routes = Routing()
     routes.add_filter("i", "#", 0, 1)
