@@ -21,7 +21,7 @@ from services.common.errors import StreamContractError
 from services.common.sharding import router_of
 from services.common.subjects import TOPIC_HEADER, encode_topic
 from services.router.delivery import Delivery
-from services.router.domain.columns import CLEAN_SESSION, KEPT_IF_OFFLINE, LOGGED, P2P, QOS, RETAIN, RUN, Columns
+from services.router.domain.columns import LOGGED, P2P, QOS, RETAIN, RUN, Columns
 from services.router.domain.routing import Route, Routing
 from services.router.edge_link import EdgeLink
 from services.router.full_logs import FullLogs
@@ -269,7 +269,10 @@ class Router:
         if publication.in_kept:
             self._kept.streams.done(publication.instance_id)
         if publication.is_kept_p2p:
-            route = self._kept_route(publication.instance_id, publication.topic, is_lost=not log_sequence)
+            instance_id, topic = publication.instance_id, publication.topic
+            # One that could not be stored goes to the receiver's edge, too.
+            edges = () if log_sequence else self._routing.route(instance_id, topic, is_p2p=True).legs
+            route = self._shards.kept_route(instance_id, topic, edges)
         else:
             route = self._routing.route(publication.instance_id, publication.topic, is_p2p=publication.is_p2p)
         if publication.shown_topic:
@@ -346,7 +349,7 @@ class Router:
                 continue
             retained_by: str | None = None
             if topic_flag & P2P:
-                route = self._p2p_route(route, topic_flag, flag)
+                route = self._shards.p2p_route(route, topic_flag, flag)
             elif flag & RETAIN:
                 retained_by = columns.publishers[publisher]
             if topic_flag & LOGGED:
@@ -404,16 +407,6 @@ class Router:
             return self._routing.route(instance_id, topic, is_p2p=columns.topic_flags[index] & P2P != 0)
         except ValueError as error:
             raise StreamContractError(str(error), rule="topics") from error
-
-    def _kept_route(self, instance_id: str, topic: str, *, is_lost: bool = False) -> Route:
-        """Return the route of a P2P message that is kept; `is_lost`: it could not be stored, so edges get it, too."""
-        edges = self._routing.route(instance_id, topic, is_p2p=True).legs if is_lost else ()
-        return self._shards.kept_route(instance_id, topic, edges)
-
-    def _p2p_route(self, route: Route, topic_flag: int, flag: int) -> Route:
-        """Return the route of a P2P message: `route`, or that of one that is kept."""
-        is_kept = topic_flag & KEPT_IF_OFFLINE and flag & (QOS | CLEAN_SESSION) == 1 and self._shards.count
-        return self._kept_route(route.instance_id, route.topic) if is_kept else route
 
     def _may_log(self, log: Log, route: Route, qos: int, source: Source) -> bool:
         if qos == 0 and self.full_logs.logs and log.is_stuck(route.subject):

@@ -7,7 +7,10 @@ been filled since the router started, its filters are not known, and every messa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from services.common.sharding import shard_of
+from services.router.domain.columns import CLEAN_SESSION, KEPT_IF_OFFLINE, QOS
 from services.router.domain.routing import Leg, Route, p2p_receiver
 from services.router.edge_link import EdgeLink
 
@@ -38,11 +41,16 @@ class Shards:
         """Return the link of a shard that has a stream."""
         return self._places[index].link
 
-    def kept_route(self, instance_id: str, topic: str) -> Route:
-        """Return the route of a P2P message that is kept: to the shard of its receiver alone, when that is there."""
+    def kept_route(self, instance_id: str, topic: str, edges: Sequence[Leg] = ()) -> Route:
+        """Return the route of a kept P2P message: to its receiver's shard, when that is there, and to `edges`."""
         shard = self.linked(shard_of(instance_id, p2p_receiver(topic), self.count))
         legs = [Leg(topic, shard.slot, [])] if shard is not None else []
-        return Route(instance_id, topic, (), shard_legs=legs, is_kept=True)
+        return Route(instance_id, topic, edges, shard_legs=legs, is_kept=True)
+
+    def p2p_route(self, route: Route, topic_flags: int, flags: int) -> Route:
+        """Return the route of a P2P message with these flags: `route`, or that of one that is kept."""
+        is_kept = topic_flags & KEPT_IF_OFFLINE and flags & (QOS | CLEAN_SESSION) == 1 and self.count
+        return self.kept_route(route.instance_id, route.topic) if is_kept else route
 
     def links(self) -> list[EdgeLink]:
         """Return the links that have a stream."""

@@ -28,14 +28,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.edge.mqtt.bodies import PUBACK, PUBCOMP, PUBREC
+from services.edge.mqtt.bodies import PUBCOMP
 from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.errors import LocalUseError, ProtocolError, ProtocolViolationError
 from services.edge.mqtt.events import Acknowledged, Event, Failed
-from services.edge.mqtt.inflight import PUBREL_HEAD, AnswerOrder, Delivery, SessionState
-from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.inflight import PUBREL_HEAD, AnswerOrder, SessionState
 from services.edge.mqtt.packets import (
-    SUBACK_FAILURE,
     ConnAck,
     Connect,
     ConnectReturnCode,
@@ -50,12 +48,11 @@ from services.edge.mqtt.packets import (
     PublishRun,
     PubRec,
     PubRel,
-    SubAck,
     Subscribe,
-    UnsubAck,
     Unsubscribe,
 )
 from services.edge.mqtt.primitives import IDENTIFIERS
+from services.edge.mqtt.sending import PUBREC_HEAD, Sending
 from services.edge.mqtt.states import TRANSITIONS, Limits, State
 
 __all__ = ["TRANSITIONS", "Limits", "ServerConnection", "State"]
@@ -72,14 +69,12 @@ _LEVEL_OF_31 = 3
 _SPOKEN_LEVELS = (_LEVEL_OF_31, 4)
 
 _PING_RESPONSE = encode(PingResp())
-_PUBACK_HEAD = bytes((PUBACK, 2))
-_PUBREC_HEAD = bytes((PUBREC, 2))
 _PUBCOMP_HEAD = bytes((PUBCOMP, 2))
 
 _CONNECTED: Final = State.CONNECTED
 
 
-class ServerConnection:
+class ServerConnection(Sending):
     """One client connection: bytes in, events and bytes out."""
 
     __slots__ = (
@@ -88,15 +83,7 @@ class ServerConnection:
         "_is_clean",
         "_keep_alive_s",
         "_last_received",
-        "_limits",
-        "_order_qos1",
-        "_order_qos2",
-        "_output",
-        "_pending_requests",
-        "_received_qos1",
-        "_session",
         "_was_paused",
-        "state",
     )
 
     def __init__(self, *, now: float, limits: Limits, gathers_runs: bool = False) -> None:
@@ -107,34 +94,20 @@ class ServerConnection:
             limits: What the peer may make us hold.
             gathers_runs: Whether the driver takes `PublishRun`.
         """
-        self.state = State.AWAITING_CONNECT
-        """Read by the driver, written by the machine alone."""
-        self._limits = limits
+        super().__init__(limits)
         self._decoder = Decoder(
             # A stranger may make us hold no more than a CONNECT needs.
             min(limits.max_packet_bytes, _MAX_CONNECT_BYTES),
             pause_after_connect=True,
         )
         self._decoder.gathers_runs = gathers_runs
-        self._session = SessionState(limits.max_inflight)
-        self._output: list[bytes] = []
         self._last_received = now
         self._allowance_s = 0.0
         self._keep_alive_s = 0
         self._is_clean = True
-        self._received_qos1 = 0
-        # Made when they are first needed: most connections never publish at QoS 1 or 2.
-        self._order_qos1: AnswerOrder | None = None
-        self._order_qos2: AnswerOrder | None = None
-        self._pending_requests = 0
         self._was_paused = False
 
     # What the driver looks at
-
-    @property
-    def session(self) -> SessionState:
-        """State that a later connection may resume; the driver decides whether to keep it."""
-        return self._session
 
     @property
     def outstanding_received(self) -> int:
@@ -148,25 +121,9 @@ class ServerConnection:
         return unanswered >= self._limits.receive_maximum
 
     @property
-    def queued_count(self) -> int:
-        """Deliveries that wait for the window."""
-        return self._session.queued_count
-
-    @property
     def pending_bytes(self) -> int:
         """Received bytes that make no whole packet yet, or wait for `accept`."""
         return self._decoder.pending_bytes
-
-    @property
-    def has_output(self) -> bool:
-        """Whether `take_output` would return anything."""
-        return bool(self._output)
-
-    def take_output(self) -> list[bytes]:
-        """Hand over the bytes to send, in order; pieces are not packets."""
-        output = self._output
-        self._output = []
-        return output
 
     def next_deadline(self) -> float | None:
         """Return when `on_deadline` is due; it moves with every `feed`."""
@@ -296,7 +253,7 @@ class ServerConnection:
                 events.append(packet)
             elif received.is_recorded(packet_identifier):
                 # The mesh has it and our PUBREC got lost. [MQTT-4.3.3-2]
-                self._output.append(_PUBREC_HEAD + IDENTIFIERS[packet_identifier])
+                self._output.append(PUBREC_HEAD + IDENTIFIERS[packet_identifier])
         if self.wants_pause:
             self._was_paused = True
 
@@ -424,100 +381,3 @@ class ServerConnection:
     def close(self) -> None:
         """End the connection from our side, or note that the transport is gone."""
         self.state = State.CLOSED
-
-    def acknowledge(self, packet_identifier: int, qos: int) -> None:
-        """Tell the client that the mesh has taken over its publication of QoS 1 or 2, when its turn has come."""
-        if qos == 1:
-            if self._received_qos1 and self._is_connected():
-                self._received_qos1 -= 1
-                if self._order_qos1 is not None:
-                    self._order_qos1.answer(packet_identifier, _PUBACK_HEAD, self._output)
-        # After the connection is gone it still counts for the session: PUBREC then comes at once.
-        elif self._session.received.record(packet_identifier) and self._is_connected():
-            if self._order_qos2 is None:
-                self._order_qos2 = AnswerOrder()
-            self._order_qos2.answer(packet_identifier, _PUBREC_HEAD, self._output)
-
-    def suback(self, packet_identifier: int, return_codes: list[int]) -> None:
-        """Answer SUBSCRIBE; one code per filter, in request order."""
-        for return_code in return_codes:
-            if return_code not in (0, 1, 2, SUBACK_FAILURE):
-                raise LocalUseError(f"SUBACK code {return_code} is reserved")  # [MQTT-3.9.3-2]
-        if self._is_connected():
-            self._pending_requests = max(0, self._pending_requests - 1)
-            self._output.append(encode(SubAck(packet_identifier, return_codes)))
-
-    def unsuback(self, packet_identifier: int) -> None:
-        """Answer UNSUBSCRIBE."""
-        if self._is_connected():
-            self._pending_requests = max(0, self._pending_requests - 1)
-            self._output.append(encode(UnsubAck(packet_identifier)))
-
-    def deliver(self, message: OutboundMessage, qos: int, token: object | None = None) -> bool:
-        """Send a message to the client, or queue it when the window is full.
-
-        Args:
-            message: Shared with other connections.
-            qos: 0, 1 or 2: of this delivery.
-            token: Comes back in `Acknowledged`; never for QoS 0.
-
-        Returns:
-            False if it was dropped: the queue is full or the connection closed.
-        """
-        if self.state is not _CONNECTED:
-            return self._is_connected()
-        if qos == 0:
-            self._output.append(message.frame_qos0)
-            return True
-        session = self._session
-        sent = session.sent
-        if sent.has_room:
-            # The window never has room while something is queued, so nothing is overtaken.
-            head = message.head(qos)
-            packet_identifier = sent.add(message, qos, token)
-            self._output += (head, IDENTIFIERS[packet_identifier], message.payload)
-            return True
-        return self._queue((message, qos, token))
-
-    def deliver_frames(self, frames: bytes) -> None:
-        """Send PUBLISH packets of QoS 0 as they are."""
-        if self.state is _CONNECTED:
-            self._output.append(frames)
-
-    def deliver_again(self, message: OutboundMessage, qos: int, token: object, packet_identifier: int) -> bool:
-        """Send a message under the packet identifier that it had on an earlier connection of the session.
-
-        Args:
-            message: Shared with other connections.
-            qos: 1 or 2: of this delivery.
-            token: That of the earlier delivery.
-            packet_identifier: Of the earlier delivery.
-
-        Returns:
-            False if the identifier is not kept for it: `SessionState.restore` named another token, or none, or the
-            client has completed the delivery meanwhile.
-        """
-        if self.state is not _CONNECTED:
-            return self._is_connected()
-        return self._session.send_expected(packet_identifier, message, qos, token, self._output)
-
-    def give_up(self, qos: int, token: object, packet_identifier: int) -> None:
-        """Free the packet identifier of a delivery of an earlier connection whose message will not come again."""
-        if self.state is _CONNECTED:
-            self._session.give_up(packet_identifier, qos, token, self._output)
-
-    def _queue(self, delivery: Delivery) -> bool:
-        session = self._session
-        if session.queued_count >= self._limits.max_queued:
-            return False
-        size = session.queued_bytes + len(delivery[0].payload)
-        if size > self._limits.max_queued_bytes and session.queued_count:
-            return False
-        session.push_queued(delivery)
-        return True
-
-    def _is_connected(self) -> bool:
-        """Say whether sending makes sense; CLOSED is no misuse, it happens between two awaits."""
-        if self.state in (State.AWAITING_CONNECT, State.CONNECTING):
-            raise LocalUseError(f"sending while {self.state.value}")
-        return self.state is _CONNECTED

@@ -651,12 +651,18 @@ class PublishBatch(_message.Message):
     PAYLOADS_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
     PUBLISHER_INDEXES_FIELD_NUMBER: _builtins.int
+    RUN_COUNTS_FIELD_NUMBER: _builtins.int
+    RUN_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     topic_flags: _builtins.bytes
     """For each topic, a byte of flags: 1 logged, 2 P2P (`<parent>/p2p/<client id>`), 4 the P2P receiver's group exists, so
     that a message of QoS 1 from a client with cleanSession 0 is kept for it.
     """
     flags: _builtins.bytes
-    """A byte of flags: bits 0-1 QoS, 4 retain, 8 sent again after a break, 16 the publisher's clean session."""
+    """A byte of flags: bits 0-1 QoS, 4 retain, 8 sent again after a break, 16 the publisher's clean session, 32 a run.
+
+    A run stands for several messages of QoS 0, without retain, of a topic without flags. Its entry in `payloads` holds
+    their PUBLISH packets (MQTT 3.1.1, without DUP) one behind another, all of one length. They go on as they are.
+    """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Distinct topic names of the batch."""
@@ -689,6 +695,14 @@ class PublishBatch(_message.Message):
     def publisher_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Index into `publishers`."""
 
+    @_builtins.property
+    def run_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each run, in order: how many messages it has, at least 1."""
+
+    @_builtins.property
+    def run_payload_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each run, in order: length of each application message, with which a packet ends."""
+
     def __init__(
         self,
         *,
@@ -702,10 +716,12 @@ class PublishBatch(_message.Message):
         payloads: _abc.Iterable[_builtins.bytes] | None = ...,
         flags: _builtins.bytes = ...,
         publisher_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        run_counts: _abc.Iterable[_builtins.int] | None = ...,
+        run_payload_bytes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "instances", b"instances", "payloads", b"payloads", "publisher_indexes", b"publisher_indexes", "publishers", b"publishers", "sequences", b"sequences", "topic_flags", b"topic_flags", "topic_indexes", b"topic_indexes", "topic_instances", b"topic_instances", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "instances", b"instances", "payloads", b"payloads", "publisher_indexes", b"publisher_indexes", "publishers", b"publishers", "run_counts", b"run_counts", "run_payload_bytes", b"run_payload_bytes", "sequences", b"sequences", "topic_flags", b"topic_flags", "topic_indexes", b"topic_indexes", "topic_instances", b"topic_instances", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -914,10 +930,12 @@ class DeliveryBatch(_message.Message):
     LOG_INDEXES_FIELD_NUMBER: _builtins.int
     LOG_SEQUENCES_FIELD_NUMBER: _builtins.int
     RECEIPT_IDS_FIELD_NUMBER: _builtins.int
+    RUN_COUNTS_FIELD_NUMBER: _builtins.int
+    RUN_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     flags: _builtins.bytes
     """For each message a byte of flags: bits 0-1 QoS of the publication, 4 retain (an answer to a query, never a live
     message, [MQTT-3.3.1-9]), 8 a kept P2P message: for the client that its topic names, without a target, 16 wants a
-    receipt.
+    receipt, 32 a run, as in `PublishBatch`.
     """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -971,6 +989,14 @@ class DeliveryBatch(_message.Message):
     def receipt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """For each message that wants a receipt, in order: its id, unique for the router."""
 
+    @_builtins.property
+    def run_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each run, in order: how many messages it has."""
+
+    @_builtins.property
+    def run_payload_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each run, in order: length of each application message."""
+
     def __init__(
         self,
         *,
@@ -987,10 +1013,12 @@ class DeliveryBatch(_message.Message):
         log_indexes: _abc.Iterable[_builtins.int] | None = ...,
         log_sequences: _abc.Iterable[_builtins.int] | None = ...,
         receipt_ids: _abc.Iterable[_builtins.int] | None = ...,
+        run_counts: _abc.Iterable[_builtins.int] | None = ...,
+        run_payload_bytes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "log_indexes", b"log_indexes", "log_sequences", b"log_sequences", "logs", b"logs", "origin_indexes", b"origin_indexes", "origins", b"origins", "payloads", b"payloads", "receipt_ids", b"receipt_ids", "sequences", b"sequences", "target_counts", b"target_counts", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "log_indexes", b"log_indexes", "log_sequences", b"log_sequences", "logs", b"logs", "origin_indexes", b"origin_indexes", "origins", b"origins", "payloads", b"payloads", "receipt_ids", b"receipt_ids", "run_counts", b"run_counts", "run_payload_bytes", b"run_payload_bytes", "sequences", b"sequences", "target_counts", b"target_counts", "target_ids", b"target_ids", "topic_indexes", b"topic_indexes", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
