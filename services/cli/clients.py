@@ -64,6 +64,13 @@ def sign(
     else:
         bootstrap = directory.read_bootstrap()
         access_key, secret = bootstrap.access_key, bootstrap.secret
+        if instance and instance != bootstrap.instance:
+            raise CliError(
+                f"The AccessKey of the first start is one of instance {bootstrap.instance}, not of {instance}.",
+                f"Make one with `weimq accesskey create --instance {instance}`, put its secret into a file, "
+                "and name both: --access-key ID --secret-file FILE.",
+                status=WRONG_USE,
+            )
     values = {
         "client_id": client_id,
         "username": f"Signature|{access_key}|{instance_or_bootstrap(instance, data)}",

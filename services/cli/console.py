@@ -26,12 +26,16 @@ class UpReport(Report):
         endpoints: label -> address, shown when the mesh is ready.
         data: options that other commands need to find this mesh, such as `--data DIR`.
         logs: directory named in messages.
+        default_instance: instance of clients whose user name names none; empty: they are refused.
     """
 
-    def __init__(self, *, endpoints: Mapping[str, str], data: list[str], logs: Path) -> None:
+    def __init__(
+        self, *, endpoints: Mapping[str, str], data: list[str], logs: Path, default_instance: str = ""
+    ) -> None:
         self._endpoints = endpoints
         self._data = data
         self._logs = logs
+        self._default_instance = default_instance
         self._out = Console(soft_wrap=True, highlight=False)
         self._err = Console(stderr=True, soft_wrap=True, highlight=False)
         self._is_ready = False
@@ -88,6 +92,10 @@ class UpReport(Report):
         self._print("")
         self._print(f"  {'credentials':<24}{shlex.join(prefix)}")
         self._print(f"  {'first device':<24}{shlex.join(sign)}")
+        if self._default_instance:
+            make = ["instance", "create", self._default_instance, "--profile", "standard", "--anonymous"]
+            self._print(f"  {'plain clients':<24}are in instance {self._default_instance}; if it is not there yet:")
+            self._print(f"  {'':<24}{shlex.join([_program(), *make, *self._data])}")
         self._print(f"  {'stop':<24}Ctrl-C")
         self._print("")
         self._print("weimq ready")

@@ -76,7 +76,12 @@ def up(
         )
         check_free((process.name, address) for process in planned.processes for address in process.listens)
         _prepare(directory, f"{LOOPBACK}:{ports.nats}")
-        report = UpReport(endpoints=planned.endpoints, data=data_options(data), logs=_shortest(directory.logs))
+        report = UpReport(
+            endpoints=planned.endpoints,
+            data=data_options(data),
+            logs=_shortest(directory.logs),
+            default_instance=default_instance,
+        )
         run = run_file.Run(supervisor_pid=os.getpid(), sockets=str(sockets), endpoints=planned.endpoints)
 
         def changed(pids: dict[str, int]) -> None:

@@ -459,6 +459,7 @@ def test_init_makes_what_credentials_and_sign_need(tmp_path: Path) -> None:
     assert made["nats_url"].startswith("nats://backend:")
     assert made["nats_url"].endswith("@nats:4222")
     signed = json.loads(run("sign", "GID_demo@@@1", "--data", str(data), "--json"))
+    assert "accesskey create --instance other" in failure("sign", "c", "--instance", "other", "--data", str(data)).cure
     assert signed == {
         "client_id": "GID_demo@@@1",
         "username": f"Signature|{made['access_key']}|mqtt-demo",
