@@ -23,8 +23,8 @@ from services.common.log_writer import LogWriter
 from services.session import stored
 from services.session.clock import Clock
 from services.session.domain.logs import Logs
+from services.session.domain.losses import Dropped
 from services.session.domain.positions import sequence_of
-from services.session.domain.pump import Dropped
 from services.session.log_reader import LogReader, StoredMessage
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nats.js import JetStreamContext
-from prometheus_client import Counter, Gauge
 
 from services.common import subjects
 from services.common.errors import UnavailableError
@@ -27,6 +26,7 @@ from services.session.domain.sessions import Log, Session
 from services.session.domain.shard import Shard, Store
 from services.session.files import Files
 from services.session.log_reader import LogReader, StoredMessage
+from services.session.metrics import Figures
 from services.session.router_link import RouterLink
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,6 @@ CACHED_OVERHEAD = 256
 REBUILDING_S = 30.0
 """How long frames wait for logs to be read whose messages they acknowledge."""
 PAUSE_S = 1.0
-
-FLIPS = Counter("session_clean_session_flips", "Clients that came with another cleanSession flag than before.")
-LATE = Counter("session_late_acknowledgements", "Deliveries that were not acknowledged in time.")
-SESSIONS = Gauge("session_sessions", "Sessions that are kept.")
-OFFLINE = Gauge("session_kept_messages", "Messages that clients have not completed.")
 
 
 class Waiter(Protocol):
@@ -117,8 +112,7 @@ class Keeper:
         self._is_flushing = False
         self._flush_again = False
         self._is_going_on = False
-        self._flips = 0
-        self._late = 0
+        self._figures = Figures(self.shard)
         self._began = 0.0
 
     @property
@@ -269,7 +263,7 @@ class Keeper:
             if time.monotonic() - late_at >= LATE_S:
                 late_at = time.monotonic()
                 self.shard.pump.note_late(now_ms)
-                self._count_up()
+                self._figures.count_up()
                 if self.shard.logs.repeats:
                     self.shard.logs.repeats = 0
                     for link in self.links:
@@ -378,14 +372,6 @@ class Keeper:
         self.shard.pump.fetched(delivery_id, topic, payload, self._clock.now_ms())
         if self._reader is not None and not self._reader.pending:
             self.flush()
-
-    def _count_up(self) -> None:
-        shard = self.shard
-        FLIPS.inc(shard.flips - self._flips)
-        LATE.inc(shard.pump.late - self._late)
-        self._flips, self._late = shard.flips, shard.pump.late
-        SESSIONS.set(len(shard.roster.sessions))
-        OFFLINE.set(sum(instance.count for instance in shard.roster.instances.values()))
 
 
 def _no_answer(_channel_id: str, _number: int, _is_stored: bool) -> None:  # noqa: FBT001 - see `subscriptions.Stored`

@@ -150,6 +150,29 @@ def test_unsubscribe_ends_what_is_kept(mesh: Mesh) -> None:
         assert _numbers(again) == [999]
 
 
+def test_sessions_are_listed_shown_and_deleted_by_command(mesh: Mesh) -> None:
+    topic = _topic(mesh)
+    with Client(mesh, clean_session=False) as client:
+        client.subscribe(topic, 1)
+    _send(mesh, topic, range(3))
+    name = client.client_id
+    shown = {}
+
+    def is_stored() -> bool:
+        shown.update(mesh.json("session", "show", name))
+        return int(shown["offline_message_count"]) == 3
+
+    until(is_stored, what="three messages")
+    assert [(each["topic_filter"], each["qos"]) for each in shown["subscriptions"]] == [(topic, 1)]
+    [listed] = mesh.json("session", "list", "--prefix", name)
+    assert (listed["client_id"], listed["persistent"], int(listed["offline_message_count"])) == (name, True, 3)
+    assert int(mesh.json("session", "delete", name)["dropped_message_count"]) == 3
+    assert mesh.json("session", "list", "--prefix", name) == []
+    assert mesh.weimq("session", "show", name, check=False).returncode
+    with Client(mesh, client_id=name, clean_session=False) as again:
+        assert not again.session_present
+
+
 # --- P2P --------------------------------------------------------------------------------------
 
 

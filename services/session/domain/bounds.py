@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 
-from services.session.domain.pump import EXPIRED, OVER_LIMIT, Pump
+from services.session.domain.losses import EXPIRED, OVER_LIMIT
+from services.session.domain.pump import Pump
 from services.session.domain.sessions import Instance, Session
 
 SWEEP_SESSIONS = 5_000

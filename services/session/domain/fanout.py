@@ -14,9 +14,10 @@ from typing import NamedTuple, Protocol
 from services.common.subjects import P2P_KEPT
 from services.session.domain.interests import Interests, qos_of, since_ms_of
 from services.session.domain.logs import Logs
+from services.session.domain.losses import NOT_STORED, Dropped
 from services.session.domain.outbox import Outbox
 from services.session.domain.positions import FLAG_BITS, P2P, QOS2, pack
-from services.session.domain.pump import NOT_STORED, Dropped, Pump
+from services.session.domain.pump import Pump
 from services.session.domain.receipts import Report
 from services.session.domain.roster import Roster
 from services.session.domain.sessions import Channel, Log, Session

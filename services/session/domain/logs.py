@@ -5,8 +5,9 @@ from __future__ import annotations
 from zlib import crc32
 
 from services.common.subjects import LOG_STREAM, stream_names
+from services.session.domain.losses import LOG_DELETED
 from services.session.domain.positions import FLAG_BITS, MAX_LOGS, Met, log_index_of
-from services.session.domain.pump import LOG_DELETED, Pump
+from services.session.domain.pump import Pump
 from services.session.domain.sessions import Log, Session
 
 

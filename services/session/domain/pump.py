@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import heapq
 from itertools import count
-from typing import NamedTuple
 
 from services.session.domain.changes import Changes
+from services.session.domain.losses import EXPIRED, NOT_PERMITTED, Dropped
 from services.session.domain.outbox import DUP, Outbox
 from services.session.domain.positions import FLAG_BITS, QOS2, Queue, in_order
 from services.session.domain.receipts import Outcome, Receipts
@@ -33,32 +33,6 @@ MAX_EARLY = 100_000
 """Completed deliveries that are remembered until the logs are read."""
 ROOM_SLICE = 64
 """Connections that get their turn at once when an edge has room again."""
-
-EXPIRED = "expired"
-"""Kept for longer than the retention, or deleted by the log's."""
-OVER_LIMIT = "over_limit"
-"""The oldest of an instance with too many."""
-NOT_PERMITTED = "not_permitted"
-"""The client may not have it any more."""
-SESSION_EXPIRED = "session_expired"
-"""The session outlived its last connection for too long."""
-SESSION_DELETED = "session_deleted"
-"""An operator deleted the session."""
-LOG_DELETED = "log_deleted"
-"""The stream that had it was deleted."""
-NOT_STORED = "not_stored"
-"""No log could store it: it is too large, or its topic was deleted meanwhile."""
-
-
-class Dropped(NamedTuple):
-    """A message that a client will never get."""
-
-    instance_id: str
-    client_id: str
-    delivery_id: int
-    reason: str
-    topic: str = ""
-    """Empty: its log knows."""
 
 
 class Pump:

@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 from services.session.domain.fanout import Fanout, IsOurs, Locate
 from services.session.domain.interests import Interests, pack_subscription, qos_of, since_ms_of
+from services.session.domain.losses import SESSION_DELETED, SESSION_EXPIRED
 from services.session.domain.outbox import Outbox
 from services.session.domain.positions import FLAG_BITS, P2P, Queue
-from services.session.domain.pump import SESSION_DELETED, SESSION_EXPIRED, Pump
+from services.session.domain.pump import Pump
 from services.session.domain.roster import Roster
 from services.session.domain.rules import Rules
 from services.session.domain.sessions import WAITS_COMPLETION, Carried, Channel, Session
 
+MAX_FLIPPED = 100
+"""Of the clients that changed their cleanSession flag, how many are named until they are taken out."""
 MAX_RECENT = 65_536
 """Clients with cleanSession 1 that are remembered, to notice when they change it."""
 
@@ -65,6 +68,8 @@ class Shard:
         """What is to be written, in order."""
         self.flips = 0
         """Clients that changed their cleanSession flag."""
+        self.flipped: list[tuple[str, str, bool]] = []
+        """Instance, client and new flag of some of them, for whoever takes them out."""
         self._recent_clean: dict[tuple[str, str], None] = {}
 
     # Sessions
@@ -305,6 +310,8 @@ class Shard:
         was_clean = self._recent_clean.pop(key, False) is None
         if was_persistent if clean_session else was_clean:
             self.flips += 1
+            if len(self.flipped) < MAX_FLIPPED:
+                self.flipped.append((instance_id, client_id, clean_session))
         if clean_session:
             if len(self._recent_clean) >= MAX_RECENT:
                 del self._recent_clean[next(iter(self._recent_clean))]

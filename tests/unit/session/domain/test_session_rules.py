@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from services.session.domain.losses import EXPIRED, NOT_PERMITTED, OVER_LIMIT, SESSION_EXPIRED
 from services.session.domain.outbox import DUP, OUTBOX_BYTES, Outbox
-from services.session.domain.pump import EXPIRED, MAX_INFLIGHT, NOT_PERMITTED, OVER_LIMIT, SESSION_EXPIRED
+from services.session.domain.pump import MAX_INFLIGHT
 from services.session.domain.receipts import Outcome
 from services.session.domain.rules import Rules
 from services.session.domain.sessions import WAITS_COMPLETION, Carried, Channel
@@ -179,6 +180,7 @@ def test_clean_session_discards_and_flips_are_counted() -> None:
     desk.detach("2")
     assert not desk.attach("3").session_present
     assert desk.shard.flips == 2
+    assert desk.shard.flipped == [("i", "c", True), ("i", "c", False)]
     assert desk.shard.stores[-2].subscriptions is None
 
 
