@@ -14,10 +14,11 @@ from services.cli import mosquitto, nats_config
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.options import DEFAULT_DATA, DataOption, InstanceOption, JsonOption, StatusOption
 from services.cli.output import print_json, print_record, print_table, record
-from services.cli.rpc import TIMEOUT_S, Target, instance_or_bootstrap
+from services.cli.rpc import Target, instance_or_bootstrap
 from services.cli.secrets import DataDir
 from services.common import signature
-from weimq.status.v1 import status_pb2, status_pb2_grpc
+from weimq.status.v1 import status_pb2
+from weimq.status.v1.status_pb2_grpc import StatusServiceStub
 
 PAGE = 1_000
 """Clients in one answer of status."""
@@ -95,10 +96,7 @@ def status(
     """Print whether a client is online, its connections with their subscriptions, and what is kept for it."""
     wanted = status_pb2.DescribeClientRequest(instance_id=instance_or_bootstrap(instance, data), client_id=client_id)
 
-    async def work(channel: aio.Channel) -> status_pb2.DescribeClientResponse:
-        return await status_pb2_grpc.StatusServiceStub(channel).DescribeClient(wanted, timeout=TIMEOUT_S)
-
-    answer = Target("status", address, data).call(work)
+    answer = Target("status", address, data).request(StatusServiceStub, "DescribeClient", wanted)
     if as_json:
         values = record(answer)
         values["session"] = record(answer.session) if answer.HasField("session") else None
@@ -139,7 +137,8 @@ def clients(
     if watch:
         target.call(lambda channel: _watch(channel, instance_id, group))
     elif topic:
-        subscribers = target.call(lambda channel: _subscribers(channel, instance_id, topic))
+        matching = status_pb2.ListSubscribersRequest(instance_id=instance_id, topic=topic, page_size=PAGE)
+        subscribers = target.request_all(StatusServiceStub, "ListSubscribers", matching, "subscribers")
         if as_json:
             print_json([record(each) for each in subscribers])
             return
@@ -149,7 +148,8 @@ def clients(
         ]
         print_table(rows, nothing=f"Nobody online has a subscription that matches {topic}.")
     else:
-        online = target.call(lambda channel: _group(channel, instance_id, group))
+        members = status_pb2.ListGroupClientsRequest(instance_id=instance_id, group_id=group, page_size=PAGE)
+        online = target.request_all(StatusServiceStub, "ListGroupClients", members, "clients")
         if as_json:
             print_json([record(each) for each in online])
             return
@@ -171,33 +171,9 @@ def _filters(subscriptions: Iterable[status_pb2.Subscription]) -> str:
     return ", ".join(f"{each.topic_filter} (QoS {each.qos})" for each in subscriptions)
 
 
-async def _group(channel: aio.Channel, instance_id: str, group: str) -> list[status_pb2.ClientStatus]:
-    stub = status_pb2_grpc.StatusServiceStub(channel)
-    request = status_pb2.ListGroupClientsRequest(instance_id=instance_id, group_id=group, page_size=PAGE)
-    found: list[status_pb2.ClientStatus] = []
-    while True:
-        page = await stub.ListGroupClients(request, timeout=TIMEOUT_S)
-        found += page.clients
-        if not page.next_page_token:
-            return found
-        request.page_token = page.next_page_token
-
-
-async def _subscribers(channel: aio.Channel, instance_id: str, topic: str) -> list[status_pb2.Subscriber]:
-    stub = status_pb2_grpc.StatusServiceStub(channel)
-    request = status_pb2.ListSubscribersRequest(instance_id=instance_id, topic=topic, page_size=PAGE)
-    found: list[status_pb2.Subscriber] = []
-    while True:
-        page = await stub.ListSubscribers(request, timeout=TIMEOUT_S)
-        found += page.subscribers
-        if not page.next_page_token:
-            return found
-        request.page_token = page.next_page_token
-
-
 async def _watch(channel: aio.Channel, instance_id: str, group: str) -> None:
     request = status_pb2.WatchGroupRequest(instance_id=instance_id, group_id=group)
-    async for message in status_pb2_grpc.StatusServiceStub(channel).WatchGroup(request):
+    async for message in StatusServiceStub(channel).WatchGroup(request):
         for change in message.changes:
             values = {
                 "client_id": change.client_id,
@@ -219,10 +195,7 @@ def kick(
     """Close every connection of a client."""
     wanted = status_pb2.CloseConnectionsRequest(instance_id=instance_or_bootstrap(instance, data), client_id=client_id)
 
-    async def work(channel: aio.Channel) -> status_pb2.CloseConnectionsResponse:
-        return await status_pb2_grpc.StatusServiceStub(channel).CloseConnections(wanted, timeout=TIMEOUT_S)
-
-    answer = Target("status", address, data).call(work)
+    answer = Target("status", address, data).request(StatusServiceStub, "CloseConnections", wanted)
     if as_json:
         print_json(record(answer))
     else:

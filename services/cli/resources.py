@@ -100,7 +100,7 @@ kinds.add_commands(
         list_request=pb.ListTopicsRequest,
         items="topics",
         delete_request=pb.DeleteTopicRequest,
-        deletion="Delete a parent topic and every message in its log.",
+        deletion="Delete a parent topic and every message in its log; clients lose their subscriptions to it.",
         sample="sensors",
     ),
 )

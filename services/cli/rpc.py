@@ -77,13 +77,16 @@ class Target:
         except aio.AioRpcError as error:
             raise self._explain(error) from None
 
-    def request(self, stub: Callable[[aio.Channel], Any], method: str, message: Message) -> Any:  # noqa: ANN401 - the response type of the method
+    def request(
+        self, stub: Callable[[aio.Channel], Any], method: str, message: Message, *, timeout_s: float = TIMEOUT_S
+    ) -> Any:  # noqa: ANN401 - the response type of the method
         """Return the response to one call.
 
         Args:
             stub: class of the stub.
             method: name of the call.
             message: the request.
+            timeout_s: its deadline.
 
         Raises:
             CliError: the call failed.
@@ -91,7 +94,32 @@ class Target:
 
         async def work(opened: aio.Channel) -> Message:
             send: Callable[..., Awaitable[Message]] = getattr(stub(opened), method)
-            return await send(message, timeout=TIMEOUT_S)
+            return await send(message, timeout=timeout_s)
+
+        return self.call(work)
+
+    def request_all(self, stub: Callable[[aio.Channel], Any], method: str, message: Any, items: str) -> list[Any]:  # noqa: ANN401 - the request and item types of the method
+        """Return the items of all pages of a list.
+
+        Args:
+            stub: class of the stub.
+            method: name of the call.
+            message: the request for the first page.
+            items: field of the response.
+
+        Raises:
+            CliError: a call failed.
+        """
+
+        async def work(opened: aio.Channel) -> list[Any]:
+            send = getattr(stub(opened), method)
+            found: list[Any] = []
+            while True:
+                page = await send(message, timeout=TIMEOUT_S)
+                found += getattr(page, items)
+                message.page_token = page.next_page_token
+                if not message.page_token:
+                    return found
 
         return self.call(work)
 

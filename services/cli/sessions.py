@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from grpc import aio
 
 from services.cli.clients import ClientArgument
 from services.cli.errors import CliError
 from services.cli.options import DEFAULT_DATA, DataOption, InstanceOption, JsonOption, StatusOption, example
-from services.cli.output import print_json, print_record, print_table, record
+from services.cli.output import print_json, print_list, print_record, record
 from services.cli.rpc import TIMEOUT_S, Target, instance_or_bootstrap
-from weimq.status.v1 import status_pb2, status_pb2_grpc
+from weimq.status.v1 import status_pb2
+from weimq.status.v1.status_pb2_grpc import StatusServiceStub
 
 PAGE = 1_000
 """Sessions in one answer of status."""
@@ -31,24 +31,11 @@ def list_sessions(
     as_json: JsonOption = False,
 ) -> None:
     """List the sessions of an instance, with how many messages wait for each."""
-    instance_id = instance_or_bootstrap(instance, data)
-
-    async def work(channel: aio.Channel) -> list[status_pb2.SessionSummary]:
-        stub = status_pb2_grpc.StatusServiceStub(channel)
-        wanted = status_pb2.ListSessionsRequest(instance_id=instance_id, client_id_prefix=prefix, page_size=PAGE)
-        sessions: list[status_pb2.SessionSummary] = []
-        while True:
-            answer = await stub.ListSessions(wanted, timeout=TIMEOUT_S)
-            sessions.extend(answer.sessions)
-            wanted.page_token = answer.next_page_token
-            if not wanted.page_token:
-                return sessions
-
-    sessions = Target("status", address, data).call(work)
-    if as_json:
-        print_json([record(session) for session in sessions])
-    else:
-        print_table([record(session) for session in sessions], nothing="There are no sessions.")
+    wanted = status_pb2.ListSessionsRequest(
+        instance_id=instance_or_bootstrap(instance, data), client_id_prefix=prefix, page_size=PAGE
+    )
+    sessions = Target("status", address, data).request_all(StatusServiceStub, "ListSessions", wanted, "sessions")
+    print_list(sessions, as_json=as_json, nothing="There are no sessions.")
 
 
 @session_app.command("show", epilog=example("session show GID_demo@@@device1"))
@@ -62,10 +49,7 @@ def show_session(
     """Print the session of a client: its subscriptions, and how many messages wait for it."""
     wanted = status_pb2.DescribeClientRequest(instance_id=instance_or_bootstrap(instance, data), client_id=client_id)
 
-    async def work(channel: aio.Channel) -> status_pb2.DescribeClientResponse:
-        return await status_pb2_grpc.StatusServiceStub(channel).DescribeClient(wanted, timeout=TIMEOUT_S)
-
-    answer = Target("status", address, data).call(work)
+    answer = Target("status", address, data).request(StatusServiceStub, "DescribeClient", wanted)
     if not answer.HasField("session"):
         raise CliError(f"There is no session of {client_id}.")
     values = record(answer.session)
@@ -87,10 +71,8 @@ def delete_session(
     """Delete the session of a client with the messages that wait for it, and close its connections."""
     wanted = status_pb2.DeleteSessionRequest(instance_id=instance_or_bootstrap(instance, data), client_id=client_id)
 
-    async def work(channel: aio.Channel) -> status_pb2.DeleteSessionResponse:
-        return await status_pb2_grpc.StatusServiceStub(channel).DeleteSession(wanted, timeout=2 * TIMEOUT_S)
-
-    answer = Target("status", address, data).call(work)
+    target = Target("status", address, data)
+    answer = target.request(StatusServiceStub, "DeleteSession", wanted, timeout_s=2 * TIMEOUT_S)
     if as_json:
         print_json(record(answer))
     else:

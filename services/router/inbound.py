@@ -111,9 +111,6 @@ class Inbound:
         """Names the stream; with the sequence it is the message id."""
         self.is_held = False
         """Whether the router can take no more."""
-        self.routed_messages = 0
-        self.dead_messages = 0
-        """Messages routed, and messages that could not be."""
 
     async def run(self, client: Client, log: Log) -> None:
         """Serve until cancelled.
@@ -275,7 +272,6 @@ class Inbound:
                 shown[sequence] = publication.shown_topic
             _add(builder, sequence, publication)
         if builder.sequences:
-            self.routed_messages += len(builder.sequences)
             self._router.publish(self, builder.build(), shown_topics=shown)
         for sequence in safe:
             self.acknowledge(sequence)
@@ -284,7 +280,6 @@ class Inbound:
 
     def _bury(self, message: Msg, sequence: int, reason: str) -> None:
         """Send a message to the stream of those that can't be routed."""
-        self.dead_messages += 1
         headers = {DEAD_REASON: reason, "Nats-Msg-Id": f"{self.incarnation}-{sequence}"}
         for name, value in (message.headers or {}).items():
             if not name.lower().startswith("nats-") and name not in headers:

@@ -382,10 +382,3 @@ class SessionState:
             [(packet_identifier, token) for packet_identifier, token in self.sent.released() if isinstance(token, int)],
             self.received.recorded(),
         )
-
-    def acknowledge_received(self, packet_identifier: int) -> None:
-        """Note that the mesh took a QoS 2 publication over while no connection was there.
-
-        The client sends it again after reconnecting and gets its PUBREC then.
-        """
-        self.received.record(packet_identifier)

@@ -491,7 +491,7 @@ def test_resumed_session_knows_the_received_identifiers() -> None:
     first.close()
     first.acknowledge(2, 2)  # the mesh answered after the connection was gone
     machine = resumed(first)
-    first.session.acknowledge_received(3)
+    first.session.received.record(3)
     machine.take_output()
     assert machine.outstanding_received == 1
     repeated = [publish(2, n, dup=True) for n in (1, 2, 3, 4)]
