@@ -20,6 +20,10 @@ class Log(Protocol):
 
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None: ...  # noqa: D102
 
+    def write_lines(  # noqa: D102
+        self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object
+    ) -> None: ...
+
 
 class Source(Protocol):
     """Where published messages come from: an edge, or the callers of `Publish`."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from services.common.subjects import P2P_HEADER, P2P_KEPT, P2P_ONLINE
+from services.common.log_wire import header_lines
+from services.common.subjects import P2P_HEADER, P2P_KEPT, P2P_ONLINE, TOPIC_HEADER, encode_topic
 from services.router.domain.columns import CLEAN_SESSION, P2P, QOS, Columns
 from services.router.domain.routing import Route
 from services.router.ports import Source
 from weimq.router.v1 import router_pb2
+
+MAX_LINES = 65_536
+"""Header lines remembered; beyond, all are forgotten and made anew."""
+MAX_REMEMBERED = 512
+"""Longest topic and client id, together, whose lines are remembered, in characters: so hostile ones fill no memory."""
 
 _QOS_TEXT = ("0", "1", "2")
 
@@ -53,12 +59,51 @@ class Publication:
         self.shown_topic = shown_topic  # empty: `topic`
 
 
-def headers_of(
-    route: Route, flags: int, client_id: str, message_id: str, origin: str, shown_topic: str, *, is_p2p: bool
-) -> dict[str, str]:
-    """Return the properties of a message as headers, product.md section 3.4, and what was decided about a P2P one."""
+class HeaderLines:
+    """The properties of messages as header lines, product.md section 3.4, remembered since they repeat."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, str, str, int, str], bytes] = {}
+
+    def of(
+        self,
+        route: Route,
+        flags: int,
+        topic_flags: int,
+        client_id: str,
+        origin: str,
+        shown_topic: str,
+        in_kept: bool,  # noqa: FBT001 - hot path
+    ) -> bytes:
+        """Return the lines for a message, without its id.
+
+        Args:
+            route: of its topic.
+            flags: of the message.
+            topic_flags: of the topic.
+            client_id: of the publisher.
+            origin: value of `mqttOrigin`; empty: none.
+            shown_topic: value of `mqttRealTopic`; empty: none.
+            in_kept: it goes to the stream of kept messages, and not to the log of its topic.
+        """
+        if shown_topic or in_kept or topic_flags & P2P:
+            is_p2p = topic_flags & P2P != 0
+            return _lines(route, flags, client_id, origin, shown_topic, is_p2p=is_p2p, in_kept=in_kept)
+        key = (route.instance_id, route.topic, client_id, flags, origin)
+        lines = self._lines.get(key)
+        if lines is None:
+            lines = _lines(route, flags, client_id, origin, "", is_p2p=False, in_kept=False)
+            if len(route.topic) + len(client_id) <= MAX_REMEMBERED:
+                if len(self._lines) >= MAX_LINES:
+                    self._lines.clear()
+                self._lines[key] = lines
+        return lines
+
+
+def _lines(
+    route: Route, flags: int, client_id: str, origin: str, shown_topic: str, *, is_p2p: bool, in_kept: bool
+) -> bytes:
     headers = {
-        "Nats-Msg-Id": message_id,
         "qoslevel": _QOS_TEXT[flags & QOS],
         "cleansessionflag": "true" if flags & CLEAN_SESSION else "false",
         "clientId": client_id,
@@ -71,7 +116,11 @@ def headers_of(
         headers[P2P_HEADER] = P2P_KEPT if route.is_kept else P2P_ONLINE
     if shown_topic:
         headers["mqttRealTopic"] = shown_topic
-    return headers
+    if in_kept:
+        headers[TOPIC_HEADER] = encode_topic(route.topic)
+    elif route.subject and route.topic_header:  # the subject tells whether one is needed
+        headers[TOPIC_HEADER] = route.topic_header
+    return header_lines(headers)
 
 
 def columns_of(batch: router_pb2.PublishBatch) -> Columns:

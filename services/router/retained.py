@@ -25,6 +25,7 @@ from nats.js import JetStreamContext
 from services.common import subjects
 from services.common.errors import UnavailableError
 from services.common.jetstream import stream_names
+from services.common.log_wire import header_lines
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.router.domain.outbox import Receipt
 from services.router.domain.retained import RetainedMessage, RetainedTopic, RetainedTopics
@@ -204,7 +205,7 @@ class Retained:
         subject = subjects.retained_subject(write.instance_id, write.topic)
         if subjects.needs_topic_header(subject):
             headers[subjects.TOPIC_HEADER] = subjects.encode_topic(write.topic)
-        self._streams.write(log, write.instance_id, subject, payload, headers, write)
+        self._streams.write(log, write.instance_id, subject, payload, "", header_lines(headers), write)
 
     def _over_quota(self, instance_id: str) -> None:
         self.over_quota_messages += 1

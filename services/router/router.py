@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 from services.common.errors import StreamContractError
 from services.common.sharding import router_of
-from services.common.subjects import TOPIC_HEADER, encode_topic
 from services.router.delivery import Delivery
 from services.router.domain.columns import LOGGED, P2P, QOS, RETAIN, RUN, Columns
 from services.router.domain.routing import Route, Routing
@@ -29,7 +28,7 @@ from services.router.interests import Interests, check_filter
 from services.router.kept import Kept
 from services.router.ports import DeadLetter, Log, Source
 from services.router.pressure import Pressure
-from services.router.publication import Publication, columns_of, headers_of
+from services.router.publication import HeaderLines, Publication, columns_of
 from services.router.queries import Answers, Query
 from services.router.retained import Retained, RetainedWrite
 from services.router.shards import Shards
@@ -88,6 +87,7 @@ class Router:
         """Shared subscriptions."""
         self.short_way = ShortWay(self._routing, self._edges, shards)
         """Topics that edges serve by themselves."""
+        self._header_lines = HeaderLines()
         self._delivery = Delivery(
             edges=self._edges, kept=kept, retained=retained, shares=self.shares, pressure=self.pressure
         )
@@ -362,21 +362,14 @@ class Router:
             shown_topic = "" if shown_topics is None else shown_topics.get(sequence, "")
             if is_written:
                 message_id = message_ids[sequence] if message_ids else f"{source.incarnation}-{sequence}"
-                headers = headers_of(
-                    route,
-                    flag,
-                    columns.publishers[publisher],
-                    message_id,
-                    source.origin,
-                    shown_topic,
-                    is_p2p=topic_flag & P2P != 0,
-                )
+                client_id = columns.publishers[publisher]
+                lines = self._header_lines.of(route, flag, topic_flag, client_id, source.origin, shown_topic, in_kept)
                 publication: Publication | None = None
                 if qos:
                     publication = Publication(
                         source, route, payload, qos, sequence, retained_by, topic_flag, in_kept, shown_topic
                     )
-                self._write(log, route, payload, headers, publication)
+                self._write(log, route, payload, message_id, lines, publication)
                 if qos:
                     continue  # `stored` delivers it
             if shown_topic:
@@ -384,19 +377,15 @@ class Router:
             deliver(source, route, payload, qos, sequence, retained_by)
 
     def _write(
-        self, log: Log, route: Route, payload: bytes, headers: dict[str, str], publication: Publication | None
+        self, log: Log, route: Route, payload: bytes, message_id: str, lines: bytes, publication: Publication | None
     ) -> None:
         if publication is not None and publication.in_kept:
-            headers[TOPIC_HEADER] = encode_topic(route.topic)
             self.kept_messages += 1
             subject = self._kept.subject(route.instance_id)
-            self._kept.streams.write(log, route.instance_id, subject, payload, headers, publication)
+            self._kept.streams.write(log, route.instance_id, subject, payload, message_id, lines, publication)
             self.pressure.written(publication.source)
             return
-        subject = route.subject
-        if route.topic_header:
-            headers[TOPIC_HEADER] = route.topic_header
-        log.write(subject, payload, headers, publication)
+        log.write_lines(route.subject, payload, message_id, lines, publication)
 
     def _route(self, columns: Columns, index: int) -> Route:
         instance_id = columns.instances[columns.topic_instances[index]]

@@ -38,6 +38,9 @@ class FakeLog:
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
         self.written.append((payload, token))
 
+    def write_lines(self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object) -> None:
+        self.written.append((payload, token))
+
     def store(self, router: Router) -> None:
         _, token = self.written.pop(0)
         if token is not None:
