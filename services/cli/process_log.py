@@ -79,7 +79,7 @@ def parse(line: str) -> Entry:
         with contextlib.suppress(ValueError, LookupError):
             fields = json.loads(line)
             text = str(fields["event"])
-            exception = str(fields.get("exception", "")).strip().rpartition("\n")[2]
+            exception = _last_words(str(fields.get("exception", "")))
             extra = ", ".join(f"{key}={value}" for key, value in fields.items() if key not in _ENVELOPE)
             shown = ": ".join(part for part in (text, exception) if part) + (f" ({extra})" if extra else "")
             return Entry(level=str(fields["level"]), text=_one_line(shown))
@@ -90,6 +90,12 @@ def parse(line: str) -> Entry:
 
 
 _ENVELOPE = frozenset({"time", "level", "service", "event", "exception"})
+
+
+def _last_words(traceback: str) -> str:
+    """Return the line that says what was raised; of an exception group, what its last member says."""
+    said = (line.strip(" |+-") for line in reversed(traceback.splitlines()))
+    return next(filter(None, said), "")
 
 
 def _one_line(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_record_of_a_service() -> None:
     assert parse(json.dumps(line)) == Entry(level="WARNING", text="link down (peer=router, code=3)")
     line["exception"] = "Traceback:\n  file\nValueError: bad\n"
     assert parse(json.dumps(line)).text.startswith("link down: ValueError: bad (")
+
+
+def test_group_of_exceptions_says_what_its_last_member_says() -> None:
+    group = ExceptionGroup("unhandled errors", [ExceptionGroup("inner", [OSError(98, "address already in use")])])
+    exception = "".join(traceback.format_exception(group))
+    line = {"level": "ERROR", "event": "service failed", "exception": exception}
+    assert parse(json.dumps(line)).text == "service failed: OSError: [Errno 98] address already in use"
 
 
 @pytest.mark.parametrize(
