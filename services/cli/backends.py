@@ -161,11 +161,12 @@ class _Follower:
     async def apply(self) -> None:
         """Have NATS take what has changed; what fails is tried again by the next call."""
         try:
-            if time.monotonic() >= self._look_at:
-                async with _connected(nats_config.system_url(self._directory)) as client:
+            if self._storage is not None and time.monotonic() >= self._look_at:
+                async with _connected(nats_config.system_urls(self._directory)[0]) as client:
                     await self._storage.look(client)
                 self._look_at = time.monotonic() + nats_storage.LOOK_S
-            text = nats_config.config_text(self._directory, self._topics, self._storage.limit_bytes)
+            limit = self._storage.limit_bytes if self._storage is not None else None
+            text = nats_config.config_text(self._directory, self._topics, limit)
             if text != self._applied:
                 write_private(self._directory.backend_topics, json.dumps(self._topics))
                 await _reload(self._directory, text)
@@ -190,14 +191,25 @@ async def _topics(channel: aio.Channel, instances: set[str]) -> dict[str, list[s
 
 
 async def _reload(directory: DataDir, text: str) -> None:
-    """Write NATS's configuration and have it taken; without NATS nothing is written, so that it is tried again."""
-    async with _connected(nats_config.system_url(directory)) as client:
-        write_private(directory.nats_conf, text)
-        server_id = client._server_info["server_id"]  # noqa: SLF001 - nats-py has no other door to it
-        for _ in range(2):  # nats-server 2.15 lets what a new account imports work from the second time on
-            answer = await client.request(f"$SYS.REQ.SERVER.{server_id}.RELOAD", b"", timeout=5)
-            if error := json.loads(answer.data).get("error"):
-                raise CliError(f"NATS refuses its configuration: {error}.")
+    """Write NATS's configuration and have every node take it; one that is away fails it, after the others have."""
+    write_private(directory.nats_conf, text)
+    missing: OSError | nats.errors.Error | TimeoutError | None = None
+    for url in nats_config.system_urls(directory):
+        try:
+            async with _connected(url) as client:
+                await _reload_node(client)
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            missing = error
+    if missing is not None:
+        raise missing
+
+
+async def _reload_node(client: Client) -> None:
+    server_id = client._server_info["server_id"]  # noqa: SLF001 - nats-py has no other door to it
+    for _ in range(2):  # nats-server 2.15 lets what a new account imports work from the second time on
+        answer = await client.request(f"$SYS.REQ.SERVER.{server_id}.RELOAD", b"", timeout=5)
+        if error := json.loads(answer.data).get("error"):
+            raise CliError(f"NATS refuses its configuration: {error}.")
 
 
 @contextlib.asynccontextmanager

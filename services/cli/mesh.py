@@ -14,6 +14,7 @@ import weimq
 from services import compiled
 from services.cli.config_file import SERVICES, Environments
 from services.cli.errors import CliError
+from services.cli.nats_config import node_environ
 from services.cli.ports import LOOPBACK, Ports
 from services.cli.secrets import DataDir
 
@@ -28,6 +29,9 @@ _TRANSPORTS = {"mqtt": "TCP", "mqtts": "TLS", "ws": "WS", "wss": "WSS"}
 
 MAX_REPLICAS = 32
 """Routers or session shards; more of them on one machine gain nothing."""
+
+NATS_REPLICAS = 3
+"""Of streams and buckets in a cluster."""
 
 NATS_STAGE = 2
 """NATS stops last: services hand over what they hold."""
@@ -80,6 +84,7 @@ def plan(
     default_instance: str = "",
     routers: int = 1,
     sessions: int = 1,
+    nats_nodes: int = 1,
 ) -> Mesh:
     """Return the mesh that `weimq up` runs.
 
@@ -92,6 +97,7 @@ def plan(
         default_instance: instance of clients whose user name names none.
         routers: how many; those after the first listen on Unix sockets only.
         sessions: session shards, likewise.
+        nats_nodes: NATS servers, 1, or 3 and more: a cluster, and streams get three replicas.
     """
     grpc_ports = {"auth": ports.auth, "session": ports.session, "router": ports.router, "status": ports.status}
     counts = {"router": routers, "session": sessions}
@@ -121,8 +127,10 @@ def plan(
         },
     }
     shared = {"WEIMQ_CLUSTER_TOKEN_FILE": str(data.cluster_token)}
+    if nats_nodes > 1:
+        shared["WEIMQ_NATS_REPLICAS"] = str(NATS_REPLICAS)
     given = config or {service: {} for service in SERVICES}
-    processes = [_nats(data, f"{LOOPBACK}:{ports.nats}", nats_server)]
+    processes = _nats(data, ports, nats_server, nats_nodes)
     endpoints: dict[str, str] = {}
     for service, port in grpc_ports.items():
         count = counts.get(service, 1)
@@ -161,7 +169,7 @@ def plan(
         listens = {label: address for label, address in listens.items() if address}
         processes.append(_service(name, "edge", environ, health, tuple(listens.values()), stage=0))
         endpoints.update({f"{label}-{index}" if index else label: address for label, address in listens.items()})
-    endpoints["nats"] = f"{LOOPBACK}:{ports.nats}"
+    endpoints["nats"] = nats_addresses(ports, 1)[0]
     processes.append(_backends(data))
     return Mesh(processes=tuple(processes), endpoints=endpoints)
 
@@ -176,16 +184,37 @@ def _place(service: str, index: int, count: int) -> dict[str, str]:
     return {f"{prefix}_INDEX": str(index), f"{prefix}_COUNT": str(count)} if prefix and count > 1 else {}
 
 
-def _nats(data: DataDir, address: str, nats_server: str) -> Process:
-    return Process(
-        name="nats",
-        argv=(nats_server, "-c", str(data.nats_conf)),
-        environ=inherited(os.environ),
-        health=f"nats://{address}",
-        listens=(address,),
-        stage=NATS_STAGE,
-        stop_s=10,
-    )
+def nats_addresses(ports: Ports, nodes: int) -> list[str]:
+    """Return where the NATS servers listen for clients."""
+    return [f"{LOOPBACK}:{ports.nats + index}" for index in range(nodes)]
+
+
+def nats_routes(ports: Ports) -> list[str]:
+    """Return where the nodes of a cluster listen for each other; nothing for a single server."""
+    return [f"{LOOPBACK}:{port}" for port in ports.nats_routes]
+
+
+def _nats(data: DataDir, ports: Ports, nats_server: str, nodes: int) -> list[Process]:
+    names, addresses = _names("nats", nodes), nats_addresses(ports, nodes)
+    environs: list[dict[str, str]] = [{}]
+    if routes := nats_routes(ports):
+        places = zip(names, addresses, routes, strict=True)
+        environs = [
+            node_environ(name=name, listen=address, store=data.path / name, route_listen=route)
+            for name, address, route in places
+        ]
+    return [
+        Process(
+            name=name,
+            argv=(nats_server, "-c", str(data.nats_conf)),
+            environ={**inherited(os.environ), **environ},
+            health=f"nats://{address}",
+            listens=(address, *routes[index : index + 1]),
+            stage=NATS_STAGE,
+            stop_s=10,
+        )
+        for index, (name, address, environ) in enumerate(zip(names, addresses, environs, strict=True))
+    ]
 
 
 def _backends(data: DataDir) -> Process:

@@ -7,6 +7,8 @@
   rest of JetStream's API, which goes to auth (`services.auth.backend_api`). Answers go back through NATS's own
   reply subjects, so a backend can't have messages sent to a subject of `WEIMQ`, as it could inside one account.
 - Account `SYS` is NATS's own; its user may reload this file, which `weimq backend follow` does when topics change.
+
+The nodes of a cluster share the file: what differs comes from their environment (`node_environ`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ WEIMQ_USER = "weimq"
 SYSTEM_USER = "system"
 WEIMQ_ACCOUNT = "WEIMQ"
 SYSTEM_ACCOUNT = "SYS"
+
+CLUSTER = "weimq"
+ROUTE_USER = "route"
+_NODE_VARIABLES = ("WEIMQ_NATS_NODE", "WEIMQ_NATS_LISTEN", "WEIMQ_NATS_STORE", "WEIMQ_NATS_ROUTE_LISTEN")
 
 MAX_PAYLOAD_BYTES = 8 << 20
 """Largest NATS message: the `standard` profile takes payloads of 1 MB and more."""
@@ -53,11 +59,12 @@ class NatsConfig:
     """What the configuration file says.
 
     Attributes:
-        listen: `host:port` of the clients' listener.
-        store: directory of JetStream's files, as the NATS process sees it.
+        listen: `host:port` of the clients' listener; unused in a cluster.
+        store: directory of JetStream's files, as the NATS process sees it; unused in a cluster.
         backends: of all instances.
         topics: logged parent topics by instance id.
-        most_stored: bytes that JetStream may store; None: as NATS thinks.
+        most_stored: bytes that JetStream may store; None, and in a cluster: as NATS thinks.
+        routes: `host:port` where the nodes of a cluster reach each other; none: there is one server alone.
     """
 
     listen: str
@@ -67,21 +74,39 @@ class NatsConfig:
     backends: Sequence[Backend] = ()
     topics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     most_stored: int | None = None
+    routes: Sequence[str] = ()
 
     def text(self) -> str:
         """Return the file; it holds passwords."""
-        limit = {} if self.most_stored is None else {"max_file_store": self.most_stored}
         # NATS's configuration language accepts JSON values, which saves quoting rules of our own.
         settings = {
-            "server_name": "weimq",
-            "listen": self.listen,
+            **(self._node() if self.routes else self._single()),
             "max_payload": MAX_PAYLOAD_BYTES,
-            "jetstream": {"store_dir": str(self.store), **limit},
             "system_account": SYSTEM_ACCOUNT,
             "accounts": self._accounts(),
         }
         lines = [f"{key}: {json.dumps(value, indent=1, ensure_ascii=False)}" for key, value in settings.items()]
+        if self.routes:
+            text = "\n".join(lines)
+            for variable in _NODE_VARIABLES:  # NATS takes them from the environment when they are not quoted
+                text = text.replace(f'"${variable}"', f"${variable}")
+            lines = [text]
         return "\n".join(("# Written by weimq at every start and change; changes here are lost.", *lines, ""))
+
+    def _single(self) -> dict[str, Any]:
+        limit = {} if self.most_stored is None else {"max_file_store": self.most_stored}
+        return {"server_name": "weimq", "listen": self.listen, "jetstream": {"store_dir": str(self.store), **limit}}
+
+    def _node(self) -> dict[str, Any]:
+        name, listen, store, route_listen = (f"${variable}" for variable in _NODE_VARIABLES)
+        user = {"user": ROUTE_USER, "password": self.system_password}
+        routes = [f"nats-route://{ROUTE_USER}:{self.system_password}@{address}" for address in self.routes]
+        return {
+            "server_name": name,
+            "listen": listen,
+            "jetstream": {"store_dir": store},
+            "cluster": {"name": CLUSTER, "listen": route_listen, "authorization": user, "routes": routes},
+        }
 
     def _accounts(self) -> dict[str, Any]:
         instances = sorted({backend.instance for backend in self.backends})
@@ -145,26 +170,40 @@ def _inbound(instance_id: str) -> str:
     return f"{subjects.IN}.{subjects.encode_token(instance_id)}.*"
 
 
+def node_environ(*, name: str, listen: str, store: Path, route_listen: str) -> dict[str, str]:
+    """Return the environment of a node of a cluster.
+
+    Args:
+        name: of the server, unique.
+        listen: `host:port` of the clients' listener.
+        store: directory of its JetStream files.
+        route_listen: `host:port` where the other nodes reach it.
+    """
+    values = (name, listen, str(store), route_listen)
+    return {variable: json.dumps(value) for variable, value in zip(_NODE_VARIABLES, values, strict=True)}
+
+
 def url(user: str, password: str, address: str) -> str:
-    """Return the URL that a NATS client connects with."""
-    return f"nats://{user}:{password}@{address}"
+    """Return the URL that a NATS client connects with; those of several addresses, joined by commas."""
+    return ",".join(f"nats://{user}:{password}@{each}" for each in address.split(","))
 
 
-def write_files(data: DataDir, *, listen: str, address: str, store: Path) -> None:
+def write_files(data: DataDir, *, listen: str, address: str, store: Path, routes: Sequence[str] = ()) -> None:
     """Write NATS's configuration and the services' URL of it into an initialised data directory.
 
     Args:
         data: the data directory.
-        listen: `host:port` where NATS listens.
-        address: `host:port` where clients reach it.
-        store: directory of JetStream's files, as NATS sees it.
+        listen: `host:port` where NATS listens; not for a cluster.
+        address: `host:port` where clients reach it, those of all nodes joined by commas.
+        store: directory of JetStream's files, as NATS sees it; not for a cluster.
+        routes: as in `NatsConfig`.
 
     Raises:
         CliError: the directory can't be written.
     """
     passwords = data.read_nats_passwords()
-    most = limit_at_start(store)
-    place = {"listen": listen, "address": address, "store": str(store), "most_stored": most}
+    most = None if routes else limit_at_start(store)
+    place = {"listen": listen, "address": address, "store": str(store), "most_stored": most, "routes": list(routes)}
     try:
         write_private(data.nats_place, json.dumps(place))
         write_private(data.nats_conf, config_text(data, data.read_backend_topics(), most))
@@ -175,14 +214,14 @@ def write_files(data: DataDir, *, listen: str, address: str, store: Path) -> Non
         ) from error
 
 
-def storage(data: DataDir) -> Storage:
-    """Return what looks after the disk of the NATS server that `write_files` configured.
+def storage(data: DataDir) -> Storage | None:
+    """Return what looks after the disk of the NATS server that `write_files` configured; None: it is a cluster.
 
     Raises:
         CliError: it was not called yet.
     """
     place = json.loads(data.read_text(data.nats_place))
-    return Storage(data, Path(place["store"]), place.get("most_stored"))
+    return None if place.get("routes") else Storage(data, Path(place["store"]), place.get("most_stored"))
 
 
 def config_text(data: DataDir, topics: Mapping[str, Sequence[str]], most_stored: int | None) -> str:
@@ -200,27 +239,29 @@ def config_text(data: DataDir, topics: Mapping[str, Sequence[str]], most_stored:
         backends=data.read_backends(),
         topics=topics,
         most_stored=most_stored,
+        routes=place.get("routes", ()),
     )
     return config.text()
 
 
 def backend_url(data: DataDir, backend: Backend) -> str:
-    """Return the URL that a backend application connects with.
+    """Return the URL that a backend application connects with: that of the first node, which tells it the others.
 
     Raises:
         CliError: `write_files` was not called yet.
     """
-    return url(backend.user, backend.password, _address(data))
+    return url(backend.user, backend.password, _addresses(data)[0])
 
 
-def system_url(data: DataDir) -> str:
-    """Return the URL of the user that may reload the configuration.
+def system_urls(data: DataDir) -> list[str]:
+    """Return the URL of each node, for the user that may reload the configuration.
 
     Raises:
         CliError: `write_files` was not called yet.
     """
-    return url(SYSTEM_USER, data.read_text(data.nats_system_password), _address(data))
+    password = data.read_text(data.nats_system_password)
+    return [url(SYSTEM_USER, password, address) for address in _addresses(data)]
 
 
-def _address(data: DataDir) -> str:
-    return str(json.loads(data.read_text(data.nats_place))["address"])
+def _addresses(data: DataDir) -> list[str]:
+    return str(json.loads(data.read_text(data.nats_place))["address"]).split(",")

@@ -15,8 +15,11 @@ LOOPBACK = "127.0.0.1"
 MAX_EDGES = 32
 """More edges than that would make their default ports meet those of other listeners."""
 
+MAX_NATS_NODES = 5
+
 _EDGE_STEP = 20
 _LAST_OFFSET = 10
+_ROUTES_OFFSET = 15
 _HIGHEST_PORT = 65_535
 
 
@@ -42,9 +45,12 @@ class Ports:
     router: int
     status: int
     nats: int
+    """Of the first node; each further one is one higher."""
+    nats_routes: tuple[int, ...] = ()
+    """Where the nodes of a cluster listen for each other."""
 
 
-def plan_ports(base: int | None, edges: int) -> Ports:
+def plan_ports(base: int | None, edges: int, nats_nodes: int = 1) -> Ports:
     """Return the ports that `weimq up --port-base BASE --edges EDGES` uses; without base the usual ones.
 
     Raises:
@@ -65,8 +71,10 @@ def plan_ports(base: int | None, edges: int) -> Ports:
             router=7003,
             status=7004,
             nats=4222,
+            nats_routes=_routes(6222, nats_nodes),
         )
-    highest = _HIGHEST_PORT - _EDGE_STEP * (edges - 1) - _LAST_OFFSET
+    last_offset = _LAST_OFFSET if nats_nodes == 1 else _ROUTES_OFFSET + nats_nodes - 1
+    highest = _HIGHEST_PORT - _EDGE_STEP * (edges - 1) - last_offset
     if not 1 <= base <= highest:
         raise CliError(f"--port-base must be from 1 to {highest} with {edges} edge(s), not {base}.", status=WRONG_USE)
     return Ports(
@@ -80,8 +88,13 @@ def plan_ports(base: int | None, edges: int) -> Ports:
         session=base + 7,
         router=base + 8,
         status=base + 9,
-        nats=base + 10,
+        nats=base + _LAST_OFFSET,
+        nats_routes=_routes(base + _ROUTES_OFFSET, nats_nodes),
     )
+
+
+def _routes(first: int, nats_nodes: int) -> tuple[int, ...]:
+    return tuple(range(first, first + nats_nodes)) if nats_nodes > 1 else ()
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from services.cli import certificate, config_file, mesh, nats_config, run_file
 from services.cli.console import UpReport
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.options import DataOption, data_options
-from services.cli.ports import LOOPBACK, MAX_EDGES, check_free, plan_ports, split_address
+from services.cli.ports import LOOPBACK, MAX_EDGES, MAX_NATS_NODES, check_free, plan_ports, split_address
 from services.cli.secrets import DataDir
 from services.cli.supervisor import Supervisor, WrongSettingsError
 
@@ -46,6 +46,10 @@ def up(
         int,
         typer.Option(metavar="N", min=1, max=mesh.MAX_REPLICAS, help="Session shards; clients are spread over them."),
     ] = 1,
+    nats_nodes: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=MAX_NATS_NODES, help="NATS servers, 1, 3 or 5; several are a cluster."),
+    ] = 1,
     default_instance: Annotated[
         str, typer.Option(metavar="ID", help="Instance that serves clients whose user name names none.")
     ] = "",
@@ -57,7 +61,9 @@ def up(
 
     Makes the secrets of the data directory at the first start and prints `weimq ready` when every process is healthy.
     """
-    ports = plan_ports(port_base, edges)
+    if nats_nodes % 2 == 0:
+        raise CliError(f"--nats-nodes must be 1, 3 or 5, not {nats_nodes}.", status=WRONG_USE)
+    ports = plan_ports(port_base, edges, nats_nodes)
     settings = config_file.read(config) if config else None
     nats_server = mesh.find_nats_server()
     directory = DataDir(data)
@@ -73,9 +79,10 @@ def up(
             default_instance=default_instance,
             routers=routers,
             sessions=sessions,
+            nats_nodes=nats_nodes,
         )
         check_free((process.name, address) for process in planned.processes for address in process.listens)
-        _prepare(directory, f"{LOOPBACK}:{ports.nats}")
+        _prepare(directory, mesh.nats_addresses(ports, nats_nodes), mesh.nats_routes(ports))
         report = UpReport(
             endpoints=planned.endpoints,
             data=data_options(data),
@@ -98,14 +105,23 @@ def up(
         asyncio.run(_supervise(planned.processes, directory.logs, report, changed))
 
 
-def _prepare(data: DataDir, nats: str) -> None:
+def _prepare(data: DataDir, addresses: list[str], routes: list[str]) -> None:
     """Make the directories and files that processes find at their start."""
-    for directory in (data.nats_store, data.logs):
+    # JetStream finds nothing of what a single server stored when it becomes a node of a cluster, nor the reverse.
+    if data.nats_store.exists() if routes else (data.path / "nats-0").exists():
+        raise CliError(
+            f"{data.path} holds what {'a single NATS server' if routes else 'a cluster of NATS servers'} stored.",
+            "Give the --nats-nodes of its first start, or another --data DIR.",
+        )
+    stores = [data.path / f"nats-{index}" for index in range(len(routes))] or [data.nats_store]
+    for directory in (data.logs, *stores):
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise CliError(f"Can't make {directory}: {error.strerror}.", "Check owner and permissions.") from error
-    nats_config.write_files(data, listen=nats, address=nats, store=data.nats_store)
+    nats_config.write_files(
+        data, listen=addresses[0], address=",".join(addresses), store=data.nats_store, routes=routes
+    )
 
 
 async def _supervise(

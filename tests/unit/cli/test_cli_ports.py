@@ -9,12 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from services.cli.errors import CliError
-from services.cli.ports import MAX_EDGES, EdgePorts, Ports, check_free, plan_ports, split_address
+from services.cli.ports import MAX_EDGES, MAX_NATS_NODES, EdgePorts, Ports, check_free, plan_ports, split_address
 
 
 def all_ports(ports: Ports) -> list[int]:
     edges = [port for edge in ports.edges for port in dataclasses.astuple(edge)]
-    return [*edges, *(value for value in dataclasses.asdict(ports).values() if isinstance(value, int))]
+    return [
+        *edges,
+        *ports.nats_routes,
+        *(value for value in dataclasses.asdict(ports).values() if isinstance(value, int)),
+    ]
 
 
 def test_port_base_gives_the_stable_offsets() -> None:
@@ -48,8 +52,9 @@ def test_without_base_the_usual_ports_are_used() -> None:
 
 @pytest.mark.parametrize("base", [None, 1, 30000], ids=str)
 @pytest.mark.parametrize("edges", [1, 2, MAX_EDGES], ids=str)
-def test_no_port_is_used_twice(base: int | None, edges: int) -> None:
-    ports = all_ports(plan_ports(base, edges))
+@pytest.mark.parametrize("nats_nodes", [1, 3, MAX_NATS_NODES], ids=str)
+def test_no_port_is_used_twice(base: int | None, edges: int, nats_nodes: int) -> None:
+    ports = all_ports(plan_ports(base, edges, nats_nodes))
     assert len(ports) == len(set(ports))
     assert all(0 < port < 65536 for port in ports)
 

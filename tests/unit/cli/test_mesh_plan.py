@@ -132,6 +132,22 @@ def test_services_accept_what_is_planned(tmp_path: Path) -> None:
             load(forms[process.name.partition("-")[0]], process.environ)
 
 
+def test_nodes_of_nats_are_a_cluster_with_three_replicas(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    ports = plan_ports(20000, 2, 3)
+    made = mesh.plan(data=data, ports=ports, sockets=Path("/s"), nats_server="nats", nats_nodes=3)
+    nodes = {process.name: process for process in made.processes if process.name.startswith("nats")}
+    assert {name: node.listens for name, node in nodes.items()} == {
+        "nats-0": ("127.0.0.1:20010", "127.0.0.1:20015"),
+        "nats-1": ("127.0.0.1:20011", "127.0.0.1:20016"),
+        "nats-2": ("127.0.0.1:20012", "127.0.0.1:20017"),
+    }
+    assert nodes["nats-2"].environ["WEIMQ_NATS_STORE"] == f'"{tmp_path}/data/nats-2"'
+    assert {node.health for node in nodes.values()} == {f"nats://127.0.0.1:{20010 + n}" for n in range(3)}
+    assert environ(made, "router")["WEIMQ_NATS_REPLICAS"] == "3"
+    assert "WEIMQ_NATS_REPLICAS" not in environ(plan(tmp_path), "router")
+
+
 def test_endpoints_are_those_that_listen(tmp_path: Path) -> None:
     made = plan(tmp_path, edges=2)
     assert made.endpoints == {

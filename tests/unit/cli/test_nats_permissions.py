@@ -58,7 +58,7 @@ class Broker:
     violations: list[str] = field(default_factory=list)
 
     def url(self, user: str, password: str) -> str:
-        return nats_config.url(user, password, nats_config._address(self.data))
+        return nats_config.url(user, password, nats_config._addresses(self.data)[0])
 
 
 async def refused(work: Awaitable[object]) -> None:
