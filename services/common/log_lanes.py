@@ -82,6 +82,7 @@ class Lane:
         "end",
         "flight",
         "groups",
+        "is_clustered",
         "is_full",
         "is_ordered",
         "is_ours",
@@ -98,9 +99,10 @@ class Lane:
         "waiting",
     )
 
-    def __init__(self, name: str, *, is_ordered: bool, is_ours: bool, end: int) -> None:
+    def __init__(self, name: str, *, is_ordered: bool, is_clustered: bool, is_ours: bool, end: int) -> None:
         self.name = name
         self.is_ordered = is_ordered
+        self.is_clustered = is_clustered
         self.is_ours = is_ours  # nobody else writes to its stream
         self.end = end  # of the stream, when the last message that was reported had been stored; 0: not known
         self.lone = 0 if end else 1  # how many messages go without a group before the next one may
@@ -116,6 +118,10 @@ class Lane:
         self.pause_s = FIRST_PAUSE_S
         self.retry_at = 0.0
         self.progress = 0.0  # when the oldest message in flight became the oldest, monotonic seconds
+
+    def is_held(self) -> bool:
+        """Return whether what waits has to wait for the answer to what is in flight."""
+        return len(self.flight) > 0 and (self.is_probing or (self.is_ordered and self.is_clustered))
 
     def send(self, group: list[Message], inbox: bytes, parts: list[bytes]) -> None:
         """Add the commands that publish a group of messages, of which the last one is to be acknowledged."""
@@ -194,6 +200,8 @@ class Lanes:
         self._is_ours = is_ours
         self._subjects: dict[str, tuple[str, bytes]] = {}
         self._ends: dict[str, int] = {}  # see `Lane.end`
+        self.is_clustered = False
+        """Whether JetStream is a cluster of servers."""
         self.used: dict[str, Lane] = {}
         """Those with messages."""
 
@@ -214,6 +222,7 @@ class Lanes:
             lane = self.used[name] = Lane(
                 name,
                 is_ordered=self._is_ordered is not None and self._is_ordered(name),
+                is_clustered=self.is_clustered,
                 is_ours=self._is_ours is not None and self._is_ours(name),
                 end=self._ends.pop(name, 0),
             )

@@ -30,6 +30,11 @@ class Tap(asyncio.Future[Msg]):
         self._take(result)
 
 
+def is_clustered(client: Client) -> bool:
+    """Return whether the server that a client is connected to is one of a cluster."""
+    return bool(client._server_info.get("cluster"))  # noqa: SLF001 - nats-py has no other door to it
+
+
 def write(client: Client, parts: Sequence[bytes]) -> None:
     """Write commands of NATS's protocol straight to the connection.
 

@@ -19,6 +19,7 @@ from services.common.readiness import Readiness
 from services.common.runtime import background, first_of
 from services.common.settings import Secret
 from tests.support.nats import NatsServer, unique
+from tests.support.nats_cluster import NatsCluster
 
 
 async def until(condition: Callable[[], bool], deadline_s: float = 30) -> None:
@@ -291,10 +292,14 @@ async def test_closed_client_ends_the_pump(nats_url: str, reports: Reports) -> N
             await first_of(writer.run(), close())
 
 
-async def fill_and_drain(client: Client, name: str, reports: Reports, writer: LogWriter, total: int) -> None:
+async def fill_and_drain(
+    client: Client, name: str, reports: Reports, writer: LogWriter, total: int, *, replicas: int = 1
+) -> None:
     """Write while the stream takes some messages, is full for a moment, and takes some again."""
     js = client.jetstream()
-    config = StreamConfig(name=name, subjects=[f"t.{name}.>"], duplicate_window=120, discard=DiscardPolicy.NEW)
+    config = StreamConfig(
+        name=name, subjects=[f"t.{name}.>"], duplicate_window=120, discard=DiscardPolicy.NEW, num_replicas=replicas
+    )
 
     async def produce() -> None:
         for number in range(total):
@@ -349,6 +354,45 @@ async def test_ordered_lane_survives_restarts_and_gives_each_message_once(
                 await asyncio.to_thread(nats_server.restart)
             await until(lambda: len(reports.stored) == total)
         assert writer.failures
+        assert await read(client, "s", total) == [str(number) for number in range(total)]
+
+
+@pytest.mark.asyncio
+async def test_ordered_lane_keeps_the_order_in_a_cluster_whose_leaders_change(
+    nats_cluster: NatsCluster, reports: Reports
+) -> None:
+    """A refusal that a single server answers and forgets must not end a stream with replicas either."""
+    total = 3_000
+    async with connected(nats_cluster.url) as client:
+        await add_stream(client, "s", num_replicas=3)
+        writer = reports.writer(client, is_ordered=lambda _lane: True, ack_timeout_s=2)
+
+        async def produce() -> None:
+            for number in range(total):
+                put(writer, "s", number)
+                if number % 100 == 99:
+                    await asyncio.sleep(0)
+
+        async with background(writer.run(), produce()):
+            for part in (1, 2):
+                await until(lambda part=part: len(reports.stored) > part * total // 4, 60)  # type: ignore[misc]
+                await nats_cluster.step_down("s")
+            await until(lambda: len(reports.stored) == total, 60)
+        assert reports.order == [("s", number) for number in range(total)]
+        await nats_cluster.wait_current("s")
+        assert await read(client, "s", total) == [str(number) for number in range(total)]
+
+
+@pytest.mark.asyncio
+async def test_ordered_lane_keeps_the_order_in_a_cluster_that_refuses_messages(
+    nats_cluster: NatsCluster, reports: Reports
+) -> None:
+    total = 1_000
+    async with connected(nats_cluster.url) as client:
+        await add_stream(client, "s", discard=DiscardPolicy.NEW, max_msgs=10, num_replicas=3)
+        writer = reports.writer(client, is_ordered=lambda _lane: True)
+        await fill_and_drain(client, "s", reports, writer, total, replicas=3)
+        assert reports.order == [("s", number) for number in range(total)]
         assert await read(client, "s", total) == [str(number) for number in range(total)]
 
 
