@@ -15,6 +15,11 @@ hypothesis.settings.register_profile("default", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("default")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take what the chaos tests are asked for."""
+    parser.addoption("--nats-nodes", type=int, default=1, help="NATS servers of the chaos tests: 1, 3 or 5")
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

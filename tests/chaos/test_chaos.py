@@ -1,7 +1,8 @@
 """Nothing that was acknowledged is lost, whatever is killed: every process, at random, while clients come and go.
 
 The full run, `make chaos`, takes CHAOS_MESSAGES acknowledged messages (1,000,000 without it); the short form runs with
-the other tests. CHAOS_SEED repeats a choice of victims and pauses, though not the timing.
+the other tests. CHAOS_SEED repeats a choice of victims and pauses, though not the timing. With `--nats-nodes 3` NATS is
+a cluster: its nodes are killed one at a time, and leaders of streams step down.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import dataclasses
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from services.common.runtime import background
+from tests.chaos.killer import Killer
 from tests.chaos.ledger import Lane, Receipts
 from tests.chaos.real_clients import AiomqttSubscriber, PahoPublisher, PahoSubscriber
 from tests.chaos.swarm import Publisher, Subscriber
@@ -159,46 +160,16 @@ class World:
                 seen, since = self.progress, time.monotonic()
 
 
-class Killer:
-    """Kills processes of a mesh, one after the other, now and then two at once."""
-
-    def __init__(self, mesh: Mesh, plan: Plan) -> None:
-        self._mesh = mesh
-        self._chance = random.Random(plan.seed + 1)
-        self._calm_s = plan.calm_s
-        self._victims: list[str] = []
-        self.killed: Counter[str] = Counter()
-
-    async def run(self) -> None:
-        """Kill until cancelled."""
-        while True:
-            await asyncio.sleep(self._calm_s * (0.5 + self._chance.random()))
-            await self.kill()
-
-    async def kill(self) -> None:
-        """Kill the next one; each process has its turn before one is killed twice."""
-        if not self._victims:
-            self._victims = [*self._mesh.services, "nats"]
-            self._chance.shuffle(self._victims)
-        count = 2 if self._chance.random() < 0.2 else 1
-        await asyncio.gather(*(asyncio.to_thread(self._kill, self._victims.pop()) for _ in self._victims[:count]))
-
-    def _kill(self, name: str) -> None:
-        if self._mesh.pid(name):  # it may still be on its way up
-            self._mesh.kill(name)
-            self.killed[name] += 1
-
-
 async def storm(mesh: Mesh, plan: Plan) -> tuple[World, Killer, float]:
     """Run a plan; return what there is at its end, and how many seconds publishing took."""
-    world, killer = World(mesh, plan), Killer(mesh, plan)
+    world, killer = World(mesh, plan), Killer(mesh, random.Random(plan.seed + 1), plan.calm_s)
     async with world.subscribed():
         started = time.monotonic()
         async with background(killer.run()):
             await world.publish()
             took_s = time.monotonic() - started
             async with asyncio.timeout(600):
-                while killer.killed.total() < plan.kills:  # noqa: ASYNC110 - whoever kills tells nobody
+                while killer.done.total() < plan.kills:  # noqa: ASYNC110 - whoever kills tells nobody
                     await asyncio.sleep(0.1)
         await asyncio.to_thread(mesh.wait_healthy)
         await world.wait_received()
@@ -210,7 +181,7 @@ async def storm(mesh: Mesh, plan: Plan) -> tuple[World, Killer, float]:
 def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     """Compare what was acknowledged with what was received."""
     report = [
-        f"seed {plan.seed}: {world.progress[0]} acknowledged in {took_s:.0f} s, killed {dict(killer.killed)}",
+        f"seed {plan.seed}: {world.progress[0]} acknowledged in {took_s:.0f} s, {dict(sorted(killer.done.items()))}",
         *(
             f"{each.name}: {each.received} received, {each.duplicates} twice or more, {each.out_of_order} out of order"
             for each in world.receipts
@@ -226,9 +197,10 @@ def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
 
 
 @pytest.fixture
-def chaos_mesh(tmp_path: Path) -> Iterator[Mesh]:
+def chaos_mesh(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Mesh]:
     """Two of everything that can be two."""
-    mesh = Mesh(tmp_path / "mesh", "--default-instance", PLAIN, "--routers", "2", "--sessions", "2", edges=EDGES)
+    arguments = ("--default-instance", PLAIN, "--routers", "2", "--sessions", "2")
+    mesh = Mesh(tmp_path / "mesh", *arguments, edges=EDGES, nats_nodes=pytestconfig.getoption("--nats-nodes"))
     mesh.start()
     mesh.weimq("instance", "create", PLAIN, "--profile", "standard", "--anonymous")
     mesh.weimq("topic", "create", TOPICS[0], "--instance", PLAIN)

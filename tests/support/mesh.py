@@ -59,8 +59,9 @@ def free_port_base() -> int:
 class Mesh:
     """A running `weimq up`."""
 
-    def __init__(self, data: Path, *arguments: str, edges: int = EDGES) -> None:
+    def __init__(self, data: Path, *arguments: str, edges: int = EDGES, nats_nodes: int = 1) -> None:
         self.data = data
+        self.nats_nodes = nats_nodes
         self.base = free_port_base()
         self.edges = edges
         self._arguments = arguments
@@ -77,7 +78,8 @@ class Mesh:
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "services.cli", "up", "--data", str(self.data),
-                "--port-base", str(self.base), "--edges", str(self.edges), *self._arguments,
+                "--port-base", str(self.base), "--edges", str(self.edges),
+                "--nats-nodes", str(self.nats_nodes), *self._arguments,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -132,6 +134,16 @@ class Mesh:
         except BaseException:
             sock.close()
             raise
+
+    @property
+    def nats_names(self) -> list[str]:
+        """The processes of NATS."""
+        return ["nats"] if self.nats_nodes == 1 else [f"nats-{n}" for n in range(self.nats_nodes)]
+
+    @property
+    def nats_url(self) -> str:
+        """Where NATS serves the services, as the user that they are: several addresses, joined by commas."""
+        return (self.data / "secrets" / "nats.url").read_text()
 
     @property
     def status_url(self) -> str:
