@@ -34,6 +34,8 @@ LARGE_BYTES = 4_096
 MAX_LARGE_BYTES = 16 << 20
 """Large CONNECT packets that may wait and be asked about together, so that a call fits into a message of gRPC whatever
 strangers send; a further one is answered CONNACK 3."""
+APART_S = 0.005
+"""Between calls about CONNECT packets: in a storm, some forty come together and go on together."""
 TIMEOUT_S = 5.0
 """Deadline of a call."""
 
@@ -77,7 +79,7 @@ class AuthClient:
         self._policies = policies
         self._default_instance = default_instance
         self._large_bytes = 0
-        self._attempts = Gathering(self._authenticate, max_batch=MAX_ATTEMPTS, max_waiting=MAX_WAITING)
+        self._attempts = Gathering(self._authenticate, max_batch=MAX_ATTEMPTS, max_waiting=MAX_WAITING, apart_s=APART_S)
         self._checks = Gathering(self._check_tokens, max_batch=MAX_TOKENS, max_waiting=MAX_WAITING)
 
     async def run(self) -> None:

@@ -51,6 +51,8 @@ KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 class Connection(Wire):
     """A client of this edge; an asyncio protocol by its methods."""
 
+    __deletable__ = ("_subscriptions",)  # for mypyc
+
     def __init__(
         self,
         hub: Hub,
@@ -263,6 +265,7 @@ class Connection(Wire):
             return
         if session is None:
             self._is_announced = False
+            self._let_go()
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
             return
         if session.identifiers is not None:  # should it end before CONNACK, the next connection has them again
@@ -289,6 +292,8 @@ class Connection(Wire):
         state = self._machine.session
         events = self._machine.accept(self._loop.time(), session_present=session.is_present, session=state)
         self._deliver_early()
+        if self._closed:
+            return
         logger.info(
             "client connected",
             extra={"client_id": self.client_id, "address": self.address, "channel_id": self.channel_id},
@@ -408,6 +413,7 @@ class Connection(Wire):
         self._hub.forget(self)
         if self._is_announced and self._clean_session:
             self._sessions.close(self, reason)
+            self._let_go()
         elif self._is_announced:
             self._hub.by_channel[self.channel_id] = self  # it may be asked about until its end was told
             self._ending = Ending(self._machine.session, functools.partial(self._tell_end, reason))
@@ -429,6 +435,12 @@ class Connection(Wire):
         self._ending = None
         self._hub.by_channel.pop(self.channel_id, None)
         self._sessions.close(self, reason, self._machine.session.identifiers())
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Drop what refers to the connection, so that it is freed at once and not by a collection of garbage."""
+        del self._subscriptions
+        del self._deliveries
 
 
 def _no_answer() -> None:

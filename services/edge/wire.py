@@ -37,6 +37,8 @@ _buffer = bytearray(READ_BYTES)
 class Wire(SharingClient):
     """The transport of a client with its MQTT machine; `connection.Connection` says what the packets mean."""
 
+    __deletable__ = ("_deliveries",)  # for mypyc
+
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits, *, write_buffer_bytes: int) -> None:
         self._hub = hub
         self._loop = loop
@@ -97,6 +99,7 @@ class Wire(SharingClient):
 
     def _hang_up(self, reason: int) -> None:
         """End the connection after what is to be sent was sent."""
+        self._early.clear()
         if self._held is not None:
             self._held.cancel()
         self._machine.close()

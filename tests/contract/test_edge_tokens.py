@@ -277,7 +277,7 @@ async def test_an_expiry_that_is_announced_while_the_client_is_let_in_is_not_los
 
 async def test_a_token_that_is_replaced_in_time_ends_nothing() -> None:
     async with world() as w:
-        w.auth.issue("short", "R", "demo/#", seconds=1)
+        w.auth.issue("short", "R", "demo/#", seconds=3)  # looked at twice a second, for each of two clients
         w.auth.issue("long", "R", "demo/#", seconds=3600)
         device = await token_device(w, "R|short")
         assert (await notice(device))[0] == EXPIRES

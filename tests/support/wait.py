@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,3 +24,14 @@ def until(condition: Callable[[], T], *, seconds: float = 10.0, what: str = "the
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {seconds} s; last value: {value!r}")
         time.sleep(0.01)
+
+
+async def eventually(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+    """Wait for a condition of what runs in this event loop.
+
+    Raises:
+        TimeoutError: it stayed false for `seconds`.
+    """
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - a condition has no event
+            await asyncio.sleep(0.005)
