@@ -298,7 +298,7 @@ class SessionLink:
             client = by_channel.get(channel_id)
             if client is not None:
                 client.evict()
-        self.link.confirm(frame.frame)
+        self.link.confirm(frame.frame, lazily=True)
 
     def _probe(self, channel_ids: Iterable[str]) -> None:
         for channel_id in channel_ids:

@@ -116,7 +116,7 @@ class EdgeLink:
         while frames and frames[0].pending == 0 and frames[0].after <= self._edge_has:
             self._settled_through = frames.popleft().frame
         if len(self._decisions) < MAX_DECISIONS:
-            self.link.confirm(self._settled_through)
+            self.link.confirm(self._settled_through, lazily=True)
 
     def hold_for_deliveries(self, events: FrameEvents) -> None:
         """Confirm a frame with acknowledgements only after the edge has all deliveries that were made before it came.
