@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
@@ -20,9 +21,12 @@ from rich.table import Table
 from benchmarks.peers import Mesh
 from benchmarks.report import HERE, commit, machine
 from benchmarks.wire import TRANSPORTS, Client, Login, connected, raise_file_limit
+from services.edge.mqtt import packets
 
 AT_ONCE = 100
 """Connections that are being opened at the same time."""
+SOURCES = 8
+"""Addresses of the loopback network that the clients come from: one has 28,000 ports."""
 WARM_UP = 500
 """Connections opened and closed first, so that what the first ones cost the process is not counted."""
 
@@ -37,13 +41,23 @@ def rss(pids: dict[str, int]) -> dict[str, int]:
     return found
 
 
-async def open_many(base: int, transport: str, login: Login, count: int, prefix: str) -> list[Client]:
+async def open_many(
+    base: int,
+    transport: str,
+    login: Login,
+    count: int,
+    prefix: str,
+    *,
+    keep_alive_s: int = 0,
+    on_packet: Callable[[packets.Packet], None] | None = None,
+) -> list[Client]:
     """Return `count` clients that were let in."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> Client:
         async with gate:
-            return await connected(base, transport, login.connect(f"{prefix}{number:05d}")[1])
+            _, connect = login.connect(f"{prefix}{number:05d}", keep_alive_s)
+            return await connected(base, transport, connect, on_packet, number % SOURCES)
 
     return await asyncio.gather(*(one(number) for number in range(count)))
 

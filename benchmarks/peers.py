@@ -22,6 +22,15 @@ FREE_TOPIC = "fast"
 """Parent topic without a log; `demo`, which every mesh has, is logged."""
 
 
+def cpu_s(pids: dict[str, int]) -> dict[str, float]:
+    """Return the CPU time of each process so far, in seconds."""
+    found = {}
+    for name, pid in pids.items():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        found[name] = (int(fields[11]) + int(fields[12])) / TICKS
+    return found
+
+
 @dataclass
 class Broker:
     """A running broker.
@@ -40,11 +49,7 @@ class Broker:
 
     def cpu_s(self) -> dict[str, float]:
         """Return the CPU time of each process so far, in seconds."""
-        found = {}
-        for name, pid in self.pids.items():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            found[name] = (int(fields[11]) + int(fields[12])) / TICKS
-        return found
+        return cpu_s(self.pids)
 
     def rss_kib(self) -> dict[str, int]:
         """Return the resident memory of each process, in KiB."""

@@ -138,7 +138,11 @@ def tls_context() -> ssl.SSLContext:
 
 
 async def connected(
-    base: int, transport: str, connect: bytes, on_packet: Callable[[packets.Packet], None] | None = None
+    base: int,
+    transport: str,
+    connect: bytes,
+    on_packet: Callable[[packets.Packet], None] | None = None,
+    source: int = 0,
 ) -> Client:
     """Return a client that was let in.
 
@@ -147,6 +151,7 @@ async def connected(
         transport: one of `TRANSPORTS`.
         connect: the CONNECT packet.
         on_packet: called with each packet but CONNACK.
+        source: which of the loopback addresses the client has.
 
     Raises:
         ConnectionError: it was not let in.
@@ -157,6 +162,7 @@ async def connected(
         "127.0.0.1",
         base + TRANSPORTS.index(transport),
         ssl=context,
+        local_addr=(f"127.0.0.{source + 1}", 0) if source else None,
     )
     client.send(connect)
     code = await client.let_in

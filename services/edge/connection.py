@@ -45,6 +45,8 @@ from services.edge.wire import Wire
 logger = logging.getLogger(__name__)
 
 LEVEL_OF_31 = 3
+MAX_LOOK_S = 5.0
+"""How long a connection may go without a look at its rates and its stalled deliveries."""
 KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 
 
@@ -65,6 +67,7 @@ class Connection(Wire):
     ) -> None:
         super().__init__(hub, loop, limits, write_buffer_bytes=write_buffer_bytes)
         self._stall_clock = StallClock(slow_consumer_s)
+        self._look_s = min(MAX_LOOK_S, slow_consumer_s / 2)
         self._admission_deadline = loop.time() + connect_timeout_s
         self.channel_id = secrets.token_hex(16)
         self.client_id = ""
@@ -287,6 +290,7 @@ class Connection(Wire):
         if self._closed:
             return
         self._is_admitted = True
+        self.look_at = 0.0  # its keep-alive may be shorter than what it had till now
         self._hub.strangers.release(self)
         self._throttle = throttle_of(self._grant.instance, None, self._loop.time())
         state = self._machine.session
@@ -366,6 +370,14 @@ class Connection(Wire):
     @override
     def check_deadline(self, now: float) -> None:
         """Close the connection if it has been silent, or waited to be let in, for too long."""
+        self._look(now)
+        deadline = self._machine.next_deadline()
+        if deadline is None and not self._is_admitted:
+            deadline = self._admission_deadline
+        latest = now + self._look_s
+        self.look_at = latest if deadline is None else min(latest, deadline)
+
+    def _look(self, now: float) -> None:
         if self._machine.state is State.CONNECTING:
             if now >= self._admission_deadline:
                 self._refuse(ConnectReturnCode.SERVER_UNAVAILABLE, "not let in in time")

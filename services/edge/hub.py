@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 class Receiver(Client):
     """A connection that takes deliveries."""
 
+    look_at: float = 0.0
+    """When `check_deadline` is to be called next, in seconds of the loop's clock."""
+
     @property
     def subscriptions(self) -> Mapping[str, int]:
         """Topic filters as the client sent them, with their granted QoS."""

@@ -29,8 +29,10 @@ BACKLOG = 4096
 """Connections that the kernel holds until we accept them."""
 SWEEP_S = 0.5
 """How often deadlines are looked at; one timer for all connections."""
-SWEEP_BATCH = 50
-"""Connections that are looked at in one go: closing that many takes a few milliseconds."""
+SWEEP_CHUNK = 1000
+"""Connections of which those that are due are looked up in one go."""
+SWEEP_BATCH = 10
+"""Connections that are looked at in one go: closing that many takes a millisecond."""
 CLOSE_BATCH = 200
 """Clients that are closed in one go when the edge stops."""
 
@@ -203,11 +205,14 @@ async def _sweep(hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
     while True:
         await asyncio.sleep(SWEEP_S)
         connections = list(hub.connections)
-        for start in range(0, len(connections), SWEEP_BATCH):
+        for start in range(0, len(connections), SWEEP_CHUNK):
             now = loop.time()
-            for connection in connections[start : start + SWEEP_BATCH]:
-                connection.check_deadline(now)
-            await asyncio.sleep(0)  # messages go on meanwhile
+            due = [each for each in connections[start : start + SWEEP_CHUNK] if now >= each.look_at]
+            for first in range(0, len(due), SWEEP_BATCH):
+                now = loop.time()
+                for connection in due[first : first + SWEEP_BATCH]:
+                    connection.check_deadline(now)
+                await asyncio.sleep(0)  # messages go on meanwhile
         hub.credentials.sweep()
 
 
