@@ -83,3 +83,14 @@ async def test_a_stranger_is_freed_without_a_collection() -> None:
         assert alive() == before
     finally:
         gc.enable()
+
+
+@pytest.mark.asyncio
+async def test_a_connection_is_looked_at_when_something_is_due() -> None:
+    connection = _connection()
+    connection.connection_made(cast("asyncio.Transport", FakeTransport()))
+    now = asyncio.get_running_loop().time()
+    connection.check_deadline(now)
+    assert connection.look_at == now + 5, "half of `slow_consumer_s`"
+    connection.check_deadline(now + 7)
+    assert now + 9.9 < connection.look_at < now + 10.1, "the time for its CONNECT ends"
