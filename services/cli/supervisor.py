@@ -312,8 +312,8 @@ class Supervisor:
                 break
             await asyncio.sleep(_LOG_INTERVAL_S)  # their logs are files: nothing tells of a new line
         refused = [child for child in self.children if child.exit_status == EXIT_WRONG_SETTINGS]
-        lines = (line for child in refused for line in child.last_lines)
-        return list(dict.fromkeys(lines))  # several edges share their settings
+        told = dict.fromkeys(tuple(child.last_lines) for child in refused)  # several edges say the same
+        return [line for lines in told for line in lines]
 
     def _has_judged(self, child: Child) -> bool:
         return child.has_started or child.exit_status is not None or child.spec.health.startswith("nats://")

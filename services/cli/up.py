@@ -102,7 +102,9 @@ def up(
         report.starting(len(planned.processes), _shortest(directory.path))
         # Not on uvloop: it starts processes by fork(), which runs gRPC's fork handlers in the child; they crash now and
         # then. asyncio's own loop uses vfork().
-        asyncio.run(_supervise(planned.processes, directory.logs, report, changed))
+        secrets = f"what is in {_shortest(directory.secrets)}"
+        source = f"{config}, or {secrets}" if config else secrets
+        asyncio.run(_supervise(planned.processes, directory.logs, report, changed, source))
 
 
 def _prepare(data: DataDir, addresses: list[str], routes: list[str]) -> None:
@@ -125,9 +127,13 @@ def _prepare(data: DataDir, addresses: list[str], routes: list[str]) -> None:
 
 
 async def _supervise(
-    processes: tuple[mesh.Process, ...], logs: Path, report: UpReport, changed: Callable[[dict[str, int]], None]
+    processes: tuple[mesh.Process, ...],
+    logs: Path,
+    report: UpReport,
+    changed: Callable[[dict[str, int]], None],
+    source: str,
 ) -> None:
-    """Run the processes until a signal.
+    """Run the processes until a signal; `source` is where their settings are from, for people.
 
     Raises:
         CliError: services refused their settings, or a second signal came.
@@ -154,7 +160,7 @@ async def _supervise(
     except WrongSettingsError as error:
         raise CliError(
             str(error) or "a service refused its settings.",
-            "Correct the file given with --config; settings are listed in docs/operations.md.",
+            f"Correct {source}; settings are listed in docs/operations.md.",
             status=WRONG_USE,
         ) from None
     if was_killed:

@@ -272,6 +272,19 @@ def test_wrong_settings_stop_everything_and_every_fault_is_told(tmp_path: Path) 
     assert recorder.of("exited") == []
 
 
+def test_a_fault_that_services_share_is_told_of_each(tmp_path: Path) -> None:
+    refusing = "import sys; print('weimq {0}: wrong settings:\\n  - WEIMQ_X: no', file=sys.stderr); sys.exit(78)"
+    processes = [child(name, refusing.format(name)) for name in ("auth", "router")]
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await Supervisor(processes, logs=tmp_path, report=Recorder()).run(asyncio.Event())
+
+    with pytest.raises(WrongSettingsError) as caught:
+        asyncio.run(main())
+    assert caught.value.faults.count("  - WEIMQ_X: no") == 2
+
+
 def test_warnings_and_errors_are_shown_and_floods_are_counted(tmp_path: Path) -> None:
     line = '{{"level": "{0}", "event": "{1}"}}'
     lines = [line.format("INFO", "fine"), line.format("WARNING", "hm"), line.format("ERROR", "bad")]
