@@ -25,7 +25,7 @@ from services.session import stored
 from services.session.clock import Clock
 from services.session.domain.sessions import Log
 from services.session.domain.shard import Shard
-from services.session.log_reader import LogReader, StoredMessage
+from services.session.log_reader import LogReader, StoredMessage, time_ms_of
 from services.session.router_link import RouterLink
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ READ_ON_S = 600.0
 """How often logs are looked at whose messages are hardly for this shard, so that a restart need not read them all."""
 READ_ON_MESSAGES = 100_000
 """How far a log may be ahead of what is accounted for."""
+MAX_APART_MS = 500
+"""Difference between the clocks of NATS and ours above which it is logged."""
 SORT_SLICE = 500
 """Sessions whose messages are put in order at once."""
 
@@ -84,6 +86,7 @@ class CatchUp:
         self._routers = routers
         self._clock = clock
         self._flush = flush
+        self._ahead_ms = 0  # how much the clock of NATS is ahead of ours
 
     async def run(self) -> None:
         """Read after each opening of the link, until cancelled."""
@@ -205,7 +208,8 @@ class CatchUp:
             logger.warning("message of a log not understood", extra=extra)
             fanout.logs.note_read(log, message.sequence)
         else:
-            fanout.read(log, message.sequence, published, message.payload, message.time_ms, self._clock.now_ms())
+            time_ms = message.time_ms - self._ahead_ms
+            fanout.read(log, message.sequence, published, message.payload, time_ms, self._clock.now_ms())
 
     async def _sort(self) -> None:
         """Put what was read from several logs in the order of its time."""
@@ -219,13 +223,22 @@ class CatchUp:
         states: list[StreamState] = []
         while True:
             request = json.dumps({"offset": len(states), "subject": subject}).encode()
+            asked_ms = self._clock.now_ms()
             answer = await self._client.request("$JS.API.STREAM.LIST", request, timeout=CALL_S)
             page: dict[str, Any] = json.loads(answer.data)
             if "error" in page:
                 raise UnavailableError(f"list of streams: {page['error']}", dependency="nats")
             streams = page.get("streams") or []
+            if streams and (timestamp := streams[0].get("ts")):
+                self._compare_clocks(timestamp, asked_ms)
             states.extend(
                 StreamState(each["config"]["name"], each["created"], each["state"]["last_seq"]) for each in streams
             )
             if not streams or len(states) >= page["total"]:
                 return states
+
+    def _compare_clocks(self, timestamp: str, asked_ms: int) -> None:
+        """Note how far NATS's clock, by which logs tell the time, is from ours, by which subscriptions do."""
+        self._ahead_ms = time_ms_of(timestamp) - (asked_ms + self._clock.now_ms()) // 2
+        if abs(self._ahead_ms) > MAX_APART_MS:
+            logger.warning("the clocks of NATS and of this machine differ", extra={"ahead_ms": self._ahead_ms})

@@ -41,6 +41,14 @@ _NO_MESSAGE = (10037, 10059)
 """Error codes of JetStream: no message found, stream not found."""
 
 
+def time_ms_of(timestamp: str) -> int:
+    """Return a time as NATS writes it in milliseconds since 1970."""
+    # Up to nine digits of a second, which are more than Python takes; none when they are zeros.
+    time, _, fraction = timestamp.rstrip("Z").partition(".")
+    seconds = int(dt.datetime.fromisoformat(f"{time}+00:00").timestamp())
+    return seconds * 1000 + int(fraction[:3].ljust(3, "0"))
+
+
 class StoredMessage:
     """A message of a stream."""
 
@@ -51,10 +59,7 @@ class StoredMessage:
         self.payload = payload
         self.subject = headers["Nats-Subject"]
         self.sequence = int(headers["Nats-Sequence"])
-        # Up to nine digits of a second, which are more than Python takes; none when they are zeros.
-        time, _, fraction = headers["Nats-Time-Stamp"].rstrip("Z").partition(".")
-        seconds = int(dt.datetime.fromisoformat(f"{time}+00:00").timestamp())
-        self.time_ms = seconds * 1000 + int(fraction[:3].ljust(3, "0"))
+        self.time_ms = time_ms_of(headers["Nats-Time-Stamp"])
 
 
 class _Request:

@@ -29,6 +29,7 @@ from services.router import app as router_app
 from services.router.settings import RouterSettings
 from services.session import announcer, deleted_instances
 from services.session import app as session_app
+from services.session.clock import Clock
 from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
 from tests.support.fake_auth import FakeAuth
@@ -49,7 +50,7 @@ UNPACED = pb.SessionRules(
 )
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 40.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - the condition is of another process or of the service
             await asyncio.sleep(0.01)
@@ -122,7 +123,7 @@ class Mesh:
             await asyncio.to_thread(process.wait)
 
     async def is_serving(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while not await healthcheck.is_serving(self.session_address):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.02)
 
@@ -154,7 +155,7 @@ class Mesh:
     async def router_knows(self) -> None:
         """Wait until the router knows what exists."""
         message = router_pb2.PublishedMessage(instance_id="nowhere", topic="t", message_id="m")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 try:
                     await self.router.Publish(router_pb2.PublishRequest(messages=[message]), timeout=5)
@@ -330,6 +331,29 @@ async def test_a_rebuilt_shard_knows_whether_the_group_of_a_receiver_existed(mes
         await mesh.publish("demo/a", b"last")
         await until(lambda: len(edge.deliveries) == 2)
         assert [edge.payloads(each) for each in channel_ids] == [[b"last"], [b"kept"], []]
+
+
+@pytest.mark.parametrize("ahead_ms", [-10_000, 10_000])
+async def test_clocks_that_differ_hide_nothing_from_a_rebuilt_shard(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, ahead_ms: int
+) -> None:
+    right = Clock.now_ms
+    monkeypatch.setattr(Clock, "now_ms", lambda clock: right(clock) + ahead_ms)
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge)
+        await mesh.publish("demo/a", b"before the subscription")
+        await asyncio.sleep(1.1)  # what may be taken for later
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+    await mesh.publish("demo/a", b"after it")
+    for path in mesh.data.iterdir():
+        path.unlink()
+    async with mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await until(lambda: edge.deliveries)
+        await mesh.publish("demo/a", b"last")
+        await until(lambda: edge.payloads(channel_id) == [b"after it", b"last"])
 
 
 @pytest.mark.parametrize("clean_receiver", [True, False])
@@ -530,7 +554,7 @@ async def test_every_loss_is_announced_however_many_there_are(mesh: Mesh, monkey
         await until(lambda: edge.is_confirmed)
         await mesh.publish("demo/a", *numbered(50))
         entries: list[dict[str, Any]] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while sum(each.get("count", 1) for each in entries) < 49:
                 await asyncio.sleep(0.05)
                 entries = await all_announced(client)
@@ -555,7 +579,7 @@ async def test_a_message_that_no_log_can_store_reaches_who_is_connected_and_is_a
         assert body["reason"] == "not_stored"
         assert [(each["clientId"], each["topic"]) for each in body["messages"]] == [("GID_Test@@@away", "demo2/a")]
         await mesh.publish("demo2/p2p/GID_Other@@@1", bytes(3_000), clean=False)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(entries := await all_announced(client)) < 2:  # noqa: ASYNC110 - NATS's
                 await asyncio.sleep(0.05)
         assert (entries[1]["clientId"], entries[1]["topic"]) == ("GID_Other@@@1", "demo2/p2p/GID_Other@@@1")
@@ -591,7 +615,7 @@ async def test_losses_are_announced_though_the_stream_went_with_its_instance(mes
 async def announced(client: Client, count: int) -> dict[str, Any]:
     """Return the last announcement of losses when it has so many."""
     body: dict[str, Any] = {"messages": []}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(body["messages"]) < count:
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 stored = await client.jetstream().get_last_msg(
@@ -641,7 +665,7 @@ async def test_sessions_are_listed_returned_and_deleted(mesh: Mesh) -> None:
         session = (await mesh.sessions.GetSession(wanted)).session
         assert [each.topic_filter for each in session.subscriptions] == ["demo/#"]
         assert session.disconnect_time_ms > 0
-        async with mesh.nats() as client, asyncio.timeout(10):  # what tells of the deletion is cleared away
+        async with mesh.nats() as client, asyncio.timeout(30):  # what tells of the deletion is cleared away
             while (await client.jetstream().stream_info("KV_sessions")).state.messages > 2:  # noqa: ASYNC110 - NATS's
                 await asyncio.sleep(0.02)
         assert session.oldest_message_time_ms > 0
@@ -661,7 +685,7 @@ async def test_sessions_of_a_deleted_instance_are_gone(mesh: Mesh, monkeypatch: 
             await subscribed(other, await connected(other), "demo/#")
             await mesh.publish("demo/p2p/GID_Other@@@1", b"kept", clean=False)
             await Streams(client).delete_of_instance(INSTANCE)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while (await mesh.sessions.ListSessions(pb.ListSessionsRequest(instance_id=INSTANCE))).sessions:  # noqa: ASYNC110 - the service's
                     await asyncio.sleep(0.05)
             await until(lambda: not edge.openings)  # the edge was told to close it
@@ -682,7 +706,7 @@ async def test_sessions_of_a_deleted_instance_are_gone(mesh: Mesh, monkeypatch: 
 
 async def until_kept(mesh: Mesh, client_id: str, count: int) -> None:
     request = pb.GetSessionRequest(instance_id=INSTANCE, client_id=client_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await mesh.sessions.GetSession(request)).session.offline_message_count < count:  # noqa: ASYNC110 - the service's
             await asyncio.sleep(0.01)
 
@@ -715,9 +739,13 @@ async def test_a_subscription_waits_for_a_router_that_is_away(mesh: Mesh) -> Non
     async with mesh.nats() as client, mesh.serving(late), mesh.edge() as edge:
         channel_id = await connected(edge)
         change = edge.subscribe(channel_id, "unlogged/#", 1)
-        async with asyncio.timeout(10):
-            bucket = await client.jetstream().key_value("sessions")
-            while b"unlogged" not in ((await bucket.history("*.*"))[-1].value or b""):  # noqa: ASYNC110 - NATS's
+        async with asyncio.timeout(30):
+            js = client.jetstream()
+            while True:
+                with contextlib.suppress(nats.js.errors.NotFoundError):  # nothing was stored yet
+                    stored = await js.get_last_msg("KV_sessions", "$KV.sessions.*.*")
+                    if b"unlogged" in (stored.data or b""):
+                        break
                 await asyncio.sleep(0.02)
         edge.disconnect(channel_id)
         await until(lambda: edge.is_confirmed)  # what was stored before is answered by then
