@@ -20,6 +20,7 @@ from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer
 from tests.support.router import FakeEdge, Mesh, connected, make_log, mesh, read_log, until
 from weimq.auth.v1 import auth_pb2
+from weimq.router.v1 import router_pb2
 
 __all__ = ["mesh"]  # a fixture
 
@@ -157,6 +158,36 @@ async def test_p2p_message_goes_to_its_client(mesh: Mesh, auth: FakeAuth, nats_s
         assert [(each.topic, each.targets) for each in edge.deliveries] == [("p/p2p/GID_x@@@1", [9])]
         (logged,) = await read_log(nats_server.url, "p")
         assert (logged.headers or {})["cleansessionflag"] == "true"
+
+
+@pytest.mark.parametrize("flag", ["true", "false", None])
+async def test_p2p_message_is_kept_when_its_flag_says_so(
+    mesh: Mesh, auth: FakeAuth, nats_server: NatsServer, flag: str | None
+) -> None:
+    mesh._settings = dataclasses.replace(mesh._settings, shard_count=1)
+    await make_log(nats_server.url, "p")
+    shard = FakeEdge(mesh, "session-0", shard=router_pb2.SessionShard(index=0, count=1))
+    async with running(mesh, "#") as edge, shard.running(), backend_of(nats_server) as backend:
+        edge.connect_client(9, "GID_x@@@1")
+        await edge.settled()
+        await shard.settled()
+        headers = {"mqttSecondTopic": "/p2p/GID_x@@@1"} | ({} if flag is None else {"cleansessionflag": flag})
+        await backend.publish(b"1", headers=headers)
+        await backend.taken()
+        # A kept one goes to the shard, which delivers it also to a client that is online.
+        kept = [("p/p2p/GID_x@@@1", 1 | 8)] if flag == "false" else []
+        assert [(each.topic, each.flags) for each in shard.deliveries] == kept
+        assert len(edge.deliveries) == 1 - len(kept)
+        (logged,) = await read_log(nats_server.url, "p")
+        assert (logged.headers or {})["cleansessionflag"] == (flag or "true")
+
+
+async def test_defaults_without_headers(mesh: Mesh, auth: FakeAuth, nats_server: NatsServer) -> None:
+    await make_log(nats_server.url, "p")
+    async with running(mesh, "#") as edge, backend_of(nats_server) as backend:
+        await backend.publish(bytes(range(256)), "q")
+        await backend.taken()
+        assert [(each.topic, each.payload, each.flags) for each in edge.deliveries] == [("q", bytes(range(256)), 1)]
 
 
 BAD = [
