@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.js import api
@@ -99,12 +100,21 @@ async def log_of(client: Client, stream: str) -> list[tuple[str, int]]:
     """Return client and number of every message, in the order of the log."""
     js = client.jetstream()
     count = (await js.stream_info(stream)).state.messages
-    config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE, mem_storage=True)
-    consumer = await js.pull_subscribe("", stream=stream, config=config)
     found: list[tuple[str, int]] = []
-    while len(found) < count:
-        messages = await consumer.fetch(min(1_000, count - len(found)), timeout=10)
-        found += [((message.headers or {})["clientId"], int(message.data)) for message in messages]
+    async with asyncio.timeout(CALM_S):
+        while len(found) < count:
+            with contextlib.suppress(nats.errors.Error, TimeoutError):  # the new consumer has no leader yet
+                config = api.ConsumerConfig(
+                    ack_policy=api.AckPolicy.NONE,
+                    deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+                    opt_start_seq=len(found) + 1,
+                    mem_storage=True,
+                    num_replicas=1,
+                )
+                consumer = await js.pull_subscribe("", stream=stream, config=config)
+                while len(found) < count:
+                    messages = await consumer.fetch(min(1_000, count - len(found)), timeout=2)
+                    found += [((message.headers or {})["clientId"], int(message.data)) for message in messages]
     return found
 
 
