@@ -74,10 +74,11 @@ class Mesh:
         assert self._process.stdout is not None
         if not any(line.strip() == "weimq ready" for line in self._process.stdout):
             sys.exit("the mesh did not start")
-        self.credentials: dict[str, str] = json.loads(self._cli("credentials", "--json"))
-        self._cli("topic", "create", FREE_TOPIC, "--no-log")
+        self.credentials: dict[str, str] = json.loads(self.command("credentials", "--json"))
+        self.command("topic", "create", FREE_TOPIC, "--no-log")
 
-    def _cli(self, *args: str) -> str:
+    def command(self, *args: str) -> str:
+        """Run a `weimq` command on it; return what it printed."""
         command = [sys.executable, "-m", "services.cli", *args, "--data", str(self._data)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

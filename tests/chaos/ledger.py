@@ -27,10 +27,11 @@ class Lane:
 
 
 class Receipts:
-    """What one subscriber has received of the lanes that it is entitled to."""
+    """What one subscriber has received of the lanes that it is entitled to, in order unless it is not `in_order`."""
 
-    def __init__(self, name: str, lanes: list[Lane]) -> None:
+    def __init__(self, name: str, lanes: list[Lane], *, in_order: bool = True) -> None:
         self.name = name
+        self.in_order = in_order
         self.lanes = {lane.index: lane for lane in lanes}
         self._counts = {lane.index: bytearray(lane.total) for lane in lanes}
         self._latest = {lane.index: -1 for lane in lanes}

@@ -56,8 +56,17 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-async def connect(port: int, client_id: str, take: Take, *, clean_session: bool) -> tuple[Connection, ConnAck]:
+async def connect(
+    port: int, client_id: str, take: Take, *, clean_session: bool, login: tuple[str, str] | None = None
+) -> tuple[Connection, ConnAck]:
     """Connect to an edge and return the connection with its CONNACK; what follows goes to `take`.
+
+    Args:
+        port: of the edge.
+        client_id: of the client.
+        take: called with the connection and the packets that one read brought.
+        clean_session: flag of CONNECT.
+        login: user name and password; None: without.
 
     Raises:
         OSError: there is no edge, it refused, or it did not answer in time.
@@ -74,7 +83,8 @@ async def connect(port: int, client_id: str, take: Take, *, clean_session: bool)
 
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(lambda: Connection(first), "127.0.0.1", port)
-    connection.send([Connect(4, client_id, clean_session, 30, None, None, None)])
+    user, password = login or (None, None)
+    connection.send([Connect(4, client_id, clean_session, 30, user, password.encode() if password else None, None)])
     lost = asyncio.ensure_future(connection.lost.wait())
     try:
         await asyncio.wait((answered, lost), timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)

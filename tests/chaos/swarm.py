@@ -28,8 +28,16 @@ class Wanderer:
     """A client that drops its connection now and then and comes back, on any edge."""
 
     def __init__(
-        self, name: str, ports: list[int], chance: random.Random, *, clean_session: bool, stay_s: float
+        self,
+        name: str,
+        ports: list[int],
+        chance: random.Random,
+        *,
+        clean_session: bool,
+        stay_s: float,
+        login: tuple[str, str] | None = None,
     ) -> None:
+        self._login = login
         self.name = name
         self._ports = ports
         self._chance = chance
@@ -58,7 +66,11 @@ class Wanderer:
         while not self.is_done:
             try:
                 connection, answer = await connect(
-                    self._chance.choice(self._ports), self.name, self.take, clean_session=self._clean_session
+                    self._chance.choice(self._ports),
+                    self.name,
+                    self.take,
+                    clean_session=self._clean_session,
+                    login=self._login,
                 )
             except OSError:
                 await asyncio.sleep(PAUSE_S * self._chance.random())
@@ -92,18 +104,22 @@ class Publisher(Wanderer):
         qos: int,
         stay_s: float,
         rate: float,
+        login: tuple[str, str] | None = None,
+        clean_session: bool = True,
     ) -> None:
-        super().__init__(name, ports, chance, clean_session=True, stay_s=stay_s)
+        super().__init__(name, ports, chance, clean_session=clean_session, stay_s=stay_s, login=login)
         self._rate = rate
         self._started = time.monotonic()
         self._sent = 0
-        self._lanes = lanes
+        self.lanes = lanes
         self._qos = qos
         self._next = {lane.index: 0 for lane in lanes}
         self._turns = deque(lanes)
         self._waiting: dict[int, tuple[Lane, int]] = {}
         self._identifier = 0
         self._answers = 0
+        self.repeated = 0
+        """Publications sent again on another connection: each may come twice at QoS 1."""
 
     @property
     @override
@@ -112,6 +128,7 @@ class Publisher(Wanderer):
 
     @override
     def connected(self, connection: Connection) -> None:
+        self.repeated += len(self._waiting)
         connection.send([self._packet(identifier, dup=True) for identifier in self._waiting])
         self._fill(connection)
 
@@ -161,7 +178,7 @@ class Publisher(Wanderer):
 
 
 class Subscriber(Wanderer):
-    """Subscribes once, with a persistent session, and acknowledges all that comes."""
+    """Subscribes once, if to anything, with a persistent session, and acknowledges all that comes."""
 
     def __init__(
         self,
@@ -172,8 +189,10 @@ class Subscriber(Wanderer):
         filters: list[tuple[str, int]],
         receipts: Receipts,
         stay_s: float,
+        login: tuple[str, str] | None = None,
+        clean_session: bool = False,
     ) -> None:
-        super().__init__(name, ports, chance, clean_session=False, stay_s=stay_s)
+        super().__init__(name, ports, chance, clean_session=clean_session, stay_s=stay_s, login=login)
         self._filters = filters
         self.receipts = receipts
         self.subscribed = asyncio.Event()
@@ -192,7 +211,9 @@ class Subscriber(Wanderer):
 
     @override
     def connected(self, connection: Connection) -> None:
-        if not self.subscribed.is_set():
+        if not self._filters:
+            self.subscribed.set()
+        elif not self.subscribed.is_set():
             connection.send([Subscribe(1, self._filters)])
 
     @override

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from services.common.runtime import background
+from tests.chaos import product
 from tests.chaos.killer import Killer
 from tests.chaos.ledger import Lane, Receipts
 from tests.chaos.real_clients import AiomqttSubscriber, PahoPublisher, PahoSubscriber
@@ -98,6 +99,9 @@ class World:
                     stay_s=plan.stay_s,
                 )
             )
+        publishers, subscribers = product.clients(mesh, self.chance, plan, self._lane, ports)
+        self.publishers += publishers
+        self.subscribers += subscribers
         self.paho_subscriber = PahoSubscriber(
             "paho-subscriber", ports[1], "+/paho/#", 1, Receipts("paho-subscriber", paho_lanes)
         )
@@ -182,6 +186,7 @@ def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     """Compare what was acknowledged with what was received."""
     report = [
         f"seed {plan.seed}: {world.progress[0]} acknowledged in {took_s:.0f} s, {dict(sorted(killer.done.items()))}",
+        f"{sum(each.repeated for each in world.publishers)} sent again by their publishers",
         *(
             f"{each.name}: {each.received} received, {each.duplicates} twice or more, {each.out_of_order} out of order"
             for each in world.receipts
@@ -192,7 +197,7 @@ def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     lost = {each.name: each.missing for each in world.receipts if each.missing}
     assert not lost, "\n".join([*report, f"LOST: {lost}", *(str(each.first_missing()) for each in world.receipts)])
     assert not any(each.foreign for each in world.receipts)
-    assert not any(each.out_of_order for each in world.receipts), "\n".join(report)
+    assert not any(each.out_of_order for each in world.receipts if each.in_order), "\n".join(report)
     assert not any(each.lost_sessions for each in world.subscribers)
 
 
@@ -204,6 +209,7 @@ def chaos_mesh(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Mesh]:
     mesh.start()
     mesh.weimq("instance", "create", PLAIN, "--profile", "standard", "--anonymous")
     mesh.weimq("topic", "create", TOPICS[0], "--instance", PLAIN)
+    product.prepare(mesh)
     yield mesh
     assert mesh.stop() == 0
 
@@ -211,7 +217,7 @@ def chaos_mesh(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Mesh]:
 @pytest.mark.e2e
 @pytest.mark.timeout(240)
 def test_nothing_acknowledged_is_lost_in_a_short_storm(chaos_mesh: Mesh) -> None:
-    plan = Plan(messages=8_000, publishers=3, rate=1_500, stay_s=3, calm_s=0.8, kills=6)
+    plan = Plan(messages=6_000, publishers=3, rate=1_500, stay_s=3, calm_s=0.8, kills=6)
     check(*asyncio.run(_short(chaos_mesh, plan)))
 
 
