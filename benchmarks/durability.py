@@ -1,7 +1,8 @@
 """What a stored message costs by how safe it is: JetStream's `sync_interval` by default, `always`, and three replicas.
 
 Writes to a stream as the router does (`LogWriter`): pipelined for the rate, one at a time for the latency. Run
-`python -m benchmarks.durability`; the disk is that of the temporary directory, or of `--directory`.
+`python -m benchmarks.durability`; the disk is that of the temporary directory, or of `--directory`. Ordered topics are
+a case of their own in a cluster, where their messages are stored one after the other.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import socket
 import statistics
 import subprocess
@@ -26,12 +28,20 @@ from nats.js import api
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import HERE, commit, machine
 from services.common.log_writer import LogWriter
 from services.common.runtime import background
 
 SERVER = Path(sys.prefix, "bin", "nats-server")
 PAYLOAD = bytes(128)
 START_S = 20.0
+CASES = (
+    ("1 node, sync_interval 2m (default)", 1, "", False),
+    ("1 node, sync_interval always", 1, "always", False),
+    ("3 nodes, R3, sync_interval 2m", 3, "", False),
+    ("3 nodes, R3, ordered topic", 3, "", True),
+)
+"""Title, servers, `sync_interval`, and whether the topic is ordered."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -93,7 +103,7 @@ async def connect(urls: list[str]) -> Client:
             await asyncio.sleep(0.1)
 
 
-async def measure(urls: list[str], replicas: int, seconds: float) -> tuple[float, list[float]]:
+async def measure(urls: list[str], replicas: int, seconds: float, *, ordered: bool) -> tuple[float, list[float]]:
     """Return messages a second when pipelined, and how long single ones took, in seconds."""
     client = await connect(urls)
     await stream(client, replicas)
@@ -105,7 +115,7 @@ async def measure(urls: list[str], replicas: int, seconds: float) -> tuple[float
         stored += 1
         single.set()
 
-    writer = LogWriter(client, stored=on_stored, stream_tokens=4)
+    writer = LogWriter(client, stored=on_stored, stream_tokens=4, is_ordered=lambda _lane: ordered)
     latencies = []
     async with background(writer.run()):
         end = time.monotonic() + seconds
@@ -134,20 +144,28 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where the disk is")
     options = parser.parse_args()
     table = Table("JetStream", "messages/s, pipelined", "p50 of one, ms", "p99 of one, ms")
-    cases = (("1 node, sync_interval 2m (default)", 1, ""), ("1 node, sync_interval always", 1, "always"))
-    for name, count, sync in (*cases, ("3 nodes, R3, sync_interval 2m", 3, "")):
+    results: dict[str, dict[str, float]] = {}
+    for name, count, sync, ordered in CASES:
         rates, latencies = [], []
         for _ in range(options.rounds):
             with (
                 tempfile.TemporaryDirectory(dir=options.directory) as directory,
                 servers(Path(directory), count=count, sync=sync) as urls,
             ):
-                rate, taken = uvloop.run(measure(urls, count, options.seconds))
+                rate, taken = uvloop.run(measure(urls, count, options.seconds, ordered=ordered))
             rates.append(rate)
             latencies += taken
         cut = statistics.quantiles(latencies, n=100)
-        table.add_row(name, f"{statistics.median(rates):,.0f}", f"{cut[49] * 1e3:.2f}", f"{cut[98] * 1e3:.2f}")
-    Console().print(table)
+        median = statistics.median(rates)
+        results[name] = {"stored_per_s": median, "one_p50_ms": cut[49] * 1e3, "one_p99_ms": cut[98] * 1e3}
+        table.add_row(name, f"{median:,.0f}", f"{cut[49] * 1e3:.2f}", f"{cut[98] * 1e3:.2f}")
+    console = Console()
+    console.print(table)
+    rounds = {"rounds": options.rounds, "seconds": options.seconds}
+    record = {"commit": commit(), "machine": machine(), "options": rounds, "median": results}
+    path = HERE / "results" / f"durability-{commit()}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"written to {path}")
 
 
 if __name__ == "__main__":
