@@ -38,9 +38,9 @@ def frame(data: bytes) -> bytes:
 
 
 def unframe(data: bytes) -> tuple[bytes, bytes]:
-    """Return the payloads of the whole WebSocket frames of a server, and the rest."""
+    """Return the payloads of the whole messages of a server, up to another WebSocket frame, and the rest."""
     payloads = b""
-    while len(data) >= 2:
+    while len(data) >= 2 and data[0] == 0x82:
         size, start = data[1], 2
         if size == 126:
             size, start = int.from_bytes(data[2:4], "big"), 4

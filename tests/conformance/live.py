@@ -1,4 +1,4 @@
-"""A real edge behind a TCP port, with services that grant, acknowledge and echo, and a client that counts bytes."""
+"""A real edge behind each transport, with services that grant, acknowledge and echo, and a client that counts bytes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import contextlib
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any, cast
 
 from grpc import aio
 from typing_extensions import override
 
+from benchmarks.wire import TRANSPORTS, UPGRADE, frame, tls_context, unframe
 from services.common import grpc_server
 from services.common.healthcheck import is_serving
 from services.common.readiness import Readiness
@@ -22,6 +24,7 @@ from services.edge.app import serve
 from services.edge.settings import EdgeSettings
 from tests.support.auth_for_edges import FakeAuth
 from tests.support.fakes import FakeRouter, FakeSession
+from tests.unit.edge.transports.certificates import Authority
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 from weimq.session.v1 import session_pb2_grpc
@@ -29,6 +32,8 @@ from weimq.session.v1 import session_pb2_grpc
 TOKEN = Secret("0123456789abcdef")
 DEADLINE_S = 10.0
 MAX_SUBSCRIPTIONS = 30
+CLOSE = b"\x88"
+"""First byte of a WebSocket frame that ends the connection."""
 
 
 class OpenAuth(FakeAuth):
@@ -125,6 +130,38 @@ class Wire(asyncio.Protocol):
         self._transport.abort()
 
 
+class WebSocketWire(Wire):
+    """The same over WebSocket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rest = b""
+        self._is_open = False
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._transport.write(UPGRADE)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self._rest += data
+        if not self._is_open:
+            head, end, rest = self._rest.partition(b"\r\n\r\n")
+            if not end:
+                return
+            assert head.startswith(b"HTTP/1.1 101 ")
+            self._is_open, self._rest = True, rest
+        payloads, self._rest = unframe(self._rest)
+        super().data_received(payloads)
+        if self._rest[:1] == CLOSE:
+            self._transport.abort()
+
+    @override
+    def send(self, data: bytes) -> None:
+        super().send(frame(data))
+
+
 class LiveEdge:
     """An edge and what it talks to."""
 
@@ -132,13 +169,15 @@ class LiveEdge:
         self.auth = OpenAuth(profile)
         self.session = session
         self.router = EchoRouter()  # type: ignore[abstract]  # what it lacks is answered UNIMPLEMENTED
-        self.port = 0
+        self.ports: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
-    async def wire(self) -> AsyncGenerator[Wire]:
-        """Open a TCP connection to the edge."""
+    async def wire(self, transport: str = "tcp") -> AsyncGenerator[Wire]:
+        """Open a connection to the edge."""
+        kind = WebSocketWire if transport in {"ws", "wss"} else Wire
+        context = tls_context() if transport in {"tls", "wss"} else None
         loop = asyncio.get_running_loop()
-        _, wire = await loop.create_connection(Wire, "127.0.0.1", self.port)
+        _, wire = await loop.create_connection(kind, "127.0.0.1", self.ports[transport], ssl=context)
         try:
             yield wire
         finally:
@@ -185,10 +224,12 @@ async def live_edge(
         router_pb2_grpc.add_RouterServiceServicer_to_server(made.router, server)
         return []
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        made.port = free.getsockname()[1]
+    with contextlib.ExitStack() as free:
+        for name in TRANSPORTS:
+            made.ports[name] = free.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="weimq-"))
+        certificate, key = Authority(Path(folder)).issue("localhost", "server")
         health = f"unix:{folder}/health.sock"
         (port,) = await stack.enter_async_context(
             grpc_server.serving(
@@ -200,7 +241,12 @@ async def live_edge(
             cluster_token=TOKEN,
             drain_s=2,
             id="edge",
-            tcp_listen=f"127.0.0.1:{made.port}",
+            tcp_listen=f"127.0.0.1:{made.ports['tcp']}",
+            tls_listen=f"127.0.0.1:{made.ports['tls']}",
+            ws_listen=f"127.0.0.1:{made.ports['ws']}",
+            wss_listen=f"127.0.0.1:{made.ports['wss']}",
+            tls_certificate_file=str(certificate),
+            tls_key_file=str(key),
             grpc_listen=(health,),
             auth=address,
             session=(address,),
@@ -213,7 +259,7 @@ async def live_edge(
             ended.set()
 
         async with background(run()):
-            await _ready(made.port, health)
+            await _ready(made.ports["wss"], health)  # the listener that is opened last
             try:
                 yield made
             finally:

@@ -366,7 +366,7 @@ def test_only_the_four_return_codes_of_suback_can_be_sent() -> None:
 @pytest.mark.spec("MQTT-7.1.1-1")
 async def test_an_unmodified_client_needs_no_extension() -> None:
     async with live_edge() as edge:
-        assert await asyncio.to_thread(_round_trips, edge.port) == [
+        assert await asyncio.to_thread(_round_trips, edge.ports["tcp"]) == [
             ("a/b", b"%d" % qos, qos, False, False) for qos in (0, 1, 2)
         ]
 

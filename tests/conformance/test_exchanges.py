@@ -1,4 +1,4 @@
-"""Every exchange of `exchanges/`, against the sans-IO machine and against a live edge."""
+"""Every exchange of `exchanges/`, against the sans-IO machine and against a live edge over each transport."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 import pytest_asyncio
 
+from benchmarks.wire import TRANSPORTS
 from tests.conformance.exchange import CONNACK, CONNECT, FENCE_RECEIVED, FENCE_SENT, Exchange, load
 from tests.conformance.live import LiveEdge, Wire, live_edge
 from tests.conformance.machine_peer import MachinePeer
@@ -76,9 +77,10 @@ async def edge() -> AsyncGenerator[LiveEdge]:
 
 
 @every_exchange
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.asyncio(loop_scope="module")
-async def test_exchange_with_a_live_edge(edge: LiveEdge, exchange: Exchange) -> None:
-    async with edge.wire() as wire:
+async def test_exchange_with_a_live_edge(edge: LiveEdge, exchange: Exchange, transport: str) -> None:
+    async with edge.wire(transport) as wire:
         if exchange.is_connected:
             wire.send(CONNECT)
             assert await wire.take(len(CONNACK)) == CONNACK
