@@ -23,6 +23,9 @@ GAP = "gap"
 STATUSES = (TESTED, NOT_APPLICABLE, GAP)
 SIDES = ("client", "server", "both")
 
+COLLECT_S = 300.0
+"""How long listing all tests may take: seconds on a quiet machine, minutes on one that does other work."""
+
 _OUTPUT_VARIABLE = "CONFORMANCE_CLAIMS"
 
 
@@ -82,7 +85,7 @@ def collect_claims(output: Path) -> dict[str, list[str]]:
         env={**os.environ, _OUTPUT_VARIABLE: str(output), "PYTEST_ADDOPTS": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        timeout=50,
+        timeout=COLLECT_S,
         check=False,  # a file of somebody else that can't be imported has no tests, and breaks nothing here
     )
     claims: dict[str, list[str]] = json.loads(output.read_text())

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conformance.exchange import load as load_exchanges
 from tests.conformance.manifest import (
+    COLLECT_S,
     GAP,
     NOT_APPLICABLE,
     SIDES,
@@ -19,6 +20,8 @@ from tests.conformance.manifest import (
     load_gaps,
     load_statements,
 )
+
+pytestmark = pytest.mark.timeout(COLLECT_S + 30)
 
 STATEMENTS = load_statements()
 BY_ID = {statement.id: statement for statement in STATEMENTS}
