@@ -24,7 +24,7 @@ from nats.aio.client import Client
 from tests.support.nats import NatsServer
 
 NODES = 3
-FORMED_S = 20.0
+FORMED_S = 60.0
 """How long a cluster may take until it makes streams, and a stream until it has a leader and all replicas."""
 _PORTS = range(12_000, 20_000)
 """Below those that the system gives to outgoing connections, so that a server that is away gets its own back."""

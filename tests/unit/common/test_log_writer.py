@@ -357,6 +357,7 @@ async def test_ordered_lane_survives_restarts_and_gives_each_message_once(
         assert await read(client, "s", total) == [str(number) for number in range(total)]
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.asyncio
 async def test_ordered_lane_keeps_the_order_in_a_cluster_whose_leaders_change(
     nats_cluster: NatsCluster, reports: Reports
@@ -383,6 +384,7 @@ async def test_ordered_lane_keeps_the_order_in_a_cluster_whose_leaders_change(
         assert await read(client, "s", total) == [str(number) for number in range(total)]
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.asyncio
 async def test_ordered_lane_keeps_the_order_in_a_cluster_that_refuses_messages(
     nats_cluster: NatsCluster, reports: Reports
