@@ -64,18 +64,32 @@ class Mesh:
         directory: for its data.
         base: first of its ports.
         edges: how many.
+        routers: how many.
     """
 
-    def __init__(self, directory: Path, base: int, edges: int = 2) -> None:
+    def __init__(self, directory: Path, base: int, edges: int = 2, routers: int = 1) -> None:
         self.base = base
         self._data = directory / "data"
         command = [sys.executable, "-m", "services.cli", "up", "--data", str(self._data), "--port-base", str(base)]
-        self._process = subprocess.Popen([*command, "--edges", str(edges)], stdout=subprocess.PIPE, text=True)
+        self.edges = edges
+        self._process = subprocess.Popen(
+            [*command, "--edges", str(edges), "--routers", str(routers)], stdout=subprocess.PIPE, text=True
+        )
         assert self._process.stdout is not None
         if not any(line.strip() == "weimq ready" for line in self._process.stdout):
             sys.exit("the mesh did not start")
         self.credentials: dict[str, str] = json.loads(self.command("credentials", "--json"))
         self.command("topic", "create", FREE_TOPIC, "--no-log")
+
+    def broker(self) -> Broker:
+        """Return it as what the loader is pointed at."""
+        made = self.credentials
+        identity = [
+            "--client-id", made["group"] + "@@@%08d",
+            "--user", f"Signature|{made['access_key']}|{made['instance']}",
+            "--lmq-sign", made["secret"],
+        ]  # fmt: skip
+        return Broker("weimq", [f"127.0.0.1:{self.base + 20 * n}" for n in range(self.edges)], self.pids(), identity)
 
     def command(self, *args: str) -> str:
         """Run a `weimq` command on it; return what it printed."""
@@ -97,13 +111,7 @@ def weimq(directory: Path, base: int, edges: int) -> Iterator[Broker]:
     """Run a mesh on the ports from `base` on."""
     mesh = Mesh(directory, base, edges)
     try:
-        made = mesh.credentials
-        identity = [
-            "--client-id", made["group"] + "@@@%08d",
-            "--user", f"Signature|{made['access_key']}|{made['instance']}",
-            "--lmq-sign", made["secret"],
-        ]  # fmt: skip
-        yield Broker("weimq", [f"127.0.0.1:{base + 20 * n}" for n in range(edges)], mesh.pids(), identity)
+        yield mesh.broker()
     finally:
         mesh.stop()
 

@@ -1,0 +1,211 @@
+"""More than goes through, and for longer: `overload` (twice the peak) and `soak` (70 % of it, for half an hour).
+
+Overload: the peak of QoS 1 is found; then as much again is offered at QoS 0 beside it, and QoS 1 alone at twice its
+peak. Goodput is what is delivered, as a share of the peak. Soak: memory of every process must be flat while messages
+flow and clients come and go. Run `python -m benchmarks.endurance --help`; see README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import loader, peers
+from benchmarks.peers import FREE_TOPIC, Broker
+from benchmarks.report import HERE, commit, machine
+from benchmarks.rows import LOGGED_TOPIC, PAIRS
+
+LEAST_GOODPUT = 0.9
+"""Of the peak, under overload."""
+GROWTH_KIB_PER_HOUR = 8 * 1024
+"""What a process may grow in the second half of a soak: fragmentation, not a leak of a message or a connection."""
+
+
+class Memory:
+    """Resident memory of every process over time, in KiB."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[float, dict[str, int]]] = []
+
+    def peak(self) -> dict[str, int]:
+        """Return the most that each process had."""
+        return {name: max(each[name] for _, each in self.samples) for name in self.samples[0][1]}
+
+    def growth_per_hour(self) -> dict[str, float]:
+        """Return the slope of each process in the second half, by the medians of its first and last third."""
+        half = self.samples[len(self.samples) // 2 :]
+        third = max(1, len(half) // 3)
+        first, last = half[:third], half[-third:]
+        hours = (statistics.median(t for t, _ in last) - statistics.median(t for t, _ in first)) / 3600
+        if not hours:
+            return dict.fromkeys(half[0][1], 0.0)
+        return {
+            name: (statistics.median(e[name] for _, e in last) - statistics.median(e[name] for _, e in first)) / hours
+            for name in half[0][1]
+        }
+
+
+@contextmanager
+def watched(broker: Broker, every_s: float) -> Iterator[Memory]:
+    """Sample the memory of a broker while the body runs."""
+    memory, done = Memory(), threading.Event()
+
+    def sample() -> None:
+        while True:
+            memory.samples.append((time.monotonic(), broker.rss_kib()))
+            if done.wait(every_s):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        sampling = pool.submit(sample)
+        try:
+            yield memory
+        finally:
+            done.set()
+        sampling.result()
+
+
+class Load:
+    """Runs the loader against a mesh.
+
+    Args:
+        broker: the mesh.
+        topic: parent topic.
+    """
+
+    def __init__(self, broker: Broker, topic: str) -> None:
+        self._program = loader.find()
+        self._broker = broker
+        self._topic = topic
+
+    def run(self, qos: int, seconds: float, *more: str, base: int = 0, is_strict: bool = True) -> dict[str, Any]:
+        """Send from `PAIRS` publishers to as many subscribers over two edges; returns what mqload says."""
+        arguments = [
+            "throughput", "-P", str(PAIRS + 1), "--qos", str(qos), "-t", str(seconds), "--warmup", "1", "--drain", "10",
+            "-h", ",".join(self._broker.hosts), *self._broker.identity, "--id-base", str(base),
+            "--topic", f"{self._topic}/endurance{base}/%d", *more,
+        ]  # fmt: skip
+        pids = self._broker.pids.values()
+        return loader.run(self._program, arguments, pids, timeout_s=seconds + 300, is_strict=is_strict)
+
+    def churn(self, seconds: float, rate: int, base: int) -> dict[str, Any]:
+        """Have clients come and go."""
+        arguments = [
+            "churn", "-n", "100", "-t", str(seconds), "--connect-rate", str(rate), "-h", ",".join(self._broker.hosts),
+            *self._broker.identity, "--id-base", str(base),
+        ]  # fmt: skip
+        return loader.run(self._program, arguments, self._broker.pids.values(), timeout_s=seconds + 60, is_strict=False)
+
+
+def overload(console: Console, broker: Broker, options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """Measure the peak, then offer twice as much; returns the figures, and whether they are good."""
+    load = Load(broker, FREE_TOPIC)
+    peak = statistics.median(load.run(1, options.seconds)["delivered_per_s"] for _ in range(3))
+    console.print(f"peak: {peak:,.0f}/s at QoS 1")
+    with watched(broker, 0.2) as memory:
+        before = broker.rss_kib()
+        alone = load.run(1, options.seconds, "--rate", str(int(2 * peak)))
+        with ThreadPoolExecutor(2) as pool:
+            rate = ("--rate", str(int(peak)))
+            acknowledged = pool.submit(load.run, 1, options.seconds, *rate)
+            at_most_once = pool.submit(load.run, 0, options.seconds, *rate, base=1000, is_strict=False)
+            mixed = {1: acknowledged.result(), 0: at_most_once.result()}
+    after = memory.peak()
+    together = sum(each["delivered_per_s"] for each in mixed.values())
+    figures = {
+        "peak_per_s": peak,
+        "qos1_twice_the_peak_per_s": alone["delivered_per_s"],
+        "mixed_qos1_per_s": mixed[1]["delivered_per_s"],
+        "mixed_qos0_per_s": mixed[0]["delivered_per_s"],
+        "mixed_qos0_lost": mixed[0].get("lost", 0),
+        "mixed_qos1_lost": mixed[1].get("lost", 0),
+        "rss_before_kib": before,
+        "rss_peak_kib": after,
+    }
+    table = Table("offered", "delivered/s", "of the peak", title="Overload")
+    table.add_row("QoS 1, twice the peak", f"{alone['delivered_per_s']:,.0f}", f"{alone['delivered_per_s'] / peak:.0%}")
+    table.add_row("QoS 1, the peak, beside", f"{mixed[1]['delivered_per_s']:,.0f}", "")
+    table.add_row("QoS 0, the peak", f"{mixed[0]['delivered_per_s']:,.0f}", "")
+    table.add_row("both", f"{together:,.0f}", f"{together / peak:.0%}")
+    console.print(table)
+    console.print("RSS, MiB: " + ", ".join(f"{n} {before[n] >> 10} -> {after[n] >> 10}" for n in before))
+    is_good = min(alone["delivered_per_s"], together) >= LEAST_GOODPUT * peak
+    return figures, is_good
+
+
+def soak(console: Console, broker: Broker, options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """Send 70 % of the peak for long; returns the figures, and whether memory is flat."""
+    load = Load(broker, LOGGED_TOPIC if options.logged else FREE_TOPIC)
+    peak = load.run(1, 5)["delivered_per_s"]
+    rate = int(options.share * peak)
+    seconds = options.minutes * 60
+    console.print(
+        f"peak {peak:,.0f}/s; {rate:,}/s for {options.minutes:g} minutes, {options.churn} clients/s come and go"
+    )
+    with watched(broker, max(1.0, seconds / 360)) as memory, ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(load.churn, seconds, options.churn, 10_000) if options.churn else None
+        result = load.run(1, seconds, "--rate", str(rate))
+        churned = coming.result() if coming is not None else {}
+    growth, last = memory.growth_per_hour(), memory.samples[-1][1]
+    table = Table("process", "RSS MiB at first", "at last", "KiB/hour in the second half", title="Soak")
+    for name, value in growth.items():
+        colour = "green" if value <= GROWTH_KIB_PER_HOUR else "red"
+        first = memory.samples[0][1][name]
+        table.add_row(name, f"{first / 1024:.1f}", f"{last[name] / 1024:.1f}", f"[{colour}]{value:,.0f}[/{colour}]")
+    console.print(table)
+    latency = result["latency"]
+    console.print(
+        f"delivered {result['delivered']:,}, p50 / p99 "
+        f"{latency['p50_us'] / 1000:.2f} / {latency['p99_us'] / 1000:.2f} ms"
+    )
+    figures = {
+        "rate_per_s": rate,
+        "delivered": result["delivered"],
+        "latency": latency,
+        "connects": churned.get("ok", 0),
+        "kib_per_hour": growth,
+        "samples": [(round(at - memory.samples[0][0], 1), each) for at, each in memory.samples],
+    }
+    return figures, max(growth.values()) <= GROWTH_KIB_PER_HOUR
+
+
+def main() -> int:
+    """Measure and print; return 1 when it is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", choices=("overload", "soak"))
+    parser.add_argument("--seconds", type=float, default=10, help="length of a run under overload")
+    parser.add_argument("--minutes", type=float, default=30, help="length of a soak")
+    parser.add_argument("--share", type=float, default=0.7, help="soak: of the peak")
+    parser.add_argument("--logged", action="store_true", help="soak with a topic whose messages are kept")
+    parser.add_argument("--churn", type=int, default=20, help="soak: clients that come and go in a second")
+    parser.add_argument("--port-base", type=int, default=28_000)
+    parser.add_argument("--output", type=Path, help="where the JSON goes instead of results/")
+    options = parser.parse_args()
+    console = Console()
+    with (
+        tempfile.TemporaryDirectory(prefix="weimq-bench-") as directory,
+        peers.weimq(Path(directory), options.port_base, 2) as broker,
+    ):
+        figures, is_good = (overload if options.mode == "overload" else soak)(console, broker, options)
+    path = options.output or HERE / "results" / f"{options.mode}-{commit()}.json"
+    record = {"commit": commit(), "machine": machine(), "is_good": is_good, "results": figures}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"{'good' if is_good else '[red]not as it must be[/red]'}; written to {path}")
+    return int(not is_good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
