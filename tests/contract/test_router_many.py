@@ -14,6 +14,7 @@ from services.common.grpc_client import channel
 from services.common.sharding import router_of
 from tests.contract.test_router_publish import caller_of, message
 from tests.contract.test_router_retained import AskingEdge
+from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer
 from tests.support.router import (
     LOGGED,
@@ -40,7 +41,14 @@ TOPICS = [next(name for name in "abcdefgh" if router_of("i", name, COUNT) == ind
 def meshes(nats_server: NatsServer) -> Iterator[list[Mesh]]:
     with tempfile.TemporaryDirectory(prefix="weimq-") as directory:
         yield [
-            Mesh(f"unix:{Path(directory, str(index))}", nats_server.url, edge_grace_s=1.0, index=index, count=COUNT)
+            Mesh(
+                f"unix:{Path(directory, str(index))}",
+                nats_server.url,
+                edge_grace_s=1.0,
+                index=index,
+                count=COUNT,
+                auth=f"unix:{Path(directory, 'auth')}",
+            )
             for index in range(COUNT)
         ]
 
@@ -76,8 +84,18 @@ async def test_each_router_has_the_logs_and_retained_messages_of_its_topics(
 
 
 async def test_message_of_another_router_is_refused(meshes: list[Mesh]) -> None:
-    async with meshes[0].router(), channel(meshes[0].address, TOKEN) as opened, caller_of(meshes[0]) as caller:
+    auth = FakeAuth()  # type: ignore[abstract]  # what it lacks is answered UNIMPLEMENTED
+    auth.put_instance("i")
+    for topic in TOPICS:
+        auth.put_topic("i", topic, logged=False)
+    async with (
+        auth.serving(meshes[0]._settings.auth),
+        meshes[0].router(),
+        channel(meshes[0].address, TOKEN) as opened,
+        caller_of(meshes[0]) as caller,
+    ):
         await meshes[0].serving()
+        await caller.knows()
         call = await raw_call(opened)
         await call.write(batch(topics=[TOPICS[1]]))
         await has_violated(call)
