@@ -172,8 +172,7 @@ class LogWriter:
         if self._fullness is not None:
             self._fullness.grew(lane, message.size, is_connected=self._client.is_connected)
         if not lane.is_queued and lane.retry_at == 0.0 and not lane.is_held():
-            lane.is_queued = True
-            self._queue.append(lane)
+            self._enqueue(lane)
             self._wake.set()
 
     def is_stuck(self, subject: str) -> bool:
