@@ -110,6 +110,14 @@ class NatsServer:
     def pause(self) -> None:
         """Stop the process without ending it: connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)
+        if self._process is None:
+            raise AssertionError("the server does not run")
+        # On a busy machine a thread may still answer for a moment.
+        threads = Path(f"/proc/{self._process.pid}/task")
+        deadline = time.monotonic() + 10
+        while any(") T " not in Path(each, "stat").read_text() for each in threads.iterdir()):
+            assert time.monotonic() < deadline, "the server goes on"
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let a paused process go on."""
