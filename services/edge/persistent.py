@@ -173,6 +173,8 @@ class PersistentSubscriptions(Subscriptions):
         done()
 
     def _removed(self, removed: Sequence[str], done: Callable[[], None]) -> None:
+        if self._receiver is GONE:  # `clear` has dropped them
+            return
         for topic_filter in removed:
             self._leaving.discard(topic_filter)
             if topic_filter not in self._filters:  # not subscribed again meanwhile

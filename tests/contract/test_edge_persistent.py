@@ -375,6 +375,21 @@ async def test_whoever_asks_about_a_connection_that_ended_hears_of_its_end_first
         assert w.session.closings
 
 
+async def test_a_change_that_is_stored_after_the_end_of_its_connection_is_no_fault() -> None:
+    async with world() as w:
+        w.session.decisions[ME] = session_of(("demo/0", 0))
+        w.router.acknowledges = False  # so that the end is told later
+        w.session.stores = False
+        device = await persistent(w, session_present=True)
+        await device.send(packets.Unsubscribe(7, ["demo/0"]), Publish("demo/up", b"x", 2, False, False, 3))
+        await until(lambda: w.session.changes and w.router.published)
+        device.abort()
+        await until(lambda: not interests(w))
+        w.session.store(w.session.changes[0])
+        await until(lambda: w.session.closings)
+        await w.connected("GID_demo@@@2")
+
+
 async def test_the_end_does_not_wait_for_ever() -> None:
     async with world() as w:
         w.router.acknowledges = False

@@ -178,7 +178,8 @@ class Decoder:
                 if topic is None:
                     topic = self._topics.decode(raw_topic)
                 if first < 0x32:
-                    if self.gathers_runs and first == 0x30:
+                    # One whose length takes more bytes than it must does not go on as it is.
+                    if self.gathers_runs and first == 0x30 and (start == position + 2 or data[start - 1]):
                         run_end = _run_end(data, position, topic_end, stop)
                         if run_end > stop:
                             count = (run_end - position) // (stop - position)

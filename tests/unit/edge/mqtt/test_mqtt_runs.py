@@ -79,6 +79,15 @@ def test_what_differs_is_no_run() -> None:
     assert Decoder(1 << 20).feed(encode(first) * 2) == [first, first]
 
 
+@pytest.mark.parametrize("length", [b"\x05", b"\x85\x00", b"\x85\x80\x80\x00"])
+def test_packets_with_a_longer_length_than_they_need_are_no_run(length: bytes) -> None:
+    # Whoever gets a run expects the packets that `encode` would make: anything else breaks the link.
+    packets = (b"\x30" + length + b"\x00\x01abc") * 2
+    found = decoder().feed(packets)
+    assert one_by_one(found) == [Publish("a", b"bc", 0, False, False, 0)] * 2
+    assert all(packet.frames == b"\x30\x05\x00\x01abc" * 2 for packet in found if isinstance(packet, PublishRun))
+
+
 def connected() -> ServerConnection:
     machine = ServerConnection(now=0, limits=Limits(), gathers_runs=True)
     machine.feed(encode(Connect(4, "c", True, 0, None, None, None)), 0)
