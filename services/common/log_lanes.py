@@ -15,6 +15,10 @@ MAX_NAMES = 65_536
 """Subjects whose lane is remembered, and lanes whose end is; beyond, all are forgotten and found anew."""
 DOUBTFUL_MESSAGES = 1_024
 """Messages that go without a group after the acknowledgement of one did not fit."""
+MAX_CONTROL_LINE = 4_096
+"""The server's bound of the line with subject and sizes (`max_control_line`); it hangs up on a longer one."""
+SIZES = 20
+"""Most characters of the number of a message, or of the two sizes, with what separates them."""
 EXPECTATION_BYTES = 256
 """Room for the header that an ordered message may get when it is sent; message ids have up to 128 characters."""
 FULL_BYTES = 4 << 20
@@ -40,6 +44,7 @@ class Message:
         "head",
         "is_duplicate",
         "lane",
+        "may_repeat",
         "message_id",
         "number",
         "payload",
@@ -49,9 +54,18 @@ class Message:
     )
 
     def __init__(
-        self, lane: Lane, number: int, message_id: str, head: bytes, block: bytes, payload: bytes, token: object
+        self,
+        lane: Lane,
+        number: int,
+        message_id: str,
+        head: bytes,
+        block: bytes,
+        payload: bytes,
+        token: object,
+        may_repeat: bool,  # noqa: FBT001 - hot path
     ) -> None:
         self.lane = lane
+        self.may_repeat = may_repeat  # the stream may have it from another process, or from an earlier call
         self.message_id = message_id
         self.number = number
         self.head = head  # of the control line
@@ -119,6 +133,16 @@ class Lane:
         self.retry_at = 0.0
         self.progress = 0.0  # when the oldest message in flight became the oldest, monotonic seconds
 
+    def check(self, message: Message, inbox_size: int, max_payload: int) -> None:
+        """Refuse a message that the server can't take."""
+        size = len(message.block) + len(message.payload)
+        if len(message.head) + inbox_size + SIZES * 2 > MAX_CONTROL_LINE:
+            message.sequence = REFUSED
+            message.failure = f"the command up to its sizes has {len(message.head)} characters"
+        elif size + self.reserve > max_payload:
+            message.sequence = REFUSED
+            message.failure = f"headers and payload have {size} bytes"
+
     def is_held(self) -> bool:
         """Return whether what waits has to wait for the answer to what is in flight."""
         return len(self.flight) > 0 and (self.is_probing or (self.is_ordered and self.is_clustered))
@@ -141,12 +165,29 @@ class Lane:
     def fits(self, group: Group) -> bool:
         """Return whether an acknowledgement proves that the whole group was stored, now and one after the other.
 
-        So it is when the stream has grown by all of it, since nobody else writes there.
+        So it is when the stream has grown by all of it, since nobody else writes there. Should somebody do all the
+        same (the process before this one, whose last messages are late), the stream grows by more, never by as much:
+        what JetStream drops because it has it already is in no group, see `Message.may_repeat`.
         """
         if group.count == 1:
             return True
         last = group.last
         return self.end > 0 and last.sequence == self.end + group.count and not last.is_duplicate
+
+    def may_group(self, message: Message) -> bool:
+        """Return whether a message may go in a group: it is sent for the first time, and was by nobody else before."""
+        is_new = self.lone == 0 and not message.may_repeat and message.message_id != ""
+        return is_new and self.is_ours and not self.is_probing
+
+    def note_end(self, group: Group) -> None:
+        """Note where the stream ends now that a group was answered."""
+        last = group.last
+        if last.sequence == REFUSED:
+            return
+        if not group.is_end:
+            self.end = 0
+        elif not last.is_duplicate:  # else nothing was added
+            self.end = last.sequence
 
     def take_back(self) -> None:
         """Move what is in flight back in front of what waits; it will be sent without groups."""

@@ -8,7 +8,8 @@ form a *group*, and only the last one has a reply subject: NATS and this process
 
 - An acknowledgement reports its message, or its group, once all before it in the lane have been reported. That of
   a group counts when its sequence is the end of the stream before plus the number of messages: so all were stored, one
-  after the other. Otherwise some were not, or had been before, and the lane is sent again, now message by message.
+  after the other. Otherwise some were not, or somebody else wrote, and the lane is sent again, now message by message.
+  What another process may have stored is in no group: a repeat that is dropped must not make up for a foreign message.
 - An error, "no responders" (no such stream, JetStream starting) or silence sends the lane back: everything from the
   oldest message not acknowledged on is sent again, in order and without groups, after a pause of 0.1 to 2 s, and one
   message goes ahead alone until it is acknowledged. There is no end to this; a stream that is missing holds up its own
@@ -49,10 +50,6 @@ logger = logging.getLogger(__name__)
 
 GONE_PAUSE_S = 0.8
 """Pause from which on is asked whether a stream is gone for good: about a second of failures."""
-MAX_CONTROL_LINE = 4_096
-"""The server's bound of the line with subject and sizes (`max_control_line`); it hangs up on a longer one."""
-SIZES = 20
-"""Most characters of the number of a message, or of the two sizes, with what separates them."""
 BURST = 256
 """Messages of one lane sent before the next lane has its turn."""
 
@@ -142,9 +139,17 @@ class LogWriter:
             headers: `Nats-Msg-Id` and others; control characters in values become `%XX`.
             token: given to `stored`; None: nobody is told.
         """
-        self.write_lines(subject, payload, headers.get(MESSAGE_ID, ""), header_lines(headers), token)
+        self.write_lines(subject, payload, headers.get(MESSAGE_ID, ""), header_lines(headers), token, False)  # noqa: FBT003 - hot path
 
-    def write_lines(self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object) -> None:
+    def write_lines(
+        self,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        lines: bytes,
+        token: object,
+        may_repeat: bool,  # noqa: FBT001 - hot path
+    ) -> None:
         """Queue a message as `write` does.
 
         Args:
@@ -153,19 +158,14 @@ class LogWriter:
             message_id: its `Nats-Msg-Id`; empty: it has none.
             lines: the other headers, made by `log_wire.header_lines`.
             token: as there.
+            may_repeat: the stream may have the message already: from the process before this one, or by another call.
         """
         name, head = self._lanes.subject(subject)
         lane = self._lanes.lane(name)
         block = header_block(message_id, lines)
         number = self._number = self._number + 1
-        message = Message(lane, number, message_id, head, block, payload, token)
-        size = len(block) + len(payload)
-        if len(head) + self._inbox_size + SIZES * 2 > MAX_CONTROL_LINE:
-            message.sequence = REFUSED
-            message.failure = f"the subject has {len(subject)} characters"
-        elif size + lane.reserve > self._client.max_payload:
-            message.sequence = REFUSED
-            message.failure = f"headers and payload have {size} bytes"
+        message = Message(lane, number, message_id, head, block, payload, token, may_repeat)
+        lane.check(message, self._inbox_size, self._client.max_payload)
         self.backlog_messages += 1
         self.backlog_bytes += message.size
         lane.waiting.append(message)
@@ -273,7 +273,7 @@ class LogWriter:
                 if lane.flight[0] is message:
                     self._report(lane, now)
                 continue
-            if lane.lone == 0 and lane.is_ours and message.message_id and not lane.is_probing:
+            if lane.may_group(message):
                 group.append(message)
                 continue
             self._publish(lane, group, parts)
@@ -338,8 +338,7 @@ class LogWriter:
                 lane.lone += log_lanes.DOUBTFUL_MESSAGES
                 return
             groups.popleft()
-            if last.sequence != REFUSED:
-                lane.end = last.sequence if group.is_end and not last.is_duplicate else 0
+            lane.note_end(group)
             for before in range(group.count - 1, -1, -1):
                 self._pop(lane, last.sequence - before)
         lane.progress = now

@@ -30,6 +30,7 @@ MODULES = (
     "services.router.delivery",
     "services.router.domain.*",
     "services.router.edge_link",
+    "services.router.log_reports",
     "services.router.pressure",
     "services.router.publication",
     "services.router.queries",

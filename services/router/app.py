@@ -81,8 +81,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         rules = LogRules(watch)
         log = LogWriter(
             client,
-            stored=router.stored,
-            failed=router.failed,
+            stored=router.reports.stored,
+            failed=router.reports.failed,
             stream_tokens=STREAM_TOKENS,
             is_ordered=rules.is_ordered,
             is_ours=rules.is_ours,

@@ -36,7 +36,7 @@ from services.common.errors import UnavailableError
 from services.common.raw_nats import Tap, write
 from services.router import inbound_stream
 from services.router.domain.catalog import Catalog, RefusedError
-from services.router.domain.columns import QOS, ColumnsBuilder
+from services.router.domain.columns import QOS, REPEATED, ColumnsBuilder
 from services.router.domain.inbound import InboundMessage, read
 from services.router.parking import Parking
 from services.router.ports import DeadLetter, Log
@@ -103,6 +103,7 @@ class Inbound:
         self._done_order: deque[int] = deque()
         self._acks: list[bytes] = []
         self._parking = Parking()
+        self._repeats_through = 0  # sequence up to which the process before this one may have routed messages
         self._wake = asyncio.Event()
         router.full_logs.on_room = self._wake.set
         self.origin = BACKEND
@@ -169,7 +170,7 @@ class Inbound:
     async def _open(self) -> bool:
         assert self._client is not None  # noqa: S101 - for the type checker
         try:
-            name, stream = await inbound_stream.open_consumer(
+            name, stream, last_sequence = await inbound_stream.open_consumer(
                 self._client.jetstream(timeout=2), self._index, self._count
             )
         except UnavailableError as error:
@@ -183,6 +184,7 @@ class Inbound:
             self._parking.clear()
             self._done.clear()
             self._done_order.clear()
+            self._repeats_through = last_sequence
         self._pull = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.IN_STREAM}.{name}"
         self._pulled = 0
         return True
@@ -270,7 +272,7 @@ class Inbound:
                 safe.append(sequence)
             if publication.shown_topic:
                 shown[sequence] = publication.shown_topic
-            _add(builder, sequence, publication)
+            _add(builder, sequence, publication, REPEATED if sequence <= self._repeats_through else 0)
         if builder.sequences:
             self._router.publish(self, builder.build(), shown_topics=shown)
         for sequence in safe:
@@ -312,7 +314,7 @@ def _log_of(subject: str, catalog: Catalog) -> tuple[str, str]:
     return instance_id, parent_topic if catalog.has_log(instance_id, parent_topic) else ""
 
 
-def _add(builder: ColumnsBuilder, sequence: int, publication: InboundMessage) -> None:
+def _add(builder: ColumnsBuilder, sequence: int, publication: InboundMessage, repeated: int) -> None:
     builder.add(
         instance_id=publication.instance_id,
         topic=publication.topic,
@@ -320,5 +322,5 @@ def _add(builder: ColumnsBuilder, sequence: int, publication: InboundMessage) ->
         client_id="",
         sequence=sequence,
         payload=publication.payload,
-        flags=publication.flags,
+        flags=publication.flags | repeated,
     )

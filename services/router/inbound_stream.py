@@ -60,7 +60,7 @@ def dead_config() -> api.StreamConfig:
     )
 
 
-async def open_consumer(js: JetStreamContext, index: int, count: int) -> tuple[str, str]:
+async def open_consumer(js: JetStreamContext, index: int, count: int) -> tuple[str, str, int]:
     """Make the consumer of a router anew, so that what was delivered and not acknowledged comes first, in order.
 
     Args:
@@ -69,7 +69,8 @@ async def open_consumer(js: JetStreamContext, index: int, count: int) -> tuple[s
         count: of routers.
 
     Returns:
-        The name of the consumer, and what tells this stream from one of the same name before it.
+        The name of the consumer, what tells this stream from one of the same name before it, and the last sequence that
+        the router before this one may have pulled.
 
     Raises:
         UnavailableError: JetStream does not answer as it should; routers of another count may still be there.
@@ -95,4 +96,4 @@ async def open_consumer(js: JetStreamContext, index: int, count: int) -> tuple[s
         stream = await js.stream_info(subjects.IN_STREAM)
     except (nats.errors.Error, TimeoutError) as error:
         raise UnavailableError(f"consumer of inbound messages: {error!r}", dependency=NATS) from error
-    return f"{_PREFIX}{index}", str(stream.created)
+    return f"{_PREFIX}{index}", str(stream.created), stream.state.last_seq

@@ -61,7 +61,7 @@ class RouterMetrics(Collector):
         )
         for reason, count in (
             ("not_logged_nats_away", router.unlogged_messages),
-            ("not_logged_refused", router.refused_messages),
+            ("not_logged_refused", router.reports.refused_messages),
             ("not_permitted", self._calls.not_permitted),
             ("no_member_left", router.shares.dropped_messages),
             ("not_retained_quota", self._retained.over_quota_messages),

@@ -21,7 +21,13 @@ class Log(Protocol):
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None: ...  # noqa: D102
 
     def write_lines(  # noqa: D102
-        self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object
+        self,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        lines: bytes,
+        token: object,
+        may_repeat: bool,  # noqa: FBT001 - hot path
     ) -> None: ...
 
 

@@ -10,7 +10,7 @@ from services.common.errors import InvalidFieldError, NotServingError, Unavailab
 from services.common.jetstream import DEPENDENCY as NATS
 from services.common.topics import InvalidTopicError, validate_topic_name
 from services.router import members
-from services.router.domain.columns import CLEAN_SESSION, LOGGED, RETAIN, Columns, ColumnsBuilder
+from services.router.domain.columns import CLEAN_SESSION, LOGGED, REPEATED, RETAIN, Columns, ColumnsBuilder
 from services.router.router import Router
 from weimq.router.v1 import router_pb2
 
@@ -197,6 +197,9 @@ def columns_of(messages: Sequence[Checked], sequences: list[int]) -> Columns:
             client_id=message.client_id,
             sequence=sequence,
             payload=message.payload,
-            flags=message.qos | (RETAIN if message.retain else 0) | (CLEAN_SESSION if message.clean_session else 0),
+            flags=message.qos
+            | REPEATED  # callers may repeat a call, also one to the process before this one
+            | (RETAIN if message.retain else 0)
+            | (CLEAN_SESSION if message.clean_session else 0),
         )
     return builder.build()

@@ -205,7 +205,7 @@ class Retained:
         subject = subjects.retained_subject(write.instance_id, write.topic)
         if subjects.needs_topic_header(subject):
             headers[subjects.TOPIC_HEADER] = subjects.encode_topic(write.topic)
-        self._streams.write(log, write.instance_id, subject, payload, "", header_lines(headers), write)
+        self._streams.write(log, write.instance_id, subject, payload, "", header_lines(headers), write, False)  # noqa: FBT003 - hot path
 
     def _over_quota(self, instance_id: str) -> None:
         self.over_quota_messages += 1

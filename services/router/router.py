@@ -20,17 +20,18 @@ from collections.abc import Callable
 from services.common.errors import StreamContractError
 from services.common.sharding import router_of
 from services.router.delivery import Delivery
-from services.router.domain.columns import LOGGED, P2P, QOS, RETAIN, RUN, Columns
+from services.router.domain.columns import LOGGED, P2P, QOS, REPEATED, RETAIN, RUN, Columns
 from services.router.domain.routing import Route, Routing
 from services.router.edge_link import EdgeLink
 from services.router.full_logs import FullLogs
 from services.router.interests import Interests, check_filter
 from services.router.kept import Kept
-from services.router.ports import DeadLetter, Log, Source
+from services.router.log_reports import LogReports
+from services.router.ports import Log, Source
 from services.router.pressure import Pressure
 from services.router.publication import HeaderLines, Publication, columns_of
 from services.router.queries import Answers, Query
-from services.router.retained import Retained, RetainedWrite
+from services.router.retained import Retained
 from services.router.shards import Shards
 from services.router.shares import Shares
 from services.router.short_way import ShortWay
@@ -91,6 +92,15 @@ class Router:
         self._delivery = Delivery(
             edges=self._edges, kept=kept, retained=retained, shares=self.shares, pressure=self.pressure
         )
+        self.reports = LogReports(
+            routing=self._routing,
+            shards=shards,
+            kept=kept,
+            retained=retained,
+            delivery=self._delivery,
+            pressure=self.pressure,
+        )
+        """Takes what the log reports."""
         self.full_logs = FullLogs(self.edges)
         """Logs whose publishers wait."""
         self._log: Log | None = None
@@ -101,8 +111,6 @@ class Router:
         """Messages to be routed."""
         self.kept_messages = 0
         """Messages without a log that were written for sessions."""
-        self.refused_messages = 0
-        """Messages that a log can never store; delivered and acknowledged all the same."""
         self.unlogged_messages = 0
         """Messages of QoS 0 that were not written to their log while NATS was away."""
 
@@ -110,7 +118,7 @@ class Router:
         """Route what waits, and from now on what comes.
 
         Args:
-            log: calls `stored` and `failed`; made with `STREAM_TOKENS`.
+            log: calls `reports`; made with `STREAM_TOKENS`.
         """
         self._log = log
         self.pressure.begin(log)
@@ -242,52 +250,6 @@ class Router:
         if edge.is_congested:
             self.pressure.confirmed(edge)
 
-    def stored(self, token: object, sequence: int, _is_duplicate: bool) -> None:  # noqa: FBT001 - LogWriter's
-        """Deliver a message that its log has, also when the log had it before: its edge did not hear of it."""
-        if isinstance(token, Publication):
-            self._route_stored(token, sequence)
-        elif isinstance(token, RetainedWrite):
-            self._retained.stored(token)
-        elif isinstance(token, DeadLetter):
-            token.stored()
-        self.pressure.stored()
-
-    def failed(self, token: object, _reason: str) -> None:
-        """Deliver a message that no log can ever store (too large): trying again changes nothing.
-
-        Who is connected gets it from the edge; shards hear of it, since it is lost for those who are not.
-        """
-        self.refused_messages += 1
-        if isinstance(token, Publication):
-            self._route_stored(token, 0)
-        elif isinstance(token, RetainedWrite):
-            self._retained.failed(token)
-        elif isinstance(token, DeadLetter):
-            token.stored()
-
-    def _route_stored(self, publication: Publication, log_sequence: int) -> None:
-        if publication.in_kept:
-            self._kept.streams.done(publication.instance_id)
-        if publication.is_kept_p2p:
-            instance_id, topic = publication.instance_id, publication.topic
-            # One that could not be stored goes to the receiver's edge, too.
-            edges = () if log_sequence else self._routing.route(instance_id, topic, is_p2p=True).legs
-            route = self._shards.kept_route(instance_id, topic, edges)
-        else:
-            route = self._routing.route(publication.instance_id, publication.topic, is_p2p=publication.is_p2p)
-        if publication.shown_topic:
-            route = route.shown_as(publication.shown_topic)
-        self._delivery.deliver(
-            publication.source,
-            route,
-            publication.payload,
-            publication.qos,
-            publication.sequence,
-            publication.retained_by,
-            publication.in_kept,
-            log_sequence,
-        )
-
     def _ask(self, edge: EdgeLink, query: router_pb2.RetainedQuery) -> None:
         if not query.query_id or query.query_id in edge.targets:
             raise StreamContractError("a query has a positive id that no target has", rule="retained_queries")
@@ -369,23 +331,32 @@ class Router:
                     publication = Publication(
                         source, route, payload, qos, sequence, retained_by, topic_flag, in_kept, shown_topic
                     )
-                self._write(log, route, payload, message_id, lines, publication)
+                self._write(log, route, payload, message_id, lines, publication, flag & REPEATED != 0)
                 if qos:
-                    continue  # `stored` delivers it
+                    continue  # `reports` delivers it
             if shown_topic:
                 route = route.shown_as(shown_topic)
             deliver(source, route, payload, qos, sequence, retained_by)
 
     def _write(
-        self, log: Log, route: Route, payload: bytes, message_id: str, lines: bytes, publication: Publication | None
+        self,
+        log: Log,
+        route: Route,
+        payload: bytes,
+        message_id: str,
+        lines: bytes,
+        publication: Publication | None,
+        may_repeat: bool,  # noqa: FBT001 - hot path
     ) -> None:
         if publication is not None and publication.in_kept:
             self.kept_messages += 1
             subject = self._kept.subject(route.instance_id)
-            self._kept.streams.write(log, route.instance_id, subject, payload, message_id, lines, publication)
+            self._kept.streams.write(
+                log, route.instance_id, subject, payload, message_id, lines, publication, may_repeat
+            )
             self.pressure.written(publication.source)
             return
-        log.write_lines(route.subject, payload, message_id, lines, publication)
+        log.write_lines(route.subject, payload, message_id, lines, publication, may_repeat)
 
     def _route(self, columns: Columns, index: int) -> Route:
         instance_id = columns.instances[columns.topic_instances[index]]

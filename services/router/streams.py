@@ -53,7 +53,15 @@ class StreamMaker:
         return stream.pending if stream is not None else 0
 
     def write(  # noqa: D417 - the others are those of the log
-        self, log: Log, instance_id: str, subject: str, payload: bytes, message_id: str, lines: bytes, token: object
+        self,
+        log: Log,
+        instance_id: str,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        lines: bytes,
+        token: object,
+        may_repeat: bool,  # noqa: FBT001 - hot path
     ) -> None:
         """Write a message to the stream of an instance.
 
@@ -69,7 +77,7 @@ class StreamMaker:
             self._wake.set()
         if not stream.exists:
             log.probe(subject)
-        log.write_lines(subject, payload, message_id, lines, token)
+        log.write_lines(subject, payload, message_id, lines, token, may_repeat)
 
     def done(self, instance_id: str) -> None:
         """Note that a message is stored, or never will be."""

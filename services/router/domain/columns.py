@@ -13,8 +13,9 @@ KEPT_IF_OFFLINE = 4
 
 QOS = 3
 RETAIN = 4
+REPEATED = 8
 CLEAN_SESSION = 16
-"""Flags of a message."""
+"""Flags of a message; `REPEATED`: it may be in its log already."""
 
 KEPT_P2P = 8
 WANTS_RECEIPT = 16

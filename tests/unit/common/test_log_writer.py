@@ -14,7 +14,9 @@ from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, StreamConfig
 
 from services.common import jetstream
-from services.common.log_writer import MAX_CONTROL_LINE, LogWriter
+from services.common.log_lanes import MAX_CONTROL_LINE
+from services.common.log_wire import header_lines
+from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 from services.common.runtime import background, first_of
 from services.common.settings import Secret
@@ -85,8 +87,15 @@ def reports(request: pytest.FixtureRequest) -> Reports:
     return Reports(is_ours=request.param)
 
 
-def put(writer: LogWriter, stream: str, number: int) -> None:
-    writer.write(f"t.{stream}.{number % 7}", b"%d" % number, {"Nats-Msg-Id": f"{stream}-{number}"}, (stream, number))
+def put(writer: LogWriter, stream: str, number: int, *, may_repeat: bool = False) -> None:
+    writer.write_lines(
+        f"t.{stream}.{number % 7}",
+        b"%d" % number,
+        f"{stream}-{number}",
+        header_lines({"clientId": "c"}),
+        (stream, number),
+        may_repeat,
+    )
 
 
 @pytest.mark.asyncio
@@ -482,6 +491,44 @@ async def test_sequences_are_right_when_others_write_all_the_same(nats_url: str)
         places = dict(await positions(client, name))
         assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(3000)]
         assert len(places) == 3100
+
+
+@pytest.mark.asyncio
+async def test_late_message_of_the_process_before_does_not_make_up_for_a_repeat(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports(is_ours=True)
+    async with connected(nats_url) as client, connected(nats_url) as other:
+        await add_stream(client, name)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            put(writer, name, 0)
+            await until(lambda: not writer.backlog_messages)
+            await other.jetstream().publish(f"t.{name}.x", b"2", headers={"Nats-Msg-Id": f"{name}-2"})
+            for number in range(1, 50):  # the second one was on its way in the process before
+                put(writer, name, number, may_repeat=number == 2)
+            await until(lambda: not writer.backlog_messages)
+        places = dict(await positions(client, name))
+        assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(50)]
+        assert len(places) == 50
+
+
+@pytest.mark.asyncio
+async def test_repeats_between_new_messages_stop_no_groups(nats_url: str) -> None:
+    name = unique("s")
+    reports = Reports(is_ours=True)
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = reports.writer(client)
+        async with background(writer.run()):
+            put(writer, name, 0)
+            put(writer, name, 1)
+            await until(lambda: not writer.backlog_messages)
+            for number in range(2, 500):
+                put(writer, name, 1 if number == 100 else number, may_repeat=number == 100)
+            await until(lambda: not writer.backlog_messages)
+        assert not writer.failures
+        places = dict(await positions(client, name))
+        assert [entry[1] for entry in reports.stored] == [places[entry[0][1]] for entry in reports.stored]  # type: ignore[index]
 
 
 @pytest.mark.asyncio

@@ -98,7 +98,9 @@ class FakeLog:
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
         raise AssertionError(subject)
 
-    def write_lines(self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object) -> None:
+    def write_lines(
+        self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object, may_repeat: bool
+    ) -> None:
         assert isinstance(token, RetainedWrite)
         assert not message_id
         headers = dict(line.split(": ", 1) for line in lines.decode().splitlines())

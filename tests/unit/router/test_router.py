@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from services.common.errors import StreamContractError
+from services.router.domain.columns import LOGGED
 from services.router.edge_link import EdgeLink
 from services.router.kept import Kept
+from services.router.publisher import Checked, ExternalPublisher
 from services.router.retained import Retained
 from services.router.router import Router
 from services.router.shards import Shards
@@ -15,6 +17,7 @@ from weimq.router.v1 import router_pb2
 HIGH = 10_000
 LOW = 5_000
 RETAIN = 4
+REPEATED = 8
 RUN = 32
 
 
@@ -24,6 +27,7 @@ class FakeLog:
     def __init__(self) -> None:
         self.is_connected = True
         self.written: list[tuple[bytes, object]] = []
+        self.repeats: list[bytes] = []
 
     @property
     def backlog_bytes(self) -> int:
@@ -38,13 +42,17 @@ class FakeLog:
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
         self.written.append((payload, token))
 
-    def write_lines(self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object) -> None:
+    def write_lines(
+        self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object, may_repeat: bool
+    ) -> None:
+        if may_repeat:
+            self.repeats.append(payload)
         self.written.append((payload, token))
 
     def store(self, router: Router) -> None:
         _, token = self.written.pop(0)
         if token is not None:
-            router.stored(token, 1, False)
+            router.reports.stored(token, 1, False)
 
 
 def new_router(shards: Shards | None = None, high_bytes: int = HIGH, low_bytes: int = LOW) -> Router:
@@ -194,8 +202,8 @@ def test_message_that_the_log_can_never_store_is_delivered_all_the_same(router: 
     subscribe(subscriber, 1, "a")
     publish(publisher, b"too long a topic", is_logged=True)
     _, token = log.written.pop()
-    router.failed(token, "too large")
-    assert router.refused_messages == 1
+    router.reports.failed(token, "too large")
+    assert router.reports.refused_messages == 1
     frame = sent(subscriber)
     assert frame.deliveries.payloads == [b"too long a topic"]
     subscriber.link._drop_confirmed(frame.frame)
@@ -366,3 +374,13 @@ def test_a_run_that_breaks_the_contract_is_refused(router: Router, changed: dict
     with pytest.raises(StreamContractError):
         publish_run(edge, **changed)
     assert edge.link.confirmed_through == 0
+
+
+def test_log_is_told_what_it_may_have_already(router: Router, log: FakeLog) -> None:
+    edge = join(router, "e")
+    publish(edge, b"new", is_logged=True)
+    publish(edge, b"again", qos=1 | REPEATED, is_logged=True, sequence=2)
+    message = router_pb2.PublishedMessage(instance_id="i", topic="a", payload=b"called", qos=1, message_id="m")
+    ExternalPublisher(router).begin([Checked(message, LOGGED)])
+    assert [payload for payload, _ in log.written] == [b"new", b"again", b"called"]
+    assert log.repeats == [b"again", b"called"]
