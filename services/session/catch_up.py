@@ -223,22 +223,28 @@ class CatchUp:
         states: list[StreamState] = []
         while True:
             request = json.dumps({"offset": len(states), "subject": subject}).encode()
-            asked_ms = self._clock.now_ms()
             answer = await self._client.request("$JS.API.STREAM.LIST", request, timeout=CALL_S)
             page: dict[str, Any] = json.loads(answer.data)
             if "error" in page:
                 raise UnavailableError(f"list of streams: {page['error']}", dependency="nats")
             streams = page.get("streams") or []
             if streams and (timestamp := streams[0].get("ts")):
-                self._compare_clocks(timestamp, asked_ms)
+                self._compare_clocks(timestamp)
             states.extend(
                 StreamState(each["config"]["name"], each["created"], each["state"]["last_seq"]) for each in streams
             )
             if not streams or len(states) >= page["total"]:
                 return states
 
-    def _compare_clocks(self, timestamp: str, asked_ms: int) -> None:
-        """Note how far NATS's clock, by which logs tell the time, is from ours, by which subscriptions do."""
-        self._ahead_ms = time_ms_of(timestamp) - (asked_ms + self._clock.now_ms()) // 2
+    def _compare_clocks(self, timestamp: str) -> None:
+        """Note how far NATS's clock, by which logs tell the time, is from ours, by which subscriptions do.
+
+        At the least: NATS may have written its time long ago. What seems older than a subscription would be lost, what
+        seems newer is a message more.
+        """
+        told_ms = time_ms_of(timestamp)
+        if told_ms <= 0:
+            return  # a server that knows no time
+        self._ahead_ms = told_ms - self._clock.now_ms()
         if abs(self._ahead_ms) > MAX_APART_MS:
             logger.warning("the clocks of NATS and of this machine differ", extra={"ahead_ms": self._ahead_ms})

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 from grpc import aio
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import api
 
 from services.auth.streams import Streams
@@ -342,7 +343,7 @@ async def test_clocks_that_differ_hide_nothing_from_a_rebuilt_shard(
     async with mesh.serving(), mesh.edge() as edge:
         first = await connected(edge)
         await mesh.publish("demo/a", b"before the subscription")
-        await asyncio.sleep(1.1)  # what may be taken for later
+        await asyncio.sleep(2.1)  # what may be taken for later
         await subscribed(edge, first, "demo/#")
         edge.disconnect(first)
         await until(lambda: edge.is_confirmed)
@@ -354,6 +355,28 @@ async def test_clocks_that_differ_hide_nothing_from_a_rebuilt_shard(
         await until(lambda: edge.deliveries)
         await mesh.publish("demo/a", b"last")
         await until(lambda: edge.payloads(channel_id) == [b"after it", b"last"])
+
+
+async def test_a_late_answer_of_nats_does_not_make_messages_older(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        first = await connected(edge)
+        await subscribed(edge, first, "demo/#")
+        edge.disconnect(first)
+        await until(lambda: edge.is_confirmed)
+        await mesh.publish("demo/a", b"at once")
+    for path in mesh.data.iterdir():
+        path.unlink()
+    request = Client.request
+
+    async def late(client: Client, subject: str, *args: Any, **options: Any) -> Msg:
+        if subject.endswith("STREAM.LIST"):
+            await asyncio.sleep(4)
+        return await request(client, subject, *args, **options)
+
+    monkeypatch.setattr(Client, "request", late)
+    async with mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await until(lambda: edge.payloads(channel_id) == [b"at once"])
 
 
 @pytest.mark.parametrize("clean_receiver", [True, False])
@@ -702,6 +725,30 @@ async def test_sessions_of_a_deleted_instance_are_gone(mesh: Mesh, monkeypatch: 
         for number, is_present in enumerate((False, True, False)):
             channel_id = await connected(edge, f"GID_Test@@@{number}")
             assert edge.decisions[channel_id].session_present == is_present
+
+
+async def test_a_mark_of_the_past_costs_no_session(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance may have no persistent session when it is deleted, and get some when it is made again."""
+    monkeypatch.setattr(deleted_instances, "POLL_S", 0.1)
+    other = pb.ListSessionsRequest(instance_id="other")
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
+        await Streams(client).delete_of_instance("other")
+
+        async def until_looked() -> None:
+            await subscribed(edge, await connected(edge), "demo/#")
+            await Streams(client).delete_of_instance(INSTANCE)
+            await until(lambda: not edge.openings)
+
+        for _ in range(2):  # what is seen of an instance may be from the middle of a round
+            await until_looked()
+        again = SessionEdge(mesh.channel, TOKEN, "other", "edge-2")
+        async with background(again.run()):
+            await until(lambda: again.links)
+            await subscribed(again, await connected(again), "demo/#")
+            for _ in range(2):
+                await until_looked()
+            assert len((await mesh.sessions.ListSessions(other)).sessions) == 1
+            assert again.openings, "it was told to close it"
 
 
 async def until_kept(mesh: Mesh, client_id: str, count: int) -> None:
