@@ -5,16 +5,20 @@ already against it: started again on a disk half full of its own messages, it re
 write has failed, that stream takes nothing until the next start. So the limit is what the disk has room for, a reserve
 below its end: at the limit JetStream refuses messages, and takes them again by itself when there is room. It rises with
 the room there is; lowering it takes a start of NATS, so when others fill the disk a write fails, and NATS is restarted
-as soon as there is room.
+as soon as there is room. Should a write fail again soon after that, it is something else than room that is missing, and
+the next restart waits, longer each time.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,9 @@ LOOK_S = 5.0
 MOST_RESERVE = 256 << 20
 LEAST_LIMIT = 1 << 20
 REQUEST_S = 5.0
+FIRST_PAUSE_S = 15.0
+LAST_PAUSE_S = 3_600.0
+"""How long after a restart of NATS the next one waits: twice as long each time, unless all was well in between."""
 _WRITE_ERROR = "write error"
 """Part of what NATS's health says about a stream that takes nothing any more."""
 
@@ -61,15 +68,26 @@ class Storage:
         directory: of the mesh.
         store: JetStream's directory.
         limit_bytes: what the server was told at its start; None: nothing.
+        monotonic_s: tells the time.
     """
 
-    def __init__(self, directory: DataDir, store: Path, limit_bytes: int | None) -> None:
+    def __init__(
+        self,
+        directory: DataDir,
+        store: Path,
+        limit_bytes: int | None,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic_s = monotonic_s
         self._directory = directory
         self._store = store
         self.limit_bytes = limit_bytes
         """What the server should be told."""
         self._is_short = False
         self._is_broken = False
+        self._restart_at = -math.inf  # the earliest time of the next one
+        self._pause_s = FIRST_PAUSE_S
 
     async def look(self, client: Client) -> None:
         """Take a look at disk and server; a new `limit_bytes` is for the caller to tell.
@@ -107,10 +125,14 @@ class Storage:
     def _restart(self, fault: str) -> None:
         run = run_file.read_running(self._directory)
         pid = run.pids.get("nats") if run is not None else None
-        if pid:
+        now = self._monotonic_s()
+        if pid and now >= self._restart_at:
             logger.warning("a write of NATS had failed and there is room now: it is restarted", extra={"error": fault})
+            was_well = now > self._restart_at + self._pause_s
+            self._pause_s = FIRST_PAUSE_S if was_well else min(2 * self._pause_s, LAST_PAUSE_S)
+            self._restart_at = now + self._pause_s
             os.kill(pid, signal.SIGTERM)  # `weimq up` starts it again
-        elif not self._is_broken:
+        elif not pid and not self._is_broken:
             self._is_broken = True
             logger.warning("a write of NATS had failed: restart it now that there is room", extra={"error": fault})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -149,3 +151,30 @@ async def test_nats_whose_write_failed_is_restarted_when_there_is_room(
     assert [record.message for record in caplog.records] == [
         "a write of NATS had failed: restart it now that there is room"
     ]
+
+
+@pytest.mark.asyncio
+async def test_restarts_become_rare_when_they_do_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write may fail with room on the disk: for its permissions, or since the disk is broken."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Disk(100 * GB, GB))
+
+    async def ask(_client: object, what: str) -> dict[str, Any]:
+        return {"storage": 1} if what == "JSZ" else {"error": "JetStream stream 'a' write error: permission denied"}
+
+    now = 0.0
+    restarts: list[float] = []
+    running = run_file.Run(supervisor_pid=1, sockets="", endpoints={}, pids={"nats": 2})
+    monkeypatch.setattr(nats_storage, "_ask", ask)
+    monkeypatch.setattr(run_file, "read_running", lambda _data: running)
+    monkeypatch.setattr(os, "kill", lambda _pid, _signal: restarts.append(now))
+    storage, client = Storage(DataDir(tmp_path), tmp_path, None, monotonic_s=lambda: now), Client()
+    for now in range(0, 20_000, 5):  # noqa: B007 - the clock
+        await storage.look(client)
+    pauses = [after - before for before, after in itertools.pairwise(restarts)]
+    assert restarts[0] == 0
+    assert pauses[:10] == [15, 30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
+    now = 60_000.0  # all was well meanwhile
+    for _ in range(2):
+        await storage.look(client)
+        now += 15
+    assert restarts[-2:] == [60_000, 60_015]
