@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class Readiness:
         for listener in self._listeners:
             listener()
 
-    async def wait(self) -> None:
-        """Wait until nothing is missing."""
+    async def wait(self, *, besides: Collection[str] = ()) -> None:
+        """Wait until nothing is missing, `besides` what the caller itself will bring."""
         changed = asyncio.Event()
         self._listeners.append(changed.set)
-        while self._missing:
+        while self._missing.difference(besides):
             await changed.wait()
             changed.clear()
 

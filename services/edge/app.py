@@ -29,6 +29,9 @@ from services.edge.session_link import SessionLink
 from services.edge.settings import EdgeSettings
 from services.edge.tokens import UPLOAD_TOKEN
 
+_LISTENERS = "listeners"
+"""What the edge itself brings: healthy, it answers on its ports."""
+
 
 def _register(_server: aio.Server) -> list[str]:
     return []  # health and reflection only: the edge calls, nobody calls it
@@ -39,7 +42,7 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
     specs(settings)  # refuses settings that do not fit, before anything starts
     session_names = names("session", len(settings.session))
     router_names = names("router", len(settings.router))
-    readiness = Readiness("auth", *session_names, *router_names)
+    readiness = Readiness("auth", *session_names, *router_names, _LISTENERS)
     incarnation = secrets.token_hex(8)
     hub = Hub(asyncio.get_running_loop())
     hub.commands.add(ENABLE_ORDER, ordering.enable)
@@ -111,8 +114,9 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
 
         await enter(background(watch.run(), auth.run(), *(link.run() for link in links)))
         # Clients that come before could only be refused.
-        await unless_stopped(stop, readiness.wait())
+        await unless_stopped(stop, readiness.wait(besides={_LISTENERS}))
         async with listening(settings, hub, is_idle):
+            readiness.mark(_LISTENERS, present=True)
             await stop.wait()
         for link in links:
             link.say_goodbye()

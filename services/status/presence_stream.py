@@ -59,8 +59,12 @@ class PresenceStream(Response):
         except DomainError as error:
             if not self._is_begun:
                 raise
-            await self._write(send, {"message": str(error)})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SIGN_OF_LIFE_S):
+                    await self._write(send, {"message": str(error)})
+        with contextlib.suppress(TimeoutError):  # else a caller that does not read would hold it for ever
+            async with asyncio.timeout(SIGN_OF_LIFE_S):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, send: Send, values: dict[str, Any] | None) -> None:
         if not self._is_begun:

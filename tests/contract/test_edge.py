@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.common.healthcheck import is_serving
 from services.edge.connection import Connection
 from services.edge.mqtt import packets
+from services.edge.server import listening
 from tests.support.edge_world import until, world
 from weimq.router.v1 import router_pb2
 from weimq.session.v1 import session_pb2
@@ -28,6 +34,24 @@ async def test_a_client_gets_in_and_out() -> None:
         assert closing.connection.channel_id == w.session.openings[0].connection.channel_id
         assert closing.connection.connect_time_ms
         await until(lambda: not w.router.targets)
+
+
+async def test_healthy_means_that_it_answers_on_its_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"unix:{tmp_path}/edge.sock"
+    before: list[bool] = []
+
+    @contextlib.asynccontextmanager
+    async def late(*args: Any) -> AsyncGenerator[object]:
+        before.extend([await is_serving(address) for _ in range(5)])
+        async with listening(*args) as ports:
+            yield ports
+
+    monkeypatch.setattr("services.edge.app.listening", late)
+    async with world(grpc_listen=(address,)):
+        assert before == [False] * 5
+        async with asyncio.timeout(20):
+            while not await is_serving(address):
+                pass
 
 
 @pytest.mark.spec("MQTT-3.2.2-5")
