@@ -83,10 +83,11 @@ class Outbox(Generic[C]):
         batch = self._batch
         if not batch.delivery_ids:
             self._wake()
-        message = batch.message_index.get(delivery_id)
+        key = delivery_id if topic else ~delivery_id  # what is gone for one session may be there for another
+        message = batch.message_index.get(key)
         size = OVERHEAD_BYTES
         if message is None:
-            message = batch.message_index[delivery_id] = len(batch.payloads)
+            message = batch.message_index[key] = len(batch.payloads)
             topic_index = batch.topic_index.get(topic)
             if topic_index is None:
                 topic_index = batch.topic_index[topic] = len(batch.topic_index)
