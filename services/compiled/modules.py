@@ -16,6 +16,7 @@ MODULES = (
     "services.edge.columns",
     "services.edge.commands",
     "services.edge.connection",
+    "services.edge.entrance",
     "services.edge.hub",
     "services.edge.mqtt.*",
     "services.edge.policy",

@@ -1,8 +1,7 @@
 """One client connection: drives the MQTT machine with a transport on one side and the services on the other.
 
-Life: CONNECT -> auth (grant) -> session service (admission) -> router (P2P target) -> CONNACK 0. Each step
-calls back; there is no task per connection. `close` is final: answers that come later are ignored, and the session
-service is told exactly once.
+`entrance` lets it in, `wire` reads and writes; here is what its packets mean, and its end. `close` is final: answers
+that come later are ignored, and the session service is told exactly once.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from typing_extensions import override
 
 from services.edge import liveness, reasons
 from services.edge.commands import CommandError
+from services.edge.entrance import Entrance
 from services.edge.hub import Hub
 from services.edge.mqtt.events import Acknowledged, Event, Failed
 from services.edge.mqtt.machine import Limits, State
@@ -30,30 +29,23 @@ from services.edge.mqtt.packets import (
     Unsubscribe,
     Will,
 )
-from services.edge.persistent import Ending, KeptDeliveries, PersistentSubscriptions
-from services.edge.policy import Permissions
-from services.edge.ports import Access, Sessions, StoredSession
+from services.edge.persistent import Ending
 from services.edge.purge import purge
 from services.edge.receipts import Receipt
 from services.edge.stall import StallClock
-from services.edge.subscriptions import Subscriptions
-from services.edge.throttle import Throttle, throttle_of
+from services.edge.throttle import throttle_of
 from services.edge.tokens import READ, UPLOAD_TOKEN, WRITE
 from services.edge.transports.layer import CLOSED_TRANSPORT
-from services.edge.wire import Wire
 
 logger = logging.getLogger(__name__)
 
-LEVEL_OF_31 = 3
 MAX_LOOK_S = 5.0
 """How long a connection may go without a look at its rates and its stalled deliveries."""
 KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 
 
-class Connection(Wire):
+class Connection(Entrance):
     """A client of this edge; an asyncio protocol by its methods."""
-
-    __deletable__ = ("_subscriptions",)  # for mypyc
 
     def __init__(
         self,
@@ -69,19 +61,7 @@ class Connection(Wire):
         self._stall_clock = StallClock(slow_consumer_s)
         self._look_s = min(MAX_LOOK_S, slow_consumer_s / 2)
         self._admission_deadline = loop.time() + connect_timeout_s
-        self.channel_id = secrets.token_hex(16)
-        self.client_id = ""
-        self.instance_id = ""
-        self._grant: Permissions
-        self._sessions: Sessions
         self._ending: Ending | None = None
-        self._unrestored: Sequence[tuple[str, int]] = ()
-        self._clean_session = True
-        self._will: Will | None = None
-        self._is_announced = False
-        self._throttle: Throttle | None = None
-        self._target_id = 0
-        self._subscriptions: Subscriptions
         self.oversized_count = 0
         """Publications that were acknowledged and dropped because their payload is too large."""
 
@@ -114,6 +94,7 @@ class Connection(Wire):
 
     # --- packets -------------------------------------------------------------------------------
 
+    @override
     def _handle(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Publish):
@@ -142,18 +123,6 @@ class Connection(Wire):
             self.close(reasons.CLIENT_DISCONNECT)
         elif isinstance(event, Failed):
             self._on_failed(event)
-
-    def _on_connect(self, packet: Connect) -> None:
-        self._hub.strangers.leave(self)
-        self._clean_session = packet.clean_session
-        self._will = packet.will
-        self.client_id = packet.client_id
-        if not packet.client_id and (packet.protocol_level == LEVEL_OF_31 or not packet.clean_session):
-            # [MQTT-3.1.3-8]; MQTT 3.1 has no empty client id
-            self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "an empty client id")
-            return
-        self._pause()
-        self._hub.auth.authenticate(self, packet)
 
     def _on_publish(self, packet: Publish) -> None:
         rule = self._grant.publish_rule(packet.topic)
@@ -220,91 +189,6 @@ class Connection(Wire):
         self._hub.credentials.deny(self, needed, topic)
 
     # --- answers of the services ---------------------------------------------------------------
-
-    @override
-    def on_authenticated(self, access: Access | None, return_code: int, reason: str) -> None:
-        """Auth answered; see `ports.Client`."""
-        if self._closed:
-            return
-        if access is None:
-            self._refuse(return_code, reason)
-            return
-        self._grant = grant = self._hub.credentials.enter(self, access)
-        is_held = self._hub.credentials.is_held(self)
-        self.instance_id = grant.instance.instance_id
-        if not self.client_id:
-            self.client_id = f"auto-{secrets.token_hex(12)}"  # [MQTT-3.1.3-6]
-        will_rule = None
-        if self._will is not None:
-            will_rule = grant.publish_rule(self._will.topic)
-            if will_rule is None and not is_held:
-                self._refuse(ConnectReturnCode.NOT_AUTHORIZED, "the will's topic may not be published to")
-                return
-        self._is_announced = True
-        self._hub.by_channel[self.channel_id] = self
-        self._sessions = self._hub.sessions.of(self.instance_id, self.client_id)
-        self._deliveries = KeptDeliveries(self, self._machine, self._sessions)
-        # Not before: who never gets here would be a cycle, and strangers that end by the thousand are freed one by one.
-        if self._clean_session:
-            self._subscriptions = Subscriptions(self._hub, self)
-        else:
-            self._subscriptions = PersistentSubscriptions(
-                self._hub, self, self._sessions, keeps_qos2=grant.instance.is_standard
-            )
-        self._sessions.open(
-            self,
-            instance=grant.instance,
-            clean_session=self._clean_session,
-            is_held=is_held,
-            will=self._will,
-            will_rule=will_rule,
-            publisher=access.publisher(self._will.topic if self._will is not None else ""),
-        )
-
-    @override
-    def on_admitted(self, session: StoredSession | None) -> None:
-        """The session service answered; see `ports.Client`."""
-        if self._closed:
-            return
-        if session is None:
-            self._is_announced = False
-            self._let_go()
-            self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "the client id is in use")
-            return
-        if session.identifiers is not None:  # should it end before CONNACK, the next connection has them again
-            self._deliveries.restore(session.identifiers)
-        self._target_id = self._hub.add_client(self)
-        self._unrestored = session.subscriptions
-        self._restore()
-        self._hub.router.notify(functools.partial(self._on_routed, session))
-
-    def _restore(self) -> None:
-        """Go on with the subscriptions of the session, once the client has a token by which they can be judged."""
-        subscriptions = self._subscriptions
-        if isinstance(subscriptions, PersistentSubscriptions) and self._hub.credentials.may_read(self):
-            stored, self._unrestored = self._unrestored, ()
-            subscriptions.restore(stored, self._grant)
-
-    def _on_routed(self, session: StoredSession) -> None:
-        """Answer CONNACK: the routers know the client and its subscriptions."""
-        if self._closed:
-            return
-        self._is_admitted = True
-        self.look_at = 0.0  # its keep-alive may be shorter than what it had till now
-        self._hub.strangers.release(self)
-        self._throttle = throttle_of(self._grant.instance, None, self._loop.time())
-        state = self._machine.session
-        events = self._machine.accept(self._loop.time(), session_present=session.is_present, session=state)
-        self._deliver_early()
-        if self._closed:
-            return
-        logger.info(
-            "client connected",
-            extra={"client_id": self.client_id, "address": self.address, "channel_id": self.channel_id},
-        )
-        self.resume()
-        self._handle(events)
-        self._mark_dirty()
 
     def _on_subscribed(self, packet_identifier: int, codes: list[int]) -> None:
         """Answer SUBACK: the routers know the filters."""
@@ -402,12 +286,6 @@ class Connection(Wire):
             publication = Publish(will.topic, will.payload, will.qos, will.retain, False, 0)  # noqa: FBT003 - DUP
             self._hub.router.publish(self, rule, publication, self._clean_session)
 
-    def _refuse(self, return_code: int, reason: str) -> None:
-        who = {"client_id": self.client_id, "address": self.address}
-        logger.info("client refused", extra={**who, "return_code": int(return_code), "reason": reason})
-        self._machine.refuse(return_code)
-        self.close(reasons.NOT_AUTHORIZED)
-
     @override
     def close(self, reason: int) -> None:
         """End the connection after what is to be sent was sent; the first reason counts."""
@@ -448,11 +326,6 @@ class Connection(Wire):
         self._hub.by_channel.pop(self.channel_id, None)
         self._sessions.close(self, reason, self._machine.session.identifiers())
         self._let_go()
-
-    def _let_go(self) -> None:
-        """Drop what refers to the connection, so that it is freed at once and not by a collection of garbage."""
-        del self._subscriptions
-        del self._deliveries
 
 
 def _no_answer() -> None:
