@@ -17,6 +17,7 @@ that outlives the stream:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
@@ -168,6 +169,8 @@ class Link(Generic[S, R]):
         raise LinkBrokenError("the stream ended")
 
     async def _send(self, write: Callable[[S], Awaitable[None]]) -> None:
+        clock = asyncio.get_running_loop().time
+        told, due = -1, 0.0  # what was told when the time of the confirmation that is to follow began, and its end
         while True:
             self._wake.clear()
             while (message := self._next_message()) is not None:
@@ -176,12 +179,15 @@ class Link(Generic[S, R]):
                     self._gathers = False
                     await asyncio.sleep(GATHER_S)
             if self._told_through == self.confirmed_through:
+                told = -1
                 await self._wake.wait()
                 continue
-            try:
-                async with asyncio.timeout(LAZY_S):
+            if told != self._told_through:
+                told, due = self._told_through, clock() + LAZY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
                     await self._wake.wait()
-            except TimeoutError:
+            if clock() >= due:  # however often the link was woken up
                 self._is_awaited = True
 
     def _next_message(self) -> S | None:

@@ -164,6 +164,25 @@ async def test_a_confirmation_that_nobody_waits_for_goes_by_itself_in_the_end(mo
 
 
 @pytest.mark.asyncio
+async def test_a_sender_that_may_send_nothing_confirms_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "HEARTBEAT_S", 60)
+    monkeypatch.setattr(link_module, "LAZY_S", 0.5)
+    a, b = End(), End(window_bytes=0)
+    b.link._take = lambda frame: b.link.confirm(frame.frame, lazily=True)
+    confirmed = asyncio.Event()
+    a.link._confirmed = lambda _: confirmed.set()
+
+    async def keep_writing() -> None:
+        while True:
+            b.send(1)
+            await asyncio.sleep(0)
+
+    a.send(1)
+    await first_of(Wire().run(a, b), keep_writing(), asyncio.wait_for(confirmed.wait(), 10))
+    assert confirmed.is_set()
+
+
+@pytest.mark.asyncio
 async def test_under_load_more_gathers_for_the_next_frame() -> None:
     end = End()
     loop = asyncio.get_running_loop()
