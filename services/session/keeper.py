@@ -20,6 +20,7 @@ from services.common.sharding import shard_of
 from services.session import stored, subscriptions
 from services.session.announcer import Announcer
 from services.session.clock import Clock
+from services.session.domain.changes import Checkpoint
 from services.session.domain.fanout import Locate
 from services.session.domain.positions import Met, sequence_of
 from services.session.domain.sessions import Log, Session
@@ -106,6 +107,7 @@ class Keeper:
         self._reader: LogReader | None = None
         self._announcer: Announcer | None = None
         self._files: Files | None = None
+        self._unstored: Checkpoint | None = None  # taken from the changes; without it no later one may be stored
         self._waiters: list[Waiter] = []
         self._cache: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
         self._cached_bytes = 0
@@ -286,21 +288,26 @@ class Keeper:
         if not self._has_early():
             waiters, self._waiters = self._waiters, []
         changes = self.shard.pump.changes
-        if self._files is not None and not changes.is_empty:
-            checkpoint = changes.take()
-            while True:
-                try:
-                    await asyncio.to_thread(self._files.write, checkpoint)
-                    break
-                except sqlite3.Error as error:
-                    logger.error("checkpoint of sessions not stored, trying on", extra={"error": str(error)})  # noqa: TRY400 - expected
-                    await asyncio.sleep(PAUSE_S)
-        elif self._files is None:
+        if self._files is None:
             changes.take()
+        else:
+            await self._write(self._files)  # what a cancelled call left
+            if not changes.is_empty:
+                self._unstored = changes.take()
+                await self._write(self._files)
         for waiter in waiters:
             waiter.on_stored()
 
     # Inside
+
+    async def _write(self, files: Files) -> None:
+        while self._unstored is not None:
+            try:
+                await asyncio.to_thread(files.write, self._unstored)
+                self._unstored = None
+            except sqlite3.Error as error:
+                logger.error("checkpoint of sessions not stored, trying on", extra={"error": str(error)})  # noqa: TRY400 - expected
+                await asyncio.sleep(PAUSE_S)
 
     def _go_on(self) -> None:
         """Offer a portion more of what is for very many sessions."""
