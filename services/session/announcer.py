@@ -39,6 +39,8 @@ PAUSE_S = 1.0
 """How often is looked for losses; they gather meanwhile."""
 TOPIC_S = 2.0
 """How long topics are waited for."""
+FINISH_S = 3.0
+"""How long the end of the service waits for announcements."""
 RETENTION_S = 3 * 86_400.0
 
 DROPPED = Counter("session_dropped_messages", "Messages that sessions lost.", ["reason"])
@@ -115,6 +117,18 @@ class Announcer:
                 logger.warning("losses can't be announced, trying on", extra={"error": str(error)})
                 self._waiting.rotate(-BATCH)  # those of other instances have their turn
 
+    async def finish(self) -> None:
+        """Announce what waits, and have it stored, as far as `FINISH_S` goes."""
+        try:
+            async with asyncio.timeout(FINISH_S):
+                while self._waiting or self._gathered:
+                    await self._announce_next()
+                while self._writer.backlog_messages:  # noqa: ASYNC110 - polled only when stopping
+                    await asyncio.sleep(0.01)
+        except (TimeoutError, UnavailableError) as error:
+            count = len(self._waiting) + len(self._gathered)
+            logger.warning("not every loss is announced", extra={"waiting": count, "error": repr(error)})
+
     async def _announce_next(self) -> None:
         """Announce the next losses.
 
@@ -128,9 +142,9 @@ class Announcer:
         for instance_id in {each.instance_id for each in first} - self._streams:
             await jetstream.ensure_stream(self._js, stream_config(instance_id))
             self._streams.add(instance_id)
+        topics = await self._topics(first)
         for _ in first:
             self._waiting.popleft()
-        topics = await self._topics(first)
         first.sort(key=lambda each: (each.instance_id, each.reason))
         for (instance_id, reason), group in groupby(first, lambda each: (each.instance_id, each.reason)):
             self._announce(instance_id, reason, list(group), topics)

@@ -90,6 +90,7 @@ async def keeping(
         ]
         keeper.begin(writer, reader, announcer)
         stack.push_async_callback(keeper.checkpoint)
+        stack.push_async_callback(announcer.finish)  # before: the next process knows nothing of these losses
         deleted = DeletedInstances(
             js=js, roster=keeper.shard.roster, known_through=keeper.read_through, forget=keeper.forget
         )

@@ -588,6 +588,25 @@ async def test_every_loss_is_announced_however_many_there_are(mesh: Mesh, monkey
         assert {(each["clientId"], each["topic"]) for each in entries} == {(CLIENT, "demo/a")}
 
 
+async def test_losses_of_the_last_second_are_announced_before_the_end(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcer, "PAUSE_S", 600.0)
+    rules = pb.SessionRules()
+    rules.CopyFrom(UNPACED)
+    rules.max_offline_messages = 1
+    async with mesh.nats() as client:
+        async with mesh.serving(), mesh.edge() as edge:
+            first = await connected(edge, rules=rules)
+            await subscribed(edge, first, "demo/#")
+            edge.disconnect(first)
+            await until(lambda: edge.is_confirmed)
+            await mesh.publish("demo/a", *numbered(3))
+            second = await connected(edge, rules=rules)
+            await until(lambda: edge.payloads(second) == [b"2"])
+        assert [each["sequence"] for each in await all_announced(client)] == [1, 2]
+
+
 async def test_a_message_that_no_log_can_store_reaches_who_is_connected_and_is_announced_for_others(mesh: Mesh) -> None:
     await mesh.create_log("demo2", max_msg_size=2_000)
     async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
