@@ -219,7 +219,10 @@ class Inbound:
         ready: list[Msg] = []
         for message in messages:
             if not message.reply:  # the pull is over: 404, 408, 409
-                self._pulled = 0
+                if _is_unanswered(message):  # a router of another count deleted our consumer, or JetStream starts
+                    self._expiry = min(self._expiry, time.monotonic() + RETRY_S)
+                else:
+                    self._pulled = 0
                 continue
             self._pulled = max(0, self._pulled - 1)
             sequence = _sequence(message)
@@ -304,6 +307,10 @@ class Inbound:
 
 def _sequence(message: Msg) -> int:
     return int(message.reply.split(".")[5])  # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>...
+
+
+def _is_unanswered(status: Msg) -> bool:
+    return (status.headers or {}).get("Status") == "503"  # no responders
 
 
 def _log_of(subject: str, catalog: Catalog) -> tuple[str, str]:

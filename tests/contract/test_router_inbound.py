@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 from nats.js.errors import NoStreamResponseError
 
+from services.common import raw_nats
 from services.common.sharding import router_of
 from services.common.subjects import DEAD_STREAM, IN_STREAM, in_subject
 from services.router import inbound
@@ -356,3 +358,22 @@ async def test_each_router_takes_its_own_topics(mesh: Mesh, auth: FakeAuth, nats
             own = [topic for topic in topics if router_of("i", topic, 2) == index]
             assert sorted(each.topic for each in edge.deliveries) == sorted(own)
             assert own
+
+
+async def test_consumer_that_is_gone_is_not_asked_all_the_time(
+    mesh: Mesh, auth: FakeAuth, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulls: list[float] = []
+
+    def write(client: Any, parts: Any) -> None:
+        if b"MSG.NEXT" in parts[0]:
+            pulls.append(time.monotonic())
+        raw_nats.write(client, parts)
+
+    async with running(mesh), backend_of(nats_server) as backend:
+        await backend.publish(b"taken", "q")
+        await backend.taken()
+        monkeypatch.setattr(inbound, "write", write)
+        await backend._js.delete_consumer(IN_STREAM, "router-0")  # as a router of another count does
+        await until(lambda: len(pulls) >= 4)
+    assert pulls[3] - pulls[0] >= 2 * inbound.RETRY_S
