@@ -215,7 +215,7 @@ def chaos_mesh(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Mesh]:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_nothing_acknowledged_is_lost_in_a_short_storm(chaos_mesh: Mesh) -> None:
     plan = Plan(messages=6_000, publishers=3, rate=1_500, stay_s=3, calm_s=0.8, kills=6)
     check(*asyncio.run(_short(chaos_mesh, plan)))

@@ -182,11 +182,11 @@ class Mesh:
         """Kill a process with -9 and wait until the supervisor has started another."""
         old = self.pid(process)
         os.kill(old, signal.SIGKILL)
-        until(lambda: self.pid(process) not in {0, old}, seconds=15, what=f"{process} started again")
+        until(lambda: self.pid(process) not in {0, old}, seconds=40, what=f"{process} started again")
 
     def wait_healthy(self) -> None:
-        """Wait until every process of the mesh is healthy."""
-        until(self._is_healthy, seconds=30, what="a healthy mesh")
+        """Wait until every process of the mesh is healthy; edges answer on their ports then."""
+        until(self._is_healthy, seconds=90, what="a healthy mesh")
 
     def is_healthy(self, process: str) -> bool:
         """Return whether a service of the mesh reports SERVING."""
