@@ -178,6 +178,8 @@ class Inbound:
             return False
         incarnation = f"in-{stream}".replace(" ", "T")
         if incarnation != self.incarnation:
+            if self._parking.has_on_way:
+                return False  # an acknowledgement could be taken for that of the new message with its sequence
             self.incarnation = incarnation
             self._on_way.clear()
             self._on_way_bytes = 0

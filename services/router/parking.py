@@ -25,6 +25,11 @@ class Parking:
         """The logs that are waited for."""
         return list(self._waiting)
 
+    @property
+    def has_on_way(self) -> bool:
+        """Whether messages are on their way."""
+        return bool(self._on_way)
+
     def on_way(self, log: Log) -> int:
         """Return how many messages of a log are on their way."""
         return self._on_way.get(log, 0)
