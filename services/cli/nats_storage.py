@@ -131,8 +131,11 @@ class Storage:
             was_well = now > self._restart_at + self._pause_s
             self._pause_s = FIRST_PAUSE_S if was_well else min(2 * self._pause_s, LAST_PAUSE_S)
             self._restart_at = now + self._pause_s
-            os.kill(pid, signal.SIGTERM)  # `weimq up` starts it again
-        elif not pid and not self._is_broken:
+            try:
+                os.kill(pid, signal.SIGTERM)  # `weimq up` starts it again
+            except ProcessLookupError:
+                pid = None  # it was started again while the disk had no room to say so
+        if not pid and not self._is_broken:
             self._is_broken = True
             logger.warning("a write of NATS had failed: restart it now that there is room", extra={"error": fault})
 

@@ -144,6 +144,11 @@ async def test_nats_whose_write_failed_is_restarted_when_there_is_room(
             assert process.wait(10) == -signal.SIGTERM
         finally:
             process.kill()
+    caplog.clear()
+    storage = Storage(DataDir(tmp_path), tmp_path, None)
+    await storage.look(client)  # what is known of the process is old
+    assert "restart it now" in caplog.messages[-1]
+    storage = Storage(DataDir(tmp_path), tmp_path, None)
     monkeypatch.setattr(run_file, "read_running", lambda _data: None)
     caplog.clear()
     for _ in range(2):
