@@ -90,6 +90,7 @@ class Connection(Entrance):
     def connection_lost(self, _error: Exception | None) -> None:
         """Note that the TCP connection is gone."""
         self.close(reasons.CONNECTION_LOST)
+        self._hub.strangers.leave(self)
         self._transport = CLOSED_TRANSPORT
 
     # --- packets -------------------------------------------------------------------------------

@@ -303,9 +303,8 @@ class Hub:
             receiver.evict()
 
     def forget(self, receiver: Receiver) -> None:
-        """Drop a connection that is gone."""
+        """Drop a connection that is closed; as a stranger it counts until its transport is gone, too."""
         self.receipts.lost(receiver)
-        self.strangers.leave(receiver)
         self.strangers.release(receiver)
         self.connections.discard(receiver)
         self._paused.discard(receiver)

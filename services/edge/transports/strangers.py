@@ -92,7 +92,11 @@ class Strangers:
         return 0.0
 
     def leave(self, stranger: Stranger) -> None:
-        """Note that the stranger got to the next layer, sent its CONNECT, or is gone."""
+        """Note that the stranger got to the next layer, sent its CONNECT, or is gone.
+
+        One that was closed is gone when its transport is: the end of TLS or WebSocket takes as long as the peer likes,
+        within seconds, and keeps what it costs.
+        """
         self._all.pop(stranger, None)
         self._tls.pop(stranger, None)
 

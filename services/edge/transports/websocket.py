@@ -258,7 +258,6 @@ class WebSocketLayer:
 
     def _answer(self, result: HandshakeResult) -> None:
         self._stop_timer()
-        self._strangers.leave(self)
         self._transport.write(result.response)
         if not result.is_open:
             logger.info(
@@ -267,6 +266,7 @@ class WebSocketLayer:
             )
             self._linger()
             return
+        self._strangers.leave(self)
         # A core of its own for the frames: that of the handshake keeps the request, several KB, for good.
         self._core = Protocol(Side.SERVER, max_size=self._options.max_first_message_bytes, logger=LIBRARY_LOGGER)
         self._address = result.forwarded_for

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from services.edge.connection import Connection
+from services.edge.credentials import Credentials
 from services.edge.hub import Hub
 from services.edge.mqtt import codec, packets
 from services.edge.mqtt.machine import Limits
@@ -23,6 +24,19 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.is_reading = True
+        self.is_closed = False
+
+    def is_closing(self) -> bool:
+        """Say what `close` noted."""
+        return self.is_closed
+
+    def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
+
+    def get_write_buffer_size(self) -> int:
+        """Have written everything."""
+        return 0
 
     def set_write_buffer_limits(self, high: int) -> None:
         """Take no note."""
@@ -66,6 +80,19 @@ async def test_who_sends_more_than_its_part_waits_for_the_next_loop_turn() -> No
     assert transport.is_reading
     _read(connection, CONNECT[READ_BYTES:-1])
     assert transport.is_reading
+
+
+@pytest.mark.asyncio
+async def test_a_stranger_that_is_closed_counts_until_its_transport_is_gone() -> None:
+    connection, transport = _connection(), FakeTransport()
+    connection._hub.credentials = cast("Credentials", SimpleNamespace(leave=lambda _: None))
+    strangers = connection._hub.strangers
+    connection.connection_made(cast("asyncio.Transport", transport))
+    _read(connection, b"\0\0")
+    assert transport.is_closed
+    assert len(strangers) == 1
+    connection.connection_lost(None)
+    assert len(strangers) == 0
 
 
 @pytest.mark.asyncio

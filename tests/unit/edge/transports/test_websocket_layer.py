@@ -45,13 +45,14 @@ class Wire:
         self.socket = Socket(half_close=half_close)
         self.above = Above(echo=echo)
         self.made = 0
+        self.strangers = Strangers()
         options = WebSocketOptions(
             max_message_bytes=MESSAGE_BYTES,
             max_first_message_bytes=FIRST_BYTES,
             allowed_origins=allowed_origins,
             trust_forwarded_for=trust_forwarded_for,
         )
-        self.layer = WebSocketLayer(self.loop.typed(), self._make, options, Strangers())
+        self.layer = WebSocketLayer(self.loop.typed(), self._make, options, self.strangers)
         self.layer.connection_made(self.socket.typed())
         offered = [Subprotocol(name) for name in subprotocols]
         self.client = ClientProtocol(parse_uri(f"ws://edge{path}"), subprotocols=offered or None)
@@ -131,6 +132,9 @@ def test_request_for_something_else_is_refused(path: str, offered: tuple[str, ..
     wire.layer.data_received(b"whatever")
     wire.loop.running[0].callback()
     assert wire.socket.is_aborted
+    assert len(wire.strangers) == 1, "it counts until it is gone"
+    wire.layer.connection_lost(None)
+    assert len(wire.strangers) == 0
 
 
 @pytest.mark.parametrize(
