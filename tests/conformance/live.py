@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from services.edge.app import serve
 from services.edge.settings import EdgeSettings
 from tests.support.auth_for_edges import FakeAuth
 from tests.support.fakes import FakeRouter, FakeSession
+from tests.support.ports import free_ports
 from tests.unit.edge.transports.certificates import Authority
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2, router_pb2_grpc
@@ -224,9 +224,7 @@ async def live_edge(
         router_pb2_grpc.add_RouterServiceServicer_to_server(made.router, server)
         return []
 
-    with contextlib.ExitStack() as free:
-        for name in TRANSPORTS:
-            made.ports[name] = free.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+    made.ports.update(zip(TRANSPORTS, free_ports(len(TRANSPORTS)), strict=True))
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="weimq-"))
         certificate, key = Authority(Path(folder)).issue("localhost", "server")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from services.session.settings import SessionSettings
 from tests.conformance.live import TOKEN, OpenAuth
 from tests.support.edge_world import Device
 from tests.support.nats import running_server
+from tests.support.ports import free_ports
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
 EDGES = 2
@@ -121,16 +121,10 @@ async def _run(nats_url: str, folder: Path, ports: list[int], ready: threading.E
         ready.set()  # leaving waits until all have stopped
 
 
-def _free_ports() -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(EDGES)]
-        return [each.getsockname()[1] for each in sockets]
-
-
 @contextlib.contextmanager
 def running_mesh() -> Iterator[list[int]]:
     """Run it all; return the ports of the edges."""
-    ports = _free_ports()
+    ports = free_ports(EDGES)
     ready = threading.Event()
     loop = uvloop.new_event_loop()
     stop = asyncio.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from benchmarks.wire import TRANSPORTS, UPGRADE, connected
 from services.edge.mqtt import codec, packets
 from tests.support.edge_world import World, until, world
+from tests.support.ports import free_ports
 from tests.unit.edge.transports.certificates import Authority
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
@@ -99,8 +99,7 @@ CLIENT_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(32)
 async def test_what_a_connection_took_is_freed_at_its_end_on_every_transport(tmp_path: Path) -> None:
     """Without a collection, which comes after so many objects that kilobytes of TLS each would be gigabytes."""
     certificate, key = Authority(tmp_path).issue("localhost", "server")
-    with contextlib.ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in TRANSPORTS[1:]]
+    free = free_ports(len(TRANSPORTS) - 1)
     changed: dict[str, Any] = {"tls_certificate_file": str(certificate), "tls_key_file": str(key)}
     for name, port in zip(TRANSPORTS[1:], free, strict=True):
         changed[f"{name}_listen"] = f"127.0.0.1:{port}"

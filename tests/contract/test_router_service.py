@@ -96,6 +96,7 @@ async def test_logged_message_carries_its_properties(mesh: Mesh, nats_server: Na
         "cleansessionflag": "false",
         "clientId": "evil%0D%0Aqoslevel: 0",
         "mqttSecondTopic": "/p2p/GID_x@@@2",
+        "mqttP2p": "online",
     }
     assert third.headers is not None
     assert "mqttSecondTopic" not in third.headers

@@ -19,6 +19,7 @@ from services.edge.mqtt import codec, packets
 from services.edge.settings import EdgeSettings
 from tests.support.auth_for_edges import FakeAuth
 from tests.support.fakes import FakeRouter, FakeSession
+from tests.support.ports import free_ports
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2_grpc
 from weimq.session.v1 import session_pb2_grpc
@@ -113,8 +114,7 @@ async def world(profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ, **ch
         router_pb2_grpc.add_RouterServiceServicer_to_server(made.router, server)
         return []
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        made.port = free.getsockname()[1]
+    (made.port,) = free_ports(1)
     async with grpc_server.serving(
         listen=["127.0.0.1:0"], token=TOKEN, readiness=readiness, register=register, drain_s=0
     ) as (port,):

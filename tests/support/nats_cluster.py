@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
-import socket
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -22,19 +20,18 @@ import pytest
 from nats.aio.client import Client
 
 from tests.support.nats import NatsServer
+from tests.support.ports import free_ports
 
 NODES = 3
 FORMED_S = 60.0
 """How long a cluster may take until it makes streams, and a stream until it has a leader and all replicas."""
-_PORTS = range(12_000, 20_000)
-"""Below those that the system gives to outgoing connections, so that a server that is away gets its own back."""
 
 
 class NatsCluster:
     """Three servers, `nodes`, named `n0` to `n2`; each can be killed, started and paused by itself."""
 
     def __init__(self, directory: Path) -> None:
-        ports = _free_ports(2 * NODES)
+        ports = free_ports(2 * NODES)
         routes = [f"nats://127.0.0.1:{port}" for port in ports[NODES:]]
         self.nodes: list[NatsServer] = []
         for number in range(NODES):
@@ -126,16 +123,6 @@ async def _asked(client: Client, call: str, body: dict[str, Any]) -> dict[str, A
         return {}
     told: dict[str, Any] = json.loads(answer.data)
     return {} if "error" in told else told
-
-
-def _free_ports(count: int) -> list[int]:
-    found: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
 
 
 @contextlib.contextmanager

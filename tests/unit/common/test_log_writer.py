@@ -12,6 +12,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, StreamConfig
+from nats.js.errors import BadRequestError
 
 from services.common import jetstream
 from services.common.log_lanes import MAX_CONTROL_LINE
@@ -30,6 +31,10 @@ async def until(condition: Callable[[], bool], deadline_s: float = 30) -> None:
             await asyncio.sleep(0.005)
 
 
+NO_PEERS = 10005
+"""JetStream's answer while a server of the cluster is late on a busy machine."""
+
+
 @contextlib.asynccontextmanager
 async def connected(url: str) -> AsyncGenerator[Client]:
     client = await jetstream.connect(Secret(url), name="test", readiness=Readiness("nats"))
@@ -38,9 +43,17 @@ async def connected(url: str) -> AsyncGenerator[Client]:
 
 
 async def add_stream(client: Client, name: str, **options: object) -> None:
-    await client.jetstream().add_stream(
-        StreamConfig(name=name, subjects=[f"t.{name}", f"t.{name}.>"], duplicate_window=120, **options)  # type: ignore[arg-type]
-    )
+    config = StreamConfig(name=name, subjects=[f"t.{name}", f"t.{name}.>"], duplicate_window=120, **options)  # type: ignore[arg-type]
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await client.jetstream().add_stream(config)
+            except BadRequestError as error:
+                if error.err_code != NO_PEERS:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return
 
 
 async def read(client: Client, name: str, count: int) -> list[str]:
