@@ -141,6 +141,6 @@ async def test_what_a_connection_took_is_freed_at_its_end_on_every_transport(tmp
                 now = alive()
                 return [name for name in KINDS if now[name] >= before[name] + count]
 
-            await until(lambda: not left())
+            await until(lambda: not left(), 40)
         finally:
             gc.enable()

@@ -25,7 +25,7 @@ from tests.support.nats import NatsServer, unique
 from tests.support.nats_cluster import NatsCluster
 
 
-async def until(condition: Callable[[], bool], deadline_s: float = 30) -> None:
+async def until(condition: Callable[[], bool], deadline_s: float = 50) -> None:
     async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.005)
