@@ -58,10 +58,10 @@ class Backend:
         """Return how many messages wait in the stream."""
         return int((await self._js.stream_info(IN_STREAM)).state.messages)
 
-    async def taken(self) -> None:
-        """Wait until every message was acknowledged by the router."""
+    async def taken(self, but: int = 0) -> None:
+        """Wait until every message but so many was acknowledged by the router."""
         async with asyncio.timeout(20):
-            while await self.waiting():  # noqa: ASYNC110 - NATS tells no event of it
+            while await self.waiting() != but:  # noqa: ASYNC110 - NATS tells no event of it
                 await asyncio.sleep(0.01)
 
     async def dead(self, count: int) -> list[Any]:
