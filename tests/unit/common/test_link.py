@@ -204,3 +204,28 @@ async def test_under_load_more_gathers_for_the_next_frame() -> None:
     with pytest.raises(LinkBrokenError):
         await end.link.exchange(read, write)
     assert sent == [[1], [2, 3]]
+
+
+@pytest.mark.asyncio
+async def test_single_things_that_follow_one_another_gather_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "BUSY_S", 10)  # however slow the machine is
+    end = End()
+    loop = asyncio.get_running_loop()
+    sent: list[list[int]] = []
+
+    async def read() -> None:
+        await asyncio.Event().wait()
+
+    async def write(message: router_pb2.LinkResponse) -> None:
+        sent.append(list(message.acknowledged_sequences))
+        number = 2 * len(sent)
+        if len(sent) < 3:
+            loop.call_soon(end.send, number)
+            loop.call_soon(loop.call_soon, end.send, number + 1)
+        else:
+            raise LinkBrokenError
+
+    end.send(1)
+    with pytest.raises(LinkBrokenError):
+        await end.link.exchange(read, write)
+    assert sent == [[1], [2], [3, 4, 5]]
