@@ -182,9 +182,8 @@ async def test_a_sender_that_may_send_nothing_confirms_all_the_same(monkeypatch:
     assert confirmed.is_set()
 
 
-@pytest.mark.asyncio
-async def test_under_load_more_gathers_for_the_next_frame() -> None:
-    end = End()
+async def frames_of(end: End, count: int) -> list[list[int]]:
+    """Return what `end` sends in so many frames; after each but the last, two things more come one after the other."""
     loop = asyncio.get_running_loop()
     sent: list[list[int]] = []
 
@@ -193,39 +192,25 @@ async def test_under_load_more_gathers_for_the_next_frame() -> None:
 
     async def write(message: router_pb2.LinkResponse) -> None:
         sent.append(list(message.acknowledged_sequences))
-        if len(sent) == 1:
-            loop.call_soon(end.send, 2)
-            loop.call_soon(loop.call_soon, end.send, 3)
-        else:
+        if len(sent) == count:
             raise LinkBrokenError
+        loop.call_soon(end.send, 2 * len(sent))
+        loop.call_soon(loop.call_soon, end.send, 2 * len(sent) + 1)
 
     end.send(1)
-    end.link.gather(link_module.MANY)
     with pytest.raises(LinkBrokenError):
         await end.link.exchange(read, write)
-    assert sent == [[1], [2, 3]]
+    return sent
+
+
+@pytest.mark.asyncio
+async def test_under_load_more_gathers_for_the_next_frame() -> None:
+    end = End()
+    end.link.gather(link_module.MANY)
+    assert await frames_of(end, 2) == [[1], [2, 3]]
 
 
 @pytest.mark.asyncio
 async def test_single_things_that_follow_one_another_gather_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "BUSY_S", 10)  # however slow the machine is
-    end = End()
-    loop = asyncio.get_running_loop()
-    sent: list[list[int]] = []
-
-    async def read() -> None:
-        await asyncio.Event().wait()
-
-    async def write(message: router_pb2.LinkResponse) -> None:
-        sent.append(list(message.acknowledged_sequences))
-        number = 2 * len(sent)
-        if len(sent) < 3:
-            loop.call_soon(end.send, number)
-            loop.call_soon(loop.call_soon, end.send, number + 1)
-        else:
-            raise LinkBrokenError
-
-    end.send(1)
-    with pytest.raises(LinkBrokenError):
-        await end.link.exchange(read, write)
-    assert sent == [[1], [2], [3, 4, 5]]
+    assert await frames_of(End(), 3) == [[1], [2], [3, 4, 5]]
