@@ -97,7 +97,7 @@ class Admission:
             self._take_closing(edge_link, closing, events)
         if not edge_link.orphans or request.snapshot_complete:
             for each in edge_link.orphaned:
-                self._keeper.keep_until_stored(each)
+                self._keeper.checkpointer.keep_until_stored(each)
             edge_link.orphaned.clear()
 
     def _take_closing(self, edge_link: EdgeLink, closing: session_pb2.Closing, events: FrameEvents) -> None:
@@ -109,7 +109,7 @@ class Admission:
         if closing.HasField("inflight"):
             self._carried[channel_id] = _carried(closing.inflight)
             events.pending += 1
-            self._keeper.keep_until_stored(events)
+            self._keeper.checkpointer.keep_until_stored(events)
         elif not connection.connect_time_ms:  # its edge had no decision: the next one has what it brought
             channel = self._shard.pump.channels.get(channel_id)
             if channel is not None and channel.carried is not None:

@@ -1,8 +1,8 @@
 """Files of a session shard: what waits for which session, and how far each log is accounted for. SQLite, WAL.
 
 They follow from the logs and from the bucket `sessions`, so they may be deleted. One transaction for each checkpoint
-keeps positions and logs in step: after a crash the logs are read on from there. Not synchronised to the disk at each
-checkpoint: a machine that crashes loses the last ones, whole, and reads a little more.
+keeps positions, logs and losses in step: after a crash the logs are read on from there. Not synchronised to the disk at
+each checkpoint: a machine that crashes loses the last ones, whole, and reads a little more.
 
 `Files` blocks; call it from a thread, one call at a time.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.session.domain.changes import REMOVED, Checkpoint, LogRow, SessionRow
+from services.session.domain.losses import Loss
 from services.session.domain.sessions import Carried
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ CREATE TABLE IF NOT EXISTS sessions (
 CREATE TABLE IF NOT EXISTS positions (
   slot INTEGER NOT NULL, position INTEGER NOT NULL, time_s INTEGER NOT NULL, PRIMARY KEY (slot, position)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS losses (
+  number INTEGER PRIMARY KEY, event TEXT NOT NULL, instance TEXT NOT NULL, client TEXT NOT NULL, reason TEXT NOT NULL,
+  log TEXT NOT NULL, topic TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, messages INTEGER NOT NULL
+);
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
@@ -112,6 +117,10 @@ class Files:
         while batch := rows.fetchmany(SLICE):
             yield batch
 
+    def losses(self) -> list[Loss]:
+        """Return the losses that were not announced, by number."""
+        return [Loss(*row) for row in self._database.execute("SELECT * FROM losses ORDER BY number")]
+
     def write(self, checkpoint: Checkpoint) -> None:
         """Store what changed, all or nothing.
 
@@ -149,6 +158,8 @@ class Files:
                     for log in checkpoint.logs
                 ),
             )
+            self._run("INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", checkpoint.losses.stored)
+            self._run("DELETE FROM losses WHERE number = ?", ((number,) for number in checkpoint.losses.forgotten))
             database.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import sqlite3
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
 
 from nats.js import JetStreamContext
 
@@ -18,40 +17,27 @@ from services.common.errors import UnavailableError
 from services.common.log_writer import LogWriter
 from services.common.sharding import shard_of
 from services.session import stored, subscriptions
-from services.session.announcer import Announcer
+from services.session.checkpointing import Checkpointer
 from services.session.clock import Clock
-from services.session.domain.changes import Checkpoint
 from services.session.domain.fanout import Locate
+from services.session.domain.losses import Event, Losses
 from services.session.domain.positions import Met, sequence_of
 from services.session.domain.sessions import Log, Session
 from services.session.domain.shard import Shard, Store
 from services.session.files import Files
 from services.session.log_reader import LogReader, StoredMessage
-from services.session.metrics import Figures
+from services.session.metrics import Figures, count_dropped
 from services.session.router_link import RouterLink
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_S = 1.0
-"""Seconds between two checkpoints."""
-CHECKPOINT_ROWS = 20_000
-"""Changes after which the next checkpoint does not wait."""
 TICK_S = 0.05
 LATE_S = 1.0
 """How often is looked for deliveries that were not acknowledged."""
 CACHE_BYTES = 32 << 20
 """Messages that were fetched and may be wanted by other clients, in bytes."""
 CACHED_OVERHEAD = 256
-REBUILDING_S = 30.0
-"""How long frames wait for logs to be read whose messages they acknowledge."""
 PAUSE_S = 1.0
-
-
-class Waiter(Protocol):
-    """A frame that is confirmed when a checkpoint has what it brought."""
-
-    def on_stored(self) -> None:
-        """Note that it is stored."""
 
 
 class _Answer:
@@ -97,6 +83,10 @@ class Keeper:
         self._evict = evict
         self._index = index
         self.shard = Shard(count=self._count, locate=locate, is_ours=self.is_ours)
+        self.losses = Losses(self._log_name, secrets.token_hex(8))
+        """What is to be announced."""
+        self._writes = subscriptions.Writes()
+        self.checkpointer = Checkpointer(self.shard, self.losses, self._writes, self._collect_dropped)
         self.links: list[RouterLink] = []
         """Links with the routers, added before `run`."""
         self.markers: list[tuple[str, int]] = []
@@ -105,17 +95,12 @@ class Keeper:
         """How far the bucket was read at the start."""
         self._writer: LogWriter | None = None
         self._reader: LogReader | None = None
-        self._announcer: Announcer | None = None
-        self._files: Files | None = None
-        self._unstored: Checkpoint | None = None  # taken from the changes; without it no later one may be stored
-        self._waiters: list[Waiter] = []
         self._cache: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
         self._cached_bytes = 0
         self._is_flushing = False
         self._flush_again = False
         self._is_going_on = False
         self._figures = Figures(self.shard)
-        self._began = 0.0
 
     @property
     def is_started(self) -> bool:
@@ -131,7 +116,7 @@ class Keeper:
     async def load(self, js: JetStreamContext, reader: LogReader, files: Files | None) -> None:
         """Read what is stored; tries on until NATS answers."""
         began = time.monotonic()
-        self._files = files
+        self.checkpointer.files = files
         if files is not None:
             await self._load_files(files)
         while True:
@@ -168,20 +153,16 @@ class Keeper:
             for slot, position, time_s in positions:
                 shard.restore_position(slot, position, time_s)
             await asyncio.sleep(0)
+        self.losses.restore(files.losses())
 
-    def begin(self, writer: LogWriter, reader: LogReader, announcer: Announcer) -> None:
+    def begin(self, writer: LogWriter, reader: LogReader) -> None:
         """Serve from now on; `writer` calls `stored` and `failed`."""
-        self._writer = writer
+        self._writer = self._writes.writer = writer
         self._reader = reader
-        self._announcer = announcer
-        self._began = time.monotonic()
+        self.checkpointer.begin()
         self.flush()
 
     # At work
-
-    def keep_until_stored(self, waiter: Waiter) -> None:
-        """Have a frame confirmed when the next checkpoint is stored."""
-        self._waiters.append(waiter)
 
     def flush(self) -> None:
         """Carry out what the shard wants; called after each round of calls to it."""
@@ -194,17 +175,14 @@ class Keeper:
             while self._flush_again:
                 self._flush_again = False
                 self.shard.flush(self._clock.now_ms())
-                self._tell_and_store(self._writer)
+                self._tell_and_store()
                 self._fetch()
         finally:
             self._is_flushing = False
         if self.shard.fanout.is_busy and not self._is_going_on:
             self._is_going_on = True
             asyncio.get_running_loop().call_soon(self._go_on)
-        pump = self.shard.pump
-        if pump.dropped and self._announcer is not None:
-            dropped, pump.dropped = pump.dropped, []
-            self._announcer.add(dropped)
+        self._collect_dropped()
 
     def delete(self, session: Session, stored: Callable[[], None]) -> int:
         """Delete a session, and have `stored` called when that is stored; returns how many messages waited for it."""
@@ -213,7 +191,7 @@ class Keeper:
         store = Store(session.instance.instance_id, session.client_id, None, session.rules, number=1)
         dropped = self.shard.delete(session)
         self.flush()
-        subscriptions.write(self._writer, store, lambda _channel_id, _number, _is_stored: stored())
+        self._writes.write(store, lambda _channel_id, _number, _is_stored: stored())
         return dropped
 
     def forget(self, session: Session) -> None:
@@ -245,15 +223,19 @@ class Keeper:
         return not any(link.is_behind for link in self.links) and not self.shard.logs.reading()
 
     def stored(self, token: object, _sequence: int, _is_duplicate: bool) -> None:  # noqa: FBT001 - LogWriter's call
-        """Note that a write of subscriptions is stored."""
+        """Note that a write is stored: subscriptions, or the announcement of losses."""
         if isinstance(token, subscriptions.Stored):
             token.done(token.channel_id, token.number, True)  # noqa: FBT003 - see there
+        elif isinstance(token, Event):
+            self.losses.forget(token)
 
     def failed(self, token: object, reason: str) -> None:
-        """Note that subscriptions can never be stored: too many, too long."""
-        logger.error("subscriptions can't be stored", extra={"reason": reason})
+        """Note that something can never be stored: subscriptions are too many, or too long."""
+        logger.error("subscriptions or losses can't be stored", extra={"reason": reason})
         if isinstance(token, subscriptions.Stored):
             token.done(token.channel_id, token.number, False)  # noqa: FBT003 - see there
+        elif isinstance(token, Event):
+            self.losses.forget(token)
 
     async def run(self) -> None:
         """Do what is due, until cancelled."""
@@ -272,42 +254,7 @@ class Keeper:
                         link.look_again()
             self.flush()
 
-    async def run_checkpoints(self) -> None:
-        """Store what changed, until cancelled."""
-        while True:
-            deadline = time.monotonic() + CHECKPOINT_S
-            while time.monotonic() < deadline and self.shard.pump.changes.size < CHECKPOINT_ROWS:  # noqa: ASYNC110 - hot path
-                await asyncio.sleep(TICK_S)
-            await self.checkpoint()
-
-    async def checkpoint(self) -> None:
-        """Store what changed, trying on while the disk refuses, and confirm the frames that waited for it."""
-        while self.shard.fanout.is_midway:  # noqa: ASYNC110 - a turn of the loop is what it takes
-            await asyncio.sleep(0)
-        waiters: list[Waiter] = []
-        if not self._has_early():
-            waiters, self._waiters = self._waiters, []
-        changes = self.shard.pump.changes
-        if self._files is None:
-            changes.take()
-        else:
-            await self._write(self._files)  # what a cancelled call left
-            if not changes.is_empty:
-                self._unstored = changes.take()
-                await self._write(self._files)
-        for waiter in waiters:
-            waiter.on_stored()
-
     # Inside
-
-    async def _write(self, files: Files) -> None:
-        while self._unstored is not None:
-            try:
-                await asyncio.to_thread(files.write, self._unstored)
-                self._unstored = None
-            except sqlite3.Error as error:
-                logger.error("checkpoint of sessions not stored, trying on", extra={"error": str(error)})  # noqa: TRY400 - expected
-                await asyncio.sleep(PAUSE_S)
 
     def _go_on(self) -> None:
         """Offer a portion more of what is for very many sessions."""
@@ -318,14 +265,18 @@ class Keeper:
             for link in self.links:
                 link.confirm_taken()
 
-    def _has_early(self) -> bool:
-        """Say whether acknowledgements came of messages that have yet to be read again: no checkpoint has those."""
-        pump = self.shard.pump
-        if pump.is_rebuilding and time.monotonic() - self._began > REBUILDING_S:
-            pump.end_rebuilding()  # a router is away; edges must go on, though their clients may get repeats
-        return bool(pump.early)
+    def _log_name(self, delivery_id: int) -> str:
+        log = self.shard.logs.of(delivery_id)
+        return log.name if log is not None else ""
 
-    def _tell_and_store(self, writer: LogWriter) -> None:
+    def _collect_dropped(self) -> None:
+        pump = self.shard.pump
+        if pump.dropped:
+            dropped, pump.dropped = pump.dropped, []
+            count_dropped(dropped)
+            self.losses.add(dropped)
+
+    def _tell_and_store(self) -> None:
         shard = self.shard
         added, removed = shard.interests.take_changes()
         stores, shard.stores = shard.stores, []
@@ -334,11 +285,11 @@ class Keeper:
         answers: list[_Answer] = []
         for store in stores:
             if not store.number:
-                subscriptions.write(writer, store, _no_answer)
+                self._writes.write(store, _no_answer)
                 continue
             answer = _Answer(1 + len(self.links), functools.partial(self._answer, store.channel_id, store.number))
             answers.append(answer)
-            subscriptions.write(writer, store, functools.partial(self._on_stored, answer))
+            self._writes.write(store, functools.partial(self._on_stored, answer))
         for link in self.links:
             link.tell(added, removed, functools.partial(_count_all, answers) if answers else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 from collections.abc import AsyncGenerator
@@ -59,7 +60,7 @@ async def keeping(
         writer = LogWriter(client, stored=keeper.stored, failed=keeper.failed)
         await enter(background(reader.run(), writer.run()))
         await unless_stopped(stop, keeper.load(js, reader, files))
-        announcer = Announcer(js=js, writer=writer, reader=reader, logs=keeper.shard.logs, clock=clock)
+        announcer = Announcer(js=js, writer=writer, reader=reader, losses=keeper.losses, clock=clock)
         incarnation = secrets.token_hex(8)
         keeper.links = [
             RouterLink(
@@ -72,6 +73,7 @@ async def keeping(
                 clock=clock,
                 flush=keeper.flush,
                 read_again=keeper.read_again,
+                keep_until_stored=functools.partial(keeper.checkpointer.keep_until_stored, acknowledges=False),
             )
             for number, channel in enumerate(channels)
         ]
@@ -88,9 +90,11 @@ async def keeping(
             )
             for link in keeper.links
         ]
-        keeper.begin(writer, reader, announcer)
-        stack.push_async_callback(keeper.checkpoint)
-        stack.push_async_callback(announcer.finish)  # before: the next process knows nothing of these losses
+        keeper.begin(writer, reader)
+        checkpoint = keeper.checkpointer.checkpoint
+        stack.push_async_callback(checkpoint)  # to forget what was announced
+        stack.push_async_callback(announcer.finish)  # without files the next process knows nothing of these losses
+        stack.push_async_callback(checkpoint)
         deleted = DeletedInstances(
             js=js, roster=keeper.shard.roster, known_through=keeper.read_through, forget=keeper.forget
         )
@@ -99,7 +103,7 @@ async def keeping(
         await enter(
             background(
                 keeper.run(),
-                keeper.run_checkpoints(),
+                keeper.checkpointer.run(),
                 announcer.run(),
                 deleted.run(),
                 *(link.run() for link in keeper.links),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge
 
+from services.session.domain.losses import Dropped
 from services.session.domain.shard import Shard
 
 logger = logging.getLogger(__name__)
@@ -14,6 +16,13 @@ FLIPS = Counter("session_clean_session_flips", "Clients that came with another c
 LATE = Counter("session_late_acknowledgements", "Deliveries that were not acknowledged in time.")
 SESSIONS = Gauge("session_sessions", "Sessions that are kept.")
 OFFLINE = Gauge("session_kept_messages", "Messages that clients have not completed.")
+DROPPED = Counter("session_dropped_messages", "Messages that sessions lost.", ["reason"])
+
+
+def count_dropped(dropped: Iterable[Dropped]) -> None:
+    """Count messages that sessions lost."""
+    for each in dropped:
+        DROPPED.labels(each.reason).inc()
 
 
 class Figures:

@@ -64,6 +64,7 @@ class RouterLink:
         clock: tells the time.
         flush: called after each frame.
         read_again: looks a message up in its log, for `Fanout.read_again`.
+        keep_until_stored: has `on_stored` called when the losses of this moment are stored.
     """
 
     def __init__(
@@ -78,8 +79,11 @@ class RouterLink:
         clock: Clock,
         flush: Callable[[], None],
         read_again: Callable[[Log, int], None],
+        keep_until_stored: Callable[[RouterLink], None],
     ) -> None:
         self._read_again = read_again
+        self._keep_until_stored = keep_until_stored
+        self._lossy = 0  # turns in which losses were noted that nobody but the router knows until they are stored
         self.index = index
         self._stub = router_pb2_grpc.RouterServiceStub(channel)
         self._metadata = call_metadata(token)
@@ -235,8 +239,13 @@ class RouterLink:
 
     def confirm_taken(self) -> None:
         """Confirm what came unless some of it is postponed, so that the router's window bounds that."""
-        if not self._shard.fanout.is_busy:
+        if not self._shard.fanout.is_busy and not self._lossy:
             self._link.confirm(self._taken_through)
+
+    def on_stored(self) -> None:
+        """Note that losses are stored: a message that no log has would be gone unnoticed with this process before."""
+        self._lossy -= 1
+        self.confirm_taken()
 
     def _messages(self, batch: router_pb2.DeliveryBatch) -> Iterator[_Message]:
         """Return the messages of a frame; from now on what its logs bring counts as seen, or is left to reading."""
@@ -274,11 +283,13 @@ class RouterLink:
     def _deliver(self, messages: Iterator[_Message]) -> None:
         fanout = self._shard.fanout
         now_ms = self._clock.now_ms()
+        is_lossy = False
         for topic, target_ids, payload, flags, log, sequence, receipt_id in messages:
             report = functools.partial(self._report, receipt_id) if receipt_id else None
             if not sequence:
                 client_id = p2p_receiver(topic) if flags & KEPT_P2P else ""
                 fanout.lose(log, topic, flags & QOS, target_ids, client_id)
+                is_lossy = True
                 if report is not None:
                     report(Outcome.NOT_KEPT)
             elif not flags & KEPT_P2P:
@@ -289,7 +300,10 @@ class RouterLink:
                 self._read_again(log, sequence)
             if fanout.is_midway:
                 fanout.postpone(functools.partial(self._deliver, messages), is_next=True)
-                return
+                break
+        if is_lossy:
+            self._lossy += 1
+            self._keep_until_stored(self)
 
     def _report(self, receipt_id: int, outcome: Outcome) -> None:
         self._reports[receipt_id] = outcome

@@ -36,6 +36,9 @@ MAX_KEY = 1_000
 """Longest key with the client id in it, in characters."""
 _OPERATION = "KV-Operation"
 
+Done = Callable[[str, int, bool], None]
+"""Called with channel id, number, and whether it was stored."""
+
 
 class StoredSession(NamedTuple):
     """What the bucket has of a session."""
@@ -52,8 +55,7 @@ class Stored(NamedTuple):
 
     channel_id: str
     number: int
-    done: Callable[[str, int, bool], None]
-    """Called with channel id, number, and whether it was stored."""
+    done: Done
 
 
 def key_of(instance_id: str, client_id: str) -> str:
@@ -64,7 +66,7 @@ def key_of(instance_id: str, client_id: str) -> str:
     return f"{instance}.{client}"
 
 
-def write(writer: LogWriter, store: Store, done: Callable[[str, int, bool], None]) -> None:
+def write(writer: LogWriter, store: Store, done: Done) -> None:
     """Have the subscriptions of a session stored, or deleted; `done` is called when the store answers a change."""
     headers: dict[str, str] = {}
     if store.subscriptions is None:
@@ -76,6 +78,44 @@ def write(writer: LogWriter, store: Store, done: Callable[[str, int, bool], None
         payload = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     token = Stored(store.channel_id, store.number, done) if store.number else None
     writer.write(f"$KV.{BUCKET}.{key_of(store.instance_id, store.client_id)}", payload, headers, token)
+
+
+class Writes:
+    """Writes subscriptions in order; those that follow a checkpoint wait for it, and so do later ones of the client.
+
+    So the losses of a session that is deleted are stored before the bucket forgets it.
+    """
+
+    def __init__(self) -> None:
+        self.writer: LogWriter | None = None
+        """Set at the start, before the first `write`."""
+        self._waiting: dict[tuple[str, str], list[tuple[Store, Done]]] = {}  # by instance and client
+
+    def write(self, store: Store, done: Done) -> None:
+        """Have the subscriptions of a session stored, or deleted; see `write`."""
+        key = (store.instance_id, store.client_id)
+        if store.has_losses or key in self._waiting:
+            self._waiting.setdefault(key, []).append((store, done))
+        else:
+            self._write(store, done)
+
+    def waiting(self) -> dict[tuple[str, str], int]:
+        """Return for whom how many wait now, for `release` when a checkpoint that begins now is stored."""
+        return {key: len(stores) for key, stores in self._waiting.items()}
+
+    def release(self, waiting: dict[tuple[str, str], int]) -> None:
+        """Write what waited when a checkpoint began that is stored now."""
+        for key, count in waiting.items():
+            stores = self._waiting.pop(key)
+            for each in stores[:count]:
+                self._write(*each)
+            if stores[count:]:
+                self._waiting[key] = stores[count:]
+
+    def _write(self, store: Store, done: Done) -> None:
+        if self.writer is None:
+            raise AssertionError("nothing is written before the start")
+        write(self.writer, store, done)
 
 
 def parse(message: StoredMessage) -> StoredSession | None:

@@ -31,6 +31,7 @@ from services.router.settings import RouterSettings
 from services.session import announcer, deleted_instances
 from services.session import app as session_app
 from services.session.clock import Clock
+from services.session.domain import losses
 from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
 from tests.support.fake_auth import FakeAuth
@@ -566,7 +567,7 @@ async def test_the_oldest_of_too_many_are_dropped_and_announced(mesh: Mesh) -> N
 
 
 async def test_every_loss_is_announced_however_many_there_are(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announcer, "MAX_WAITING", 2)
+    monkeypatch.setattr(losses, "MAX_WAITING", 2)
     rules = pb.SessionRules()
     rules.CopyFrom(UNPACED)
     rules.max_offline_messages = 1
@@ -625,6 +626,50 @@ async def test_a_message_that_no_log_can_store_reaches_who_is_connected_and_is_a
             while len(entries := await all_announced(client)) < 2:  # noqa: ASYNC110 - NATS's
                 await asyncio.sleep(0.05)
         assert (entries[1]["clientId"], entries[1]["topic"]) == ("GID_Other@@@1", "demo2/p2p/GID_Other@@@1")
+
+
+async def test_a_shard_that_is_killed_announces_every_loss_once(mesh: Mesh) -> None:
+    """Wherever it dies: before the checkpoint, between it and the announcement, or before it forgets that."""
+    rules = pb.SessionRules()
+    rules.CopyFrom(UNPACED)
+    rules.max_offline_messages = 1
+    lost = 0
+    async with mesh.nats() as client:
+        async with mesh.process(), mesh.edge() as edge:
+            first = await connected(edge, rules=rules)
+            await subscribed(edge, first, "demo/#")
+            edge.disconnect(first)
+            await until(lambda: edge.is_confirmed)
+            await mesh.publish("demo/a", b"first")
+        for seen in (0, 1, 0):
+            async with mesh.process():
+                await mesh.publish("demo/a", *numbered(7))
+                lost += 7
+                async with asyncio.timeout(40):
+                    while seen and len(await all_announced(client)) < lost:  # noqa: ASYNC110 - NATS's
+                        await asyncio.sleep(0.01)
+        async with mesh.process():
+            async with asyncio.timeout(40):
+                while len(await all_announced(client)) < lost:  # noqa: ASYNC110 - NATS's
+                    await asyncio.sleep(0.05)
+        entries = await all_announced(client)
+    assert sorted(each["sequence"] for each in entries) == list(range(1, lost + 1))
+
+
+async def test_what_a_deleted_session_lost_is_announced_though_its_shard_is_killed(mesh: Mesh) -> None:
+    async with mesh.nats() as client:
+        async with mesh.process(), mesh.edge() as edge:
+            first = await connected(edge, rules=UNPACED)
+            await subscribed(edge, first, "demo/#")
+            edge.disconnect(first)
+            await until(lambda: edge.is_confirmed)
+            await mesh.publish("demo/a", *numbered(3))
+            await until_kept(mesh, CLIENT, 3)
+            await mesh.sessions.DeleteSession(pb.DeleteSessionRequest(instance_id=INSTANCE, client_id=CLIENT))
+        async with mesh.process():
+            body = await announced(client, 3)
+    assert body["reason"] == "session_deleted"
+    assert [each["sequence"] for each in body["messages"]] == [1, 2, 3]
 
 
 async def all_announced(client: Client) -> list[dict[str, Any]]:

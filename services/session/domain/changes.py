@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from services.session.domain.losses import LossChanges
 from services.session.domain.sessions import Carried, Log, Session
 
 REMOVED = -1
@@ -44,6 +45,8 @@ class Checkpoint:
     """(slot, position) -> when it came, in seconds; or `REMOVED`."""
     removed_logs: list[int] = dataclasses.field(default_factory=list)
     """Indexes that logs had before they were made anew."""
+    losses: LossChanges = dataclasses.field(default_factory=LossChanges)
+    """To be announced, and announced."""
 
 
 class Changes:

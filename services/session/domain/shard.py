@@ -36,6 +36,8 @@ class Store(NamedTuple):
     channel_id: str = ""
     number: int = 0
     """Of the change to be answered; 0: none."""
+    has_losses: bool = False
+    """Losses of the session are to be stored before."""
 
 
 class Attached(NamedTuple):
@@ -228,7 +230,7 @@ class Shard:
         if session.channel is not None:
             self.roster.disconnect(session.channel)
         dropped = self._drop_positions(session, reason)
-        self._discard(session)
+        self._discard(session, has_losses=dropped > 0)
         self.roster.drop_if_empty(session)
         return dropped
 
@@ -266,20 +268,21 @@ class Shard:
                 self.interests.add(instance_id, topic_filter, session, subscription)
         session.subscriptions = subscriptions or None
 
-    def _store(self, session: Session, channel_id: str = "", number: int = 0) -> None:
+    def _store(self, session: Session, channel_id: str = "", number: int = 0, *, has_losses: bool = False) -> None:
         subscriptions = session.subscriptions or {} if session.is_persistent else None
+        instance_id, client_id = session.instance.instance_id, session.client_id
         self.stores.append(
-            Store(session.instance.instance_id, session.client_id, subscriptions, session.rules, channel_id, number)
+            Store(instance_id, client_id, subscriptions, session.rules, channel_id, number, has_losses=has_losses)
         )
 
-    def _discard(self, session: Session) -> None:
+    def _discard(self, session: Session, *, has_losses: bool = False) -> None:
         """Delete what a session is but for its kept P2P messages [MQTT-3.1.2-6]."""
         if not session.is_persistent:
             return
         session.is_persistent = False
         session.carried = None
         self._subscribe(session, {})
-        self._store(session)
+        self._store(session, has_losses=has_losses)
         self.pump.changes.touch_session(session)
         self._forget_subscribed(session)
 
