@@ -371,8 +371,8 @@ class LinkRequest(_message.Message):
 
     @_builtins.property
     def route_questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteQuestion]:
-        """Topics without a log that the edge publishes to and would serve by itself, taken after `publishes`. Until the answer
-        the edge sends no more messages of these topics.
+        """Topics that the edge publishes to and would serve by itself, taken after `publishes`. Until the answer the edge sends
+        no more messages of these topics.
         """
 
     def __init__(
@@ -403,25 +403,33 @@ Global___LinkRequest: _TypeAlias = LinkRequest  # noqa: Y015
 
 @_typing.final
 class RouteQuestion(_message.Message):
-    """Asks whether every subscriber of a topic is on this edge, so that its messages need not pass through the router."""
+    """Asks whether the messages of a topic need to pass through the router on their way to the subscribers of this edge. Of a
+    topic without a log: whether every subscriber is here, so that they need not pass it at all.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     TOPIC_FIELD_NUMBER: _builtins.int
+    IS_LOGGED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Instance."""
     topic: _builtins.str
-    """Topic name; its parent topic has no log."""
+    """Topic name, not of a P2P message."""
+    is_logged: _builtins.bool
+    """Whether its parent topic has a log: the edge goes on to send the messages to the router, with the flag 64 of
+    `PublishBatch`.
+    """
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         topic: _builtins.str = ...,
+        is_logged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "is_logged", b"is_logged", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -658,7 +666,11 @@ class PublishBatch(_message.Message):
     that a message of QoS 1 from a client with cleanSession 0 is kept for it.
     """
     flags: _builtins.bytes
-    """A byte of flags: bits 0-1 QoS, 4 retain, 8 sent again after a break, 16 the publisher's clean session, 32 a run.
+    """A byte of flags: bits 0-1 QoS, 4 retain, 8 sent again after a break, 16 the publisher's clean session, 32 a run, 64 the
+    edge has given it to its own subscribers.
+
+    With 64 the router sends the message to everyone else: the targets of this edge get none, but those of shared
+    subscriptions. Never with QoS 2 or retain, nor of a P2P topic.
 
     A run stands for several messages of QoS 0, without retain, of a topic without flags. Its entry in `payloads` holds
     their PUBLISH packets (MQTT 3.1.1, without DUP) one behind another, all of one length. They go on as they are.
@@ -845,17 +857,21 @@ class RouteAnswer(_message.Message):
     TOPIC_FIELD_NUMBER: _builtins.int
     IS_LOCAL_FIELD_NUMBER: _builtins.int
     TARGET_IDS_FIELD_NUMBER: _builtins.int
+    IS_LOGGED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Instance."""
     topic: _builtins.str
     """Topic name."""
     is_local: _builtins.bool
-    """Whether the edge may deliver messages of the topic by itself, to `target_ids`, until the route is revoked, its stream
-    breaks, or it adds a target that matches.
+    """Whether the edge may deliver messages of the topic by itself, to `target_ids`. Of a topic without a log: until the
+    route is revoked, its stream breaks, or it adds a target that matches. Of one with a log: also to targets that it adds,
+    until one of them skips some messages.
     """
+    is_logged: _builtins.bool
+    """As in the question."""
     @_builtins.property
     def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Targets of the edge that match, maybe none."""
+        """Targets of the edge that match, maybe none; none of them is of a shared subscription."""
 
     def __init__(
         self,
@@ -864,10 +880,11 @@ class RouteAnswer(_message.Message):
         topic: _builtins.str = ...,
         is_local: _builtins.bool = ...,
         target_ids: _abc.Iterable[_builtins.int] | None = ...,
+        is_logged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "is_local", b"is_local", "target_ids", b"target_ids", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "is_local", b"is_local", "is_logged", b"is_logged", "target_ids", b"target_ids", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
