@@ -24,6 +24,7 @@ MODULES = (
     "services.edge.returns",
     "services.edge.router_link",
     "services.edge.session_link",
+    "services.edge.routes",
     "services.edge.short_way",
     "services.edge.stall",
     "services.edge.subscriptions",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from services.edge.mqtt.packets import Publish, PublishRun
-from services.edge.policy import TopicRule
+from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client
-from services.edge.short_way import LocalRoute
+from services.edge.routes import DELIVERED, LocalRoute
 from weimq.router.v1 import router_pb2
 
 OVERHEAD_BYTES = 64
@@ -24,7 +24,7 @@ RUN = 32
 class Unacknowledged:
     """A publication of QoS 1 or 2 that the router has not acknowledged."""
 
-    __slots__ = ("client", "client_id", "flags", "packet_identifier", "payload", "rule")
+    __slots__ = ("client", "client_id", "flags", "packet_identifier", "payload", "route", "rule")
 
     def __init__(self, client: Client, rule: TopicRule, publication: Publish, flags: int) -> None:
         self.client = client
@@ -33,6 +33,11 @@ class Unacknowledged:
         self.payload = publication.payload
         self.packet_identifier = publication.packet_identifier
         self.flags = flags
+        self.route: LocalRoute | None = None
+        """That counts it as under way, since the router is to deliver it here."""
+        if rule.flags == FLAG_LOGGED and not flags & DELIVERED and rule.route is not None:
+            self.route = rule.route
+            rule.route.under_way += 1
 
 
 class Entry:

@@ -256,6 +256,10 @@ class Hub:
                         merged[receiver] = qos
         return list(merged.items())
 
+    def known(self, target_ids: list[int]) -> list[int]:
+        """Return those of these targets that are still there."""
+        return [target_id for target_id in target_ids if target_id in self._targets]
+
     def is_repeated(self, origin: str, sequence: int) -> bool:
         """Note the id of a message of QoS 2 and return whether it was there before."""
         window = self._seen.get(origin)

@@ -125,7 +125,12 @@ class TopicRule:
         self.router_index = -1
         """Of the router that the topic belongs to, once a group of routers has looked."""
         self.route: Any = None
-        """What `short_way` knows of the topic; pure code has no name for it."""
+        """What `routes` knows of the topic; pure code has no name for it."""
+
+    @property
+    def log(self) -> str:
+        """Parent topic whose log has the messages, as `LogState` names it."""
+        return self.topic.partition("/")[0] if self.flags & FLAG_LOGGED else ""
 
 
 class Permissions:

@@ -53,12 +53,7 @@ class Returns:
             target, message, qos = entry
             if target.target_id not in targets:
                 targets[target.target_id] = len(targets)
-                columns.targets.add(
-                    target_id=target.target_id,
-                    instance_id=target.instance_id,
-                    topic_filter=target.topic_filter,
-                    share_name=target.share_name,
-                )
+                columns.targets.append(target_of(target))
                 size += len(target.topic_filter) + len(target.share_name)
             if message.topic not in topics:
                 topics[message.topic] = len(topics)
@@ -82,3 +77,16 @@ class Returns:
         """Have everything sent again: the router knows nothing of us."""
         while self._sent:
             self._unsent.extendleft(reversed(self._sent.pop()[1]))
+
+
+def target_of(target: Interest) -> router_pb2.Target:
+    """Return a target as the router knows it."""
+    if target.client_id:
+        return router_pb2.Target(target_id=target.target_id, instance_id=target.instance_id, client_id=target.client_id)
+    return router_pb2.Target(
+        target_id=target.target_id,
+        instance_id=target.instance_id,
+        topic_filter=target.topic_filter,
+        share_name=target.share_name,
+        skips_acknowledged=target.skips_acknowledged,
+    )

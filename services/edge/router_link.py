@@ -28,13 +28,15 @@ from services.edge.columns import (
     Unacknowledged,
 )
 from services.edge.hub import Hub
+from services.edge.local_delivery import TAKEN, LocalDelivery
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.receipts import Outcome
-from services.edge.returns import Returns
-from services.edge.short_way import LocalRoute, ShortWay
+from services.edge.returns import Returns, target_of
+from services.edge.routes import LocalRoute
+from services.edge.short_way import ShortWay
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 FRAME_BYTES = 1 << 20
@@ -92,6 +94,7 @@ class RouterLink:
         self._reports: dict[int, Outcome] = {}
         self._arrivals = Arrivals(hub, self._report)
         self._short = ShortWay(hub, self._ask, self._send)
+        self._local = LocalDelivery(hub, self._ask, self._send)
         self._columns = Columns()
         self._full: deque[Columns] = deque()
         self._gathered_bytes = 0
@@ -121,9 +124,10 @@ class RouterLink:
 
     def add_target(self, target: Interest) -> None:
         """Register an interest; see `ports.Router`."""
-        self._added.append(_target(target))
+        self._added.append(target_of(target))
         if target.topic_filter:
             self._short.on_target(target.instance_id, target.topic_filter)
+            self._local.on_target(target)
         self.link.wake()
 
     def remove_target(self, target_id: int) -> None:
@@ -153,9 +157,15 @@ class RouterLink:
 
     def publish(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take a message over; see `ports.Router`."""
-        if rule.flags or not self._short.take(client, rule, publication, clean_session):
-            self._send(client, rule, publication, clean_session)
-        elif self._gathered_bytes + self._short.held_bytes > HIGH_WATER_BYTES:
+        flags = 0
+        if not rule.flags:
+            if self._short.take(client, rule, publication, clean_session):
+                flags = TAKEN
+        elif rule.flags == FLAG_LOGGED:
+            flags = self._local.take(client, rule, publication, clean_session)
+        if flags != TAKEN:
+            self._send(client, rule, publication, clean_session, flags)
+        elif self._waiting_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
@@ -164,12 +174,12 @@ class RouterLink:
             flags = CLEAN_SESSION if clean_session else 0
             self._gather(rule, client.client_id, next(self._sequences), run.frames, flags, run)
             self._short.sent(rule, run.count)
-        elif self._gathered_bytes + self._short.held_bytes > HIGH_WATER_BYTES:
+        elif self._waiting_bytes > HIGH_WATER_BYTES:
             self.is_congested = True
 
-    def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool) -> None:  # noqa: FBT001 - hot path
+    def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool, flags: int) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos
-        flags = qos
+        flags |= qos
         if publication.retain:
             flags |= RETAIN
         if clean_session:
@@ -177,7 +187,7 @@ class RouterLink:
         sequence = next(self._sequences)
         if qos:
             self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
-            if self._full_logs and (rule.instance_id, _log_of(rule)) in self._full_logs:
+            if self._full_logs and (rule.instance_id, rule.log) in self._full_logs:
                 client.wait_for_answers()
         self._gather(rule, client.client_id, sequence, publication.payload, flags, None)
 
@@ -190,8 +200,7 @@ class RouterLink:
     def is_idle(self) -> bool:
         """Whether everything was sent, confirmed and acknowledged."""
         return not (
-            self._gathered_bytes
-            or self._short.held_bytes
+            self._waiting_bytes
             or not self._columns.is_empty
             or self._unacknowledged
             or self._removed
@@ -199,6 +208,11 @@ class RouterLink:
             or self._goodbye
             or self.link.has_unconfirmed
         )
+
+    @property
+    def _waiting_bytes(self) -> int:
+        """Size of the messages that are gathered or held back."""
+        return self._gathered_bytes + self._short.held_bytes + self._local.held_bytes
 
     # --- up ------------------------------------------------------------------------------------
 
@@ -240,7 +254,7 @@ class RouterLink:
             self._snapshot_complete = frame.snapshot_complete = True
         if not columns.is_empty:
             for route in columns.questions:
-                frame.route_questions.add(instance_id=route.instance_id, topic=route.topic)
+                frame.route_questions.add(instance_id=route.instance_id, topic=route.topic, is_logged=route.is_logged)
             if columns.sequences:
                 self.link.gather(len(columns.sequences))
                 columns.write_to(frame.publishes)
@@ -257,7 +271,7 @@ class RouterLink:
         self.link.wake()
 
     def _relieve(self) -> None:
-        if self.is_congested and self._gathered_bytes + self._short.held_bytes < LOW_WATER_BYTES:
+        if self.is_congested and self._waiting_bytes < LOW_WATER_BYTES:
             self.is_congested = False
             self._hub.resume_publishers()
 
@@ -314,7 +328,7 @@ class RouterLink:
 
     def _start_anew(self) -> None:
         """Gather every interest and every unacknowledged publication for a router that knows nothing of us."""
-        self._added = [_target(target) for target in self._hub.interests()]
+        self._added = [target_of(target) for target in self._hub.interests()]
         self._removed = []
         self._returns.start_anew()
         self._reports = {}  # their calls ended with the router
@@ -337,6 +351,7 @@ class RouterLink:
         for each in sorted(again, key=_sequence):
             self._gather(each.rule, each.client_id, each.sequence, each.payload, each.flags, each.run)
         self._short.start_anew()
+        self._local.start_anew()
 
     # --- down ----------------------------------------------------------------------------------
 
@@ -352,6 +367,9 @@ class RouterLink:
                 entry = unacknowledged.pop(sequence, None)
                 if entry is not None:
                     entry.client.on_published(entry.packet_identifier, entry.flags & 3)
+                    if entry.route is not None:
+                        entry.route.under_way -= 1
+                        self._local.settle(entry.route)
         if frame.HasField("deliveries"):
             flags = frame.deliveries.flags
             self.link.gather(len(flags))
@@ -359,7 +377,7 @@ class RouterLink:
             self._arrivals.deliver(frame.deliveries)
         if frame.route_answers:
             for answer in frame.route_answers:
-                self._short.answer(answer)
+                (self._local if answer.is_logged else self._short).answer(answer)
             self._relieve()
         for query_id in frame.answered_query_ids:
             if self._unanswered.pop(query_id, None) is not None:
@@ -374,22 +392,5 @@ class RouterLink:
         self.link.wake()
 
 
-def _log_of(rule: TopicRule) -> str:
-    """Return the parent topic whose log has a message, as `LogState` names it."""
-    return rule.topic.partition("/")[0] if rule.flags & FLAG_LOGGED else ""
-
-
 def _sequence(entry: Entry) -> int:
     return entry.sequence
-
-
-def _target(target: Interest) -> router_pb2.Target:
-    if target.client_id:
-        return router_pb2.Target(target_id=target.target_id, instance_id=target.instance_id, client_id=target.client_id)
-    return router_pb2.Target(
-        target_id=target.target_id,
-        instance_id=target.instance_id,
-        topic_filter=target.topic_filter,
-        share_name=target.share_name,
-        skips_acknowledged=target.skips_acknowledged,
-    )

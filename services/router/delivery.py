@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from services.router.domain.columns import KEPT_P2P, Run
 from services.router.domain.outbox import Receipt
-from services.router.domain.routing import Route
+from services.router.domain.routing import Leg, Route
 from services.router.edge_link import EdgeLink
 from services.router.kept import Kept
 from services.router.ports import Source
@@ -52,6 +52,7 @@ class Delivery:
         retained_by: str | None,
         in_kept: bool = False,  # noqa: FBT001, FBT002 - hot path
         log_sequence: int = 0,
+        is_delivered: bool = False,  # noqa: FBT001, FBT002 - hot path
     ) -> None:
         """Send a message to the edges and shards of its route, and keep it when it is a retained one.
 
@@ -64,13 +65,15 @@ class Delivery:
             retained_by: client id of the publisher of a retained message; None: it is none.
             in_kept: the log that has it is that of kept messages.
             log_sequence: of the message in its log; 0: it is in none; when a shard was to have it, none can store it.
+            is_delivered: the source is an edge, and its own subscribers have it; shared ones do not.
         """
         legs = route.legs
         receipt = None
         origin = ""
+        if qos and (log_sequence or not route.shard_legs):  # else also those who would get it from a shard
+            legs = route.acknowledged_legs
+        legs = self._others(legs, source, is_delivered=is_delivered)
         if qos:
-            if log_sequence or not route.shard_legs:  # else also those who would get it from a shard
-                legs = route.acknowledged_legs
             receipt = Receipt(source, sequence, len(legs) + 1)  # one more, until it is on all its ways
             origin = source.incarnation
         for leg in legs:
@@ -110,6 +113,9 @@ class Delivery:
         if route.shares:
             for payload in run.payloads():
                 self._shares.deliver(source, route, payload, 0, None)
+
+    def _others(self, legs: Sequence[Leg], source: Source, *, is_delivered: bool) -> Sequence[Leg]:
+        return [leg for leg in legs if self._edges[leg.slot] is not source] if is_delivered else legs
 
     def _deliver_to_shards(
         self, source: Source, route: Route, payload: bytes, qos: int, receipt: Receipt, log: str, log_sequence: int

@@ -87,4 +87,5 @@ class LogReports:
             publication.retained_by,
             publication.in_kept,
             log_sequence,
+            publication.is_delivered,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.common.log_wire import header_lines
 from services.common.subjects import P2P_HEADER, P2P_KEPT, P2P_ONLINE, TOPIC_HEADER, encode_topic
-from services.router.domain.columns import CLEAN_SESSION, P2P, QOS, Columns
+from services.router.domain.columns import CLEAN_SESSION, DELIVERED, P2P, QOS, Columns
 from services.router.domain.routing import Route
 from services.router.ports import Source
 from weimq.router.v1 import router_pb2
@@ -23,6 +23,7 @@ class Publication:
     __slots__ = (
         "in_kept",
         "instance_id",
+        "is_delivered",
         "is_kept_p2p",
         "is_p2p",
         "payload",
@@ -39,7 +40,7 @@ class Publication:
         source: Source,
         route: Route,
         payload: bytes,
-        qos: int,
+        flags: int,
         sequence: int,
         retained_by: str | None,
         topic_flags: int,
@@ -52,7 +53,8 @@ class Publication:
         self.is_p2p = topic_flags & P2P != 0
         self.is_kept_p2p = route.is_kept
         self.payload = payload
-        self.qos = qos
+        self.qos = flags & QOS
+        self.is_delivered = flags & DELIVERED != 0
         self.sequence = sequence
         self.retained_by = retained_by
         self.in_kept = in_kept
@@ -89,7 +91,7 @@ class HeaderLines:
         if shown_topic or in_kept or topic_flags & P2P:
             is_p2p = topic_flags & P2P != 0
             return _lines(route, flags, client_id, origin, shown_topic, is_p2p=is_p2p, in_kept=in_kept)
-        key = (route.instance_id, route.topic, client_id, flags, origin)
+        key = (route.instance_id, route.topic, client_id, flags & (QOS | CLEAN_SESSION), origin)
         lines = self._lines.get(key)
         if lines is None:
             lines = _lines(route, flags, client_id, origin, "", is_p2p=False, in_kept=False)

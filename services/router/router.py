@@ -20,7 +20,7 @@ from collections.abc import Callable
 from services.common.errors import StreamContractError
 from services.common.sharding import router_of
 from services.router.delivery import Delivery
-from services.router.domain.columns import LOGGED, P2P, QOS, REPEATED, RETAIN, RUN, Columns
+from services.router.domain.columns import DELIVERED, LOGGED, P2P, QOS, REPEATED, RETAIN, RUN, Columns
 from services.router.domain.routing import Route, Routing
 from services.router.edge_link import EdgeLink
 from services.router.full_logs import FullLogs
@@ -329,14 +329,14 @@ class Router:
                 publication: Publication | None = None
                 if qos:
                     publication = Publication(
-                        source, route, payload, qos, sequence, retained_by, topic_flag, in_kept, shown_topic
+                        source, route, payload, flag, sequence, retained_by, topic_flag, in_kept, shown_topic
                     )
                 self._write(log, route, payload, message_id, lines, publication, flag & REPEATED != 0)
                 if qos:
                     continue  # `reports` delivers it
             if shown_topic:
                 route = route.shown_as(shown_topic)
-            deliver(source, route, payload, qos, sequence, retained_by)
+            deliver(source, route, payload, qos, sequence, retained_by, is_delivered=flag & DELIVERED != 0)
 
     def _write(
         self,

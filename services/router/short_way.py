@@ -1,5 +1,8 @@
 """The short way of a message: which edge may deliver which topics by itself, and how that ends in time.
 
+For topics with a log an edge serves its own subscribers only (`services.edge.local_delivery`), and nothing of that is
+remembered here.
+
 An edge asks for topics without a log that it publishes to, see `services.edge.short_way`. It may serve those whose
 every subscriber it has. When one comes elsewhere, the route is revoked, and the frame with that subscription is
 confirmed only after the revocation is: so the SUBACK comes when no message can miss the new subscriber. An edge
@@ -68,19 +71,26 @@ class ShortWay:
         except ValueError as error:
             raise StreamContractError(str(error), rule="route_questions") from error
         slot = edge.slot
-        is_local = (
-            is_begun
-            and not edge.is_shard
-            and not self._shards.unknown
-            and route.is_plain
-            and route.legs is route.acknowledged_legs
-            and all(leg.slot == slot for leg in route.legs)
-            and self._counts.get(slot, 0) < MAX_ROUTES
+        legs = [leg for leg in route.legs if leg.slot == slot]
+        is_local = is_begun and not edge.is_shard
+        if question.is_logged:  # whether none of its targets skips any messages
+            is_local = is_local and legs == [leg for leg in route.acknowledged_legs if leg.slot == slot]
+        else:
+            is_local = (
+                is_local
+                and not self._shards.unknown
+                and route.is_plain
+                and route.legs is route.acknowledged_legs
+                and len(legs) == len(route.legs)
+                and self._counts.get(slot, 0) < MAX_ROUTES
+            )
+        answer = router_pb2.RouteAnswer(
+            instance_id=instance_id, topic=topic, is_local=is_local, is_logged=question.is_logged
         )
-        answer = router_pb2.RouteAnswer(instance_id=instance_id, topic=topic, is_local=is_local)
         if is_local:
-            for leg in route.legs:
+            for leg in legs:
                 answer.target_ids.extend(leg.target_ids)
+        if is_local and not question.is_logged:
             slots = self._granted.setdefault((instance_id, topic.partition("/")[0]), {}).setdefault(topic, set())
             if slot not in slots:
                 slots.add(slot)

@@ -178,6 +178,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         """(shared subscription, topic, payload, QoS)."""
         self.receipts: dict[int, int] = {}
         """Outcome by receipt id."""
+        self.local_topics: dict[str, list[int]] = {}
+        """Topics that the edge may serve by itself, with its targets."""
         self.missed = False
         self.largest_frame = 0
         self.acknowledges = True
@@ -245,7 +247,13 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
             if self.acknowledges and batch.flags[n] & 3:
                 self.to_send.acknowledged_sequences.append(sequence)
         for question in frame.route_questions:
-            self.to_send.route_answers.add(instance_id=question.instance_id, topic=question.topic)  # none is local
+            self.to_send.route_answers.add(
+                instance_id=question.instance_id,
+                topic=question.topic,
+                is_logged=question.is_logged,
+                is_local=question.topic in self.local_topics,
+                target_ids=self.local_topics.get(question.topic, ()),
+            )
         if self.confirms:
             self.link.confirm(frame.frame)
         self.link.wake()

@@ -176,14 +176,14 @@ class FakeEdge:
         self.send(request)
         return self._sequence
 
-    async def ask_route(self, topic: str) -> list[int] | None:
+    async def ask_route(self, topic: str, *, is_logged: bool = False) -> list[int] | None:
         """Ask for a topic and return its targets; None: it may not be served by this edge."""
         count = len(self.routes) + 1
-        question = router_pb2.RouteQuestion(instance_id="i", topic=topic)
+        question = router_pb2.RouteQuestion(instance_id="i", topic=topic, is_logged=is_logged)
         self.send(router_pb2.LinkRequest(route_questions=[question]))
         await until(lambda: len(self.routes) == count)
         answer = self.routes[-1]
-        assert (answer.instance_id, answer.topic) == ("i", topic)
+        assert (answer.instance_id, answer.topic, answer.is_logged) == ("i", topic, is_logged)
         return sorted(answer.target_ids) if answer.is_local else None
 
     def send(self, request: router_pb2.LinkRequest) -> None:

@@ -24,6 +24,9 @@ WANTS_RECEIPT = 16
 RUN = 32
 """Flag of both: several messages of QoS 0, see `Run`."""
 
+DELIVERED = 64
+"""Flag of a message: its edge has given it to its own subscribers, other than shared ones."""
+
 
 class Run:
     """Messages of QoS 0 of one topic, in packets one behind another that go on as they are."""
@@ -105,6 +108,8 @@ class Columns:
         kinds = set(flags)
         if any(flag & QOS == QOS for flag in kinds):
             raise StreamContractError("there is no QoS 3", rule="flags")
+        if any(flag & DELIVERED and flag & (RETAIN | 2) for flag in kinds):
+            raise StreamContractError("edges deliver no retained messages and none of QoS 2", rule="flags")
         if 0 in sequences:
             raise StreamContractError("sequences begin at 1", rule="sequences")
         self.runs: list[Run] = []

@@ -9,14 +9,15 @@ from typing import cast
 import pytest
 from typing_extensions import override
 
-from services.edge import short_way
+from services.edge import routes
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.codec import encode
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest
-from services.edge.short_way import LocalRoute, ShortWay
+from services.edge.routes import LocalRoute
+from services.edge.short_way import ShortWay
 from weimq.router.v1 import router_pb2
 
 
@@ -64,7 +65,7 @@ class Edge:
     def _ask(self, route: LocalRoute) -> None:
         self.asked.append(route.topic)
 
-    def _send(self, _client: Client, _rule: TopicRule, publication: Publish, _clean_session: bool) -> None:
+    def _send(self, _client: Client, _rule: TopicRule, publication: Publish, _clean_session: bool, _flags: int) -> None:
         self.long.append(publication.payload)
 
     def publish(self, count: int = 1, qos: int = 1, *, retain: bool = False) -> None:
@@ -72,7 +73,7 @@ class Edge:
             self.number += 1
             packet = Publish("p/a", b"%d" % self.number, qos, retain, False, self.number if qos else 0)
             if not self.short.take(self.client, self.rule, packet, True):
-                self._send(self.client, self.rule, packet, True)
+                self._send(self.client, self.rule, packet, True, 0)
 
     def publish_run(self, count: int) -> None:
         frames = b"".join(
@@ -234,7 +235,7 @@ def test_receivers_are_those_of_now(edge: Edge) -> None:
 
 
 def test_topics_that_are_remembered_are_bounded(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(short_way, "MAX_ROUTES", 2)
+    monkeypatch.setattr(routes, "MAX_ROUTES", 2)
     target = edge.subscribe()
     edge.publish(8)
     edge.answer(target)

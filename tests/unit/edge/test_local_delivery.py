@@ -1,0 +1,327 @@
+"""The states of a topic with a log whose messages this edge gives to its own subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from services.edge.columns import REPEATED, Unacknowledged
+from services.edge.hub import Hub
+from services.edge.local_delivery import TAKEN, LocalDelivery
+from services.edge.mqtt.packets import Publish
+from services.edge.policy import FLAG_LOGGED, TopicRule
+from services.edge.ports import Client, Interest
+from services.edge.routes import DELIVERED, LAST_ASK, LocalRoute
+from tests.unit.edge.test_short_way import FakeClient
+from weimq.router.v1 import router_pb2
+
+
+class Edge:
+    """Local delivery with what is around it: the link keeps what is unacknowledged, as `RouterLink` does."""
+
+    def __init__(self) -> None:
+        self.hub = Hub(cast("asyncio.AbstractEventLoop", None))
+        self.hub.router = self  # type: ignore[assignment]  # no more is needed
+        self.sent: list[tuple[bytes, int]] = []
+        self.asked: list[str] = []
+        self.client = FakeClient()
+        self.local = LocalDelivery(self.hub, self._ask, self._send)
+        self.rule = TopicRule("i", "p/a", FLAG_LOGGED)
+        self.unacknowledged: list[Unacknowledged] = []
+        self.number = 0
+
+    def add_target(self, target: Interest) -> None:
+        if target.topic_filter:
+            self.local.on_target(target)
+
+    def remove_target(self, target_id: int) -> None:
+        pass
+
+    def _ask(self, route: LocalRoute) -> None:
+        assert route.is_logged
+        self.asked.append(route.topic)
+
+    def _send(self, client: Client, rule: TopicRule, publication: Publish, _clean_session: bool, flags: int) -> None:
+        self.sent.append((publication.payload, flags))
+        if publication.qos:
+            self.unacknowledged.append(Unacknowledged(client, rule, publication, flags))
+
+    def publish(self, count: int = 1, qos: int = 1, *, retain: bool = False) -> None:
+        for _ in range(count):
+            self.number += 1
+            packet = Publish("p/a", b"%d" % self.number, qos, retain, False, self.number if qos else 0)
+            flags = self.local.take(self.client, self.rule, packet, True)
+            if flags != TAKEN:
+                self._send(self.client, self.rule, packet, True, flags)
+
+    def acknowledge(self) -> None:
+        """Let the router acknowledge all that it got."""
+        entries, self.unacknowledged = self.unacknowledged, []
+        for entry in entries:
+            if entry.route is not None:
+                entry.route.under_way -= 1
+                self.local.settle(entry.route)
+
+    def subscribe(self, topic_filter: str = "p/a", qos: int = 1, *, skips_acknowledged: bool = False) -> int:
+        self.hub.subscribe(self.client, topic_filter, qos, skips_acknowledged=skips_acknowledged)
+        return self.hub.interests()[-1].target_id
+
+    def answer(self, *target_ids: int, is_local: bool = True) -> None:
+        self.local.answer(
+            router_pb2.RouteAnswer(
+                instance_id="i", topic="p/a", is_local=is_local, is_logged=True, target_ids=target_ids
+            )
+        )
+
+    def become_local(self) -> None:
+        """Publish until the topic is served here, and forget all that was sent until then."""
+        target = self.subscribe()
+        self.publish(8)
+        self.acknowledge()
+        self.answer(target)
+        self.acknowledge()
+        self.sent.clear()
+        self.client.received.clear()
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [payload for _, payload, _ in self.client.received]
+
+
+def _numbers(first: int, last: int) -> list[bytes]:
+    return [b"%d" % n for n in range(first, last + 1)]
+
+
+def _sent(first: int, last: int, flags: int = 0) -> list[tuple[bytes, int]]:
+    return [(payload, flags) for payload in _numbers(first, last)]
+
+
+@pytest.fixture
+def edge() -> Edge:
+    return Edge()
+
+
+def test_a_topic_that_is_seldom_used_is_left_to_the_router(edge: Edge) -> None:
+    edge.publish(7)
+    assert (edge.sent, edge.asked) == (_sent(1, 7), [])
+
+
+def test_messages_wait_for_the_answer_and_for_those_before(edge: Edge) -> None:
+    target = edge.subscribe()
+    edge.publish(12)
+    assert (edge.sent, edge.asked) == (_sent(1, 7), ["p/a"])
+    edge.answer(target)
+    edge.publish(1)
+    assert edge.sent == _sent(1, 7)  # some that were sent before may still come from the router
+    assert edge.local.held_bytes
+    edge.acknowledge()
+    edge.publish(1)
+    assert edge.sent == _sent(1, 7) + _sent(8, 14, DELIVERED)
+    assert edge.payloads == _numbers(8, 14)
+    assert not edge.local.held_bytes
+    assert edge.client.answered == []  # the router does it
+
+
+def test_messages_of_qos_0_wait_for_the_answer_only(edge: Edge) -> None:
+    target = edge.subscribe()
+    edge.publish(10, qos=0)
+    assert edge.payloads == []
+    edge.answer(target)
+    assert edge.payloads == _numbers(8, 10)
+    assert edge.sent == _sent(1, 7) + _sent(8, 10, DELIVERED)
+
+
+def test_a_message_is_sent_with_the_flag_also_when_nobody_here_wants_it(edge: Edge) -> None:
+    edge.publish(7)
+    edge.acknowledge()
+    edge.publish(1)
+    edge.answer()
+    assert edge.sent[-1] == (b"8", DELIVERED)
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("granted", [0, 1, 2])
+def test_deliveries_have_the_lower_qos(edge: Edge, qos: int, granted: int) -> None:
+    edge.become_local()
+    edge.subscribe(qos=granted)
+    edge.publish(qos=qos)
+    assert edge.client.received == [(b"p/a", b"9", min(qos, granted))]
+
+
+def test_a_no_sends_what_was_held_and_is_asked_about_later(edge: Edge) -> None:
+    edge.publish(10)
+    edge.answer(is_local=False)
+    assert edge.sent == _sent(1, 10)
+    edge.publish(63)
+    assert len(edge.asked) == 1
+    edge.publish(1)
+    assert len(edge.asked) == 2
+
+
+@pytest.mark.parametrize(("qos", "retain"), [(2, False), (0, True), (1, True)])
+def test_what_needs_the_router_ends_it_in_every_state_and_order_is_kept(edge: Edge, qos: int, retain: bool) -> None:
+    edge.become_local()
+    edge.publish(1)
+    edge.publish(1, qos, retain=retain)
+    edge.publish(1)
+    assert edge.payloads == [b"9"]
+    assert edge.sent == [(b"9", DELIVERED), (b"10", 0), (b"11", 0)]
+
+    asked = Edge()
+    target = asked.subscribe()
+    asked.publish(8)
+    asked.publish(1, qos, retain=retain)
+    asked.publish(1)
+    asked.answer(target)
+    assert (asked.payloads, asked.sent) == ([], _sent(1, 10))
+
+    draining = Edge()
+    target = draining.subscribe()
+    draining.publish(8)
+    draining.answer(target)
+    draining.publish(1, qos, retain=retain)
+    draining.publish(1)
+    draining.acknowledge()
+    assert (draining.payloads, draining.sent) == ([], _sent(1, 10))
+    assert not draining.local.held_bytes
+
+
+def test_a_topic_of_retained_messages_is_never_asked_for(edge: Edge) -> None:
+    for _ in range(LAST_ASK):
+        edge.publish(2)
+        edge.publish(1, retain=True)
+    assert edge.asked == []
+
+
+def test_new_targets_and_receivers_get_what_follows(edge: Edge) -> None:
+    edge.become_local()
+    other, third = FakeClient(), FakeClient()
+    edge.hub.subscribe(other, "p/a", 0)
+    edge.publish(1)
+    edge.hub.subscribe(third, "p/#", 1)
+    edge.publish(1)
+    edge.hub.unsubscribe(edge.client, "p/a")
+    edge.hub.unsubscribe(third, "p/#")
+    edge.publish(1)
+    assert edge.payloads == [b"9", b"10"]
+    assert [payload for _, payload, _ in other.received] == _numbers(9, 11)
+    assert [payload for _, payload, _ in third.received] == [b"10"]
+    assert edge.sent == _sent(9, 11, DELIVERED)
+
+
+def test_a_target_that_is_added_before_the_answer_counts(edge: Edge) -> None:
+    edge.publish(7)
+    edge.acknowledge()
+    edge.publish(1)
+    edge.subscribe("+/a")
+    edge.answer()
+    assert edge.payloads == [b"8"]
+
+
+def test_a_client_with_several_targets_gets_a_message_once(edge: Edge) -> None:
+    edge.become_local()
+    edge.subscribe("p/#", 0)
+    edge.subscribe("#", 1)
+    edge.publish(1)
+    assert edge.client.received == [(b"p/a", b"9", 1)]
+
+
+def test_targets_that_are_gone_are_forgotten(edge: Edge) -> None:
+    edge.become_local()
+    for _ in range(100):
+        edge.subscribe("+/a")
+        edge.hub.unsubscribe(edge.client, "+/a")
+    edge.publish(1)
+    assert len(edge.rule.route.target_ids) <= 2
+    assert edge.payloads == [b"9"]
+
+
+def test_shared_subscriptions_are_left_to_the_router(edge: Edge) -> None:
+    edge.become_local()
+    edge.hub.share("i", "s", "p/a").receivers[FakeClient()] = 2
+    edge.publish(1)
+    assert edge.sent == _sent(9, 9, DELIVERED)
+    assert edge.payloads == [b"9"]
+
+
+def test_a_target_of_a_persistent_session_ends_it_in_every_state(edge: Edge) -> None:
+    edge.become_local()
+    edge.subscribe("p/b", skips_acknowledged=True)
+    edge.publish(1)
+    edge.subscribe("p/+", skips_acknowledged=True)
+    edge.publish(1)
+    assert edge.sent == [(b"9", DELIVERED), (b"10", 0)]
+
+    asked = Edge()
+    target = asked.subscribe()
+    asked.publish(8)
+    asked.subscribe("p/a", skips_acknowledged=True)
+    asked.answer(target)
+    assert (asked.payloads, asked.sent) == ([], _sent(1, 8))
+
+    draining = Edge()
+    target = draining.subscribe()
+    draining.publish(8)
+    draining.answer(target)
+    draining.subscribe("p/a", skips_acknowledged=True)
+    assert (draining.payloads, draining.sent) == ([], _sent(1, 8))
+
+
+def test_a_new_router_gets_what_waited_for_the_answer_of_the_old_one(edge: Edge) -> None:
+    edge.publish(10)
+    edge.local.start_anew()
+    assert edge.sent == _sent(1, 10)
+    assert not edge.local.held_bytes
+
+
+def test_it_goes_on_over_a_change_of_routers(edge: Edge) -> None:
+    edge.become_local()
+    edge.local.start_anew()
+    edge.publish(1)
+    assert (edge.payloads, edge.sent) == ([b"9"], _sent(9, 9, DELIVERED))
+
+
+def test_what_drains_waits_for_a_new_router_too(edge: Edge) -> None:
+    target = edge.subscribe()
+    edge.publish(9)
+    edge.answer(target)
+    edge.local.start_anew()  # it gets the unacknowledged again, and delivers them
+    assert edge.payloads == []
+    edge.acknowledge()
+    assert edge.payloads == [b"8", b"9"]
+
+
+def test_the_flag_goes_with_a_message_that_is_sent_again() -> None:
+    rule = TopicRule("i", "p/a", FLAG_LOGGED)
+    entry = Unacknowledged(FakeClient(), rule, Publish("p/a", b"", 1, False, False, 1), 1 | DELIVERED)
+    assert entry.flags | REPEATED == 1 | DELIVERED | REPEATED
+
+
+def test_busy_topics_are_remembered_beyond_the_bound(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.edge.routes.MAX_ROUTES", 2)
+    target = edge.subscribe()
+    edge.publish(8)  # seven of them are under way
+
+    def flood() -> None:
+        for n in range(10):
+            rule = TopicRule("i", f"p/b{n}", FLAG_LOGGED)
+            edge.local.take(edge.client, rule, Publish(rule.topic, b"", 0, False, False, 0), True)
+
+    flood()
+    edge.answer(target)
+    assert edge.payloads == []
+    edge.acknowledge()
+    assert edge.payloads == [b"8"]
+    flood()
+    edge.publish(1)
+    assert edge.sent[-1] == (b"9", 0)  # it was forgotten
+
+
+def test_a_long_topic_is_left_to_the_router(edge: Edge) -> None:
+    topic = "p/" + "x" * 600
+    rule = TopicRule("i", topic, FLAG_LOGGED)
+    for _ in range(20):
+        assert edge.local.take(edge.client, rule, Publish(topic, b"", 0, False, False, 0), True) == 0
+    assert edge.asked == []
