@@ -59,8 +59,8 @@ class Arrivals:
             if flags & RUN:
                 run = PublishRun(names[topic], payload, next(run_counts), next(run_payload_bytes))
                 _check(run, heads[topic])
-                for receiver, _ in route:
-                    receiver.deliver_run(run)
+                for receiver, granted in route:
+                    receiver.deliver_run(run, granted)
                 continue
             qos = flags & 3
             if qos == 2:  # noqa: PLR2004 - QoS 2

@@ -213,6 +213,15 @@ class Connection(Entrance):
             self._answered()
 
     @override
+    def on_run_published(self, run: PublishRun) -> None:
+        """Answer PUBACK; see `ports.Client`."""
+        self._machine.acknowledge_run(run)
+        if self._ending is not None:
+            self._ending.check()
+        elif not self._closed:
+            self._answered()
+
+    @override
     def probe(self, answer: Callable[[bool], None]) -> None:
         """Find out whether the peer still answers; see `ports.Client`."""
 

@@ -51,11 +51,10 @@ class Receiver(Client):
         """Send a message to the client, at `qos`."""
         raise NotImplementedError
 
-    def deliver_run(self, run: PublishRun) -> None:
-        """Send messages of QoS 0."""
-        topic = run.topic.encode()
-        for payload in run.payloads():
-            self.deliver(OutboundMessage(topic, payload, retain=False), 0)
+    def deliver_run(self, run: PublishRun, qos: int) -> None:
+        """Send messages to the client, each at the QoS of its publication and at most at `qos`."""
+        for message in run.messages():
+            self.deliver(message, 0 if run.identifiers is None else min(qos, 1))
 
     def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
         """Send a message of the session shard.

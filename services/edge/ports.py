@@ -98,6 +98,11 @@ class Client:
         """The mesh has taken over a message of QoS 1 or 2."""
         raise NotImplementedError
 
+    def on_run_published(self, run: PublishRun) -> None:
+        """The mesh has taken over messages of QoS 1."""
+        for packet_identifier in run.identifiers or ():
+            self.on_published(packet_identifier, 1)
+
     def notify(self, topic: str, payload: bytes) -> None:
         """Send the client a message of the server, at QoS 0; no subscription is needed."""
         raise NotImplementedError
@@ -252,4 +257,4 @@ class Router(Protocol):
         """Take a message over; at QoS 1 and 2 `client.on_published` follows."""
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
-        """Take messages over; `rule` has no flags."""
+        """Take messages over; `rule` has no flags. At QoS 1 `client.on_published` or `on_run_published` follows."""

@@ -170,12 +170,15 @@ class RouterLink:
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take messages over; see `ports.Router`."""
-        if not self._short.take_run(client, rule, run, clean_session):
-            flags = CLEAN_SESSION if clean_session else 0
-            self._gather(rule, client.client_id, next(self._sequences), run.frames, flags, run)
+        if self._short.take_run(client, rule, run, clean_session):
+            if self._waiting_bytes > HIGH_WATER_BYTES:
+                self.is_congested = True
+        elif run.identifiers is None:
+            self._gather(rule, client.client_id, next(self._sequences), run.frames, CLEAN_SESSION * clean_session, run)
             self._short.sent(rule, run.count)
-        elif self._waiting_bytes > HIGH_WATER_BYTES:
-            self.is_congested = True
+        else:
+            for publication in run.publications():
+                self.publish(client, rule, publication, clean_session)
 
     def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool, flags: int) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos

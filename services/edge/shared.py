@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from typing_extensions import override
 
 from services.edge.hub import Hub, Receiver
-from services.edge.mqtt.inflight import Delivery, SessionState
+from services.edge.mqtt.inflight import SessionState
 from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.window import Delivery
 from services.edge.ports import Interest, Router
 
 

@@ -70,7 +70,10 @@ class ShortWay:
         return False
 
     def take_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> bool:  # noqa: FBT001 - hot path
-        """Take messages of a topic without a log over; False: they are to go the long way, and `sent` follows."""
+        """Take messages of a topic without a log over; False: they are to go the long way.
+
+        After that those of QoS 0 are told to `sent`, and each one of QoS 1 comes to `take`.
+        """
         route = rule.route
         if route is None or route.is_forgotten:
             route = self._routes.of(rule)
@@ -78,8 +81,10 @@ class ShortWay:
                 return False
         if route.state == LOCAL:
             self.delivered += run.count
-            for receiver, _ in route.receivers_in(self._hub):
-                receiver.deliver_run(run)
+            for receiver, granted in route.receivers_in(self._hub):
+                receiver.deliver_run(run, granted)
+            if run.identifiers is not None:
+                client.on_run_published(run)
             return True
         if route.state == ASKED:
             for publication in run.publications():

@@ -142,16 +142,17 @@ class Wire(SharingClient):
             self.close(reasons.SLOW_CONSUMER)
 
     @override
-    def deliver_run(self, run: PublishRun) -> None:
-        """Send messages of QoS 0; see `Receiver`."""
+    def deliver_run(self, run: PublishRun, qos: int) -> None:
+        """Send messages to the client; see `Receiver`."""
         if not self._is_admitted:
             if len(self._early) < MAX_EARLY:
-                self._early.append(functools.partial(self.deliver_run, run))
-        elif self._is_peer_slow:
+                self._early.append(functools.partial(self.deliver_run, run, qos))
+        elif self._is_peer_slow and (run.identifiers is None or not qos):
             self.dropped_count += run.count
-        else:
-            self._machine.deliver_frames(run.frames)
+        elif self._machine.deliver_run(run, qos):
             self._mark_dirty()
+        elif not self._closed:
+            self.close(reasons.SLOW_CONSUMER)
 
     @override
     def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:

@@ -10,6 +10,22 @@ from __future__ import annotations
 
 from services.common.topics import InvalidTopicError, validate_topic_filter, validate_topic_name
 from services.edge.mqtt.errors import MalformedPacketError
+from services.edge.mqtt.first_bytes import (
+    CONNACK,
+    CONNECT,
+    DISCONNECT,
+    PINGREQ,
+    PINGRESP,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    SUBACK,
+    SUBSCRIBE,
+    UNSUBACK,
+    UNSUBSCRIBE,
+)
 from services.edge.mqtt.packets import (
     SUBACK_FAILURE,
     ConnAck,
@@ -30,21 +46,6 @@ from services.edge.mqtt.packets import (
     Will,
 )
 from services.edge.mqtt.primitives import decode_text, read_field, read_identifier
-
-CONNECT = 0x10
-CONNACK = 0x20
-PUBLISH = 0x30
-PUBACK = 0x40
-PUBREC = 0x50
-PUBREL = 0x62
-PUBCOMP = 0x70
-SUBSCRIBE = 0x82
-SUBACK = 0x90
-UNSUBSCRIBE = 0xA2
-UNSUBACK = 0xB0
-PINGREQ = 0xC0
-PINGRESP = 0xD0
-DISCONNECT = 0xE0
 
 _FIRST_BYTES = {
     first >> 4: first

@@ -196,6 +196,16 @@ class Decoder:
                     packet_identifier = data[topic_end] << 8 | data[topic_end + 1]
                     if packet_identifier == 0:
                         raise MalformedPacketError("MQTT-2.3.1-1", "PUBLISH with identifier zero")
+                    if self.gathers_runs and first == 0x32 and (start == position + 2 or data[start - 1]):
+                        identifiers = _identifiers(data, position, topic_end, stop)
+                        count = len(identifiers)
+                        if count > 1:
+                            run_end = position + count * (stop - position)
+                            packets.append(
+                                PublishRun(topic, data[position:run_end], count, stop - payload_start, identifiers)
+                            )
+                            position = run_end
+                            continue
                     packets.append(
                         Publish(
                             topic,
@@ -206,9 +216,9 @@ class Decoder:
                             packet_identifier,
                         )
                     )
-            elif first == 0x40 and self.gathers_runs and len(identifiers := _acknowledged(data, position)) > 1:
-                packets.append(PubAckRun(identifiers))
-                position += 4 * len(identifiers)
+            elif first == 0x40 and self.gathers_runs and (count := _acknowledged(data, position)):
+                packets.append(PubAckRun(data[start] << 8 | data[start + 1], count))
+                position += 4 * count
                 continue
             else:
                 check_fixed_header(first, length)
@@ -241,14 +251,47 @@ def _run_end(data: bytes, start: int, head_end: int, stop: int) -> int:
     return stop
 
 
-def _acknowledged(data: bytes, start: int) -> list[int]:
-    """Return the packet identifiers of the valid PUBACK packets that begin at `start`."""
+def _identifiers(data: bytes, start: int, head_end: int, stop: int) -> list[int]:
+    """Return the packet identifiers of packets of QoS 1 that differ in identifier and payload alone.
+
+    Args:
+        data: what was read.
+        start: first byte of the first packet; its identifier is valid.
+        head_end: end of its fixed header and topic name.
+        stop: its end.
+
+    Returns:
+        Those of the valid ones; fewer than two, perhaps none: it is alone.
+    """
     identifiers: list[int] = []
-    last = len(data) - 4
-    while start <= last and data[start] == 0x40 and data[start + 1] == 2:
-        identifier = data[start + 2] << 8 | data[start + 3]
+    size = stop - start
+    last = len(data) - size
+    if stop > last or data[stop] != data[start] or data[stop + 1] != data[start + 1]:
+        return identifiers
+    head = data[start:head_end]
+    while True:
+        identifier = data[head_end] << 8 | data[head_end + 1]
         if identifier == 0:
-            break
+            return identifiers
         identifiers.append(identifier)
+        start += size
+        head_end += size
+        if start > last or not data.startswith(head, start):
+            return identifiers
+
+
+def _acknowledged(data: bytes, start: int) -> int:
+    """Return how many valid PUBACK packets whose packet identifiers follow one another begin at `start`."""
+    last = len(data) - 4
+    first = data[start + 2] << 8 | data[start + 3] if start <= last else 0
+    count = 0
+    while (
+        start <= last
+        and data[start] == 0x40
+        and data[start + 1] == 2
+        and data[start + 2] << 8 | data[start + 3] == first + count
+        and first
+    ):
+        count += 1
         start += 4
-    return identifiers
+    return count

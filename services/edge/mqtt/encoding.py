@@ -8,7 +8,8 @@ subscriber; this module is for everything else, for clients in tests and for loa
 
 from __future__ import annotations
 
-from services.edge.mqtt.bodies import (
+from services.edge.mqtt.errors import LocalUseError
+from services.edge.mqtt.first_bytes import (
     CONNACK,
     CONNECT,
     DISCONNECT,
@@ -24,7 +25,6 @@ from services.edge.mqtt.bodies import (
     UNSUBACK,
     UNSUBSCRIBE,
 )
-from services.edge.mqtt.errors import LocalUseError
 from services.edge.mqtt.packets import (
     ConnAck,
     Connect,
@@ -65,7 +65,8 @@ def encode(packet: Packet) -> bytes:  # noqa: C901, PLR0911, PLR0912 - one branc
     if isinstance(packet, PubAck):
         return _encode_identified(PUBACK, packet.packet_identifier)
     if isinstance(packet, PubAckRun):
-        return b"".join([_encode_identified(PUBACK, identifier) for identifier in packet.identifiers])
+        first = packet.packet_identifier
+        return b"".join([_encode_identified(PUBACK, number) for number in range(first, first + packet.count)])
     if isinstance(packet, PubRec):
         return _encode_identified(PUBREC, packet.packet_identifier)
     if isinstance(packet, PubRel):

@@ -10,35 +10,24 @@ Received, QoS 2:  PUBLISH -> forwarded -mesh has it, PUBREC-> recorded -PUBREL->
 A session outlives its connection. Whoever resumes it sends what is unacknowledged again with DUP,
 and PUBREL for what is released. [MQTT-4.4.0-1] Where messages are kept elsewhere, only identifiers
 outlive the connection (`Identifiers`): those of unacknowledged deliveries are then *expected*, taken
-and without a message, until the message comes again.
+and without a message, until the message comes again. What is sent is in `window`.
 """
 
 from __future__ import annotations
 
 import collections
-from typing import TypeAlias
 
-from services.edge.mqtt.bodies import PUBREL
-from services.edge.mqtt.errors import LocalUseError
+from services.edge.mqtt.first_bytes import PUBREL
 from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import PublishRun
 from services.edge.mqtt.primitives import IDENTIFIERS
-
-MAX_IDENTIFIER = 65_535
+from services.edge.mqtt.window import EXPECTED, Delivery, SentWindow
 
 PUBREL_HEAD = bytes((PUBREL, 2))
 """PUBREL up to its packet identifier."""
 
-Delivery: TypeAlias = tuple[OutboundMessage, int, object]
-"""Message, QoS and token. The token is the driver's, handed back by `Acknowledged`."""
-
-
 _MAX_ANSWERED = 1024
 """Answered publications that `AnswerOrder` keeps at the most."""
-
-EXPECTED = 0
-"""In the place of the QoS of a delivery: its message, and so its QoS, has yet to come again."""
-
-_NO_MESSAGE = OutboundMessage(b"", b"", retain=False)
 
 
 class Identifiers:
@@ -58,125 +47,6 @@ class Identifiers:
 
     def __bool__(self) -> bool:
         return bool(self.unacknowledged or self.released or self.received)
-
-
-class SentWindow:
-    """Deliveries of QoS 1 and 2 that the client has not completed, at most `limit`."""
-
-    __slots__ = ("_last_identifier", "_released", "_unacknowledged", "limit")
-
-    def __init__(self, limit: int) -> None:
-        if not 1 <= limit <= MAX_IDENTIFIER:
-            raise LocalUseError(f"a window of {limit} does not fit the packet identifiers")
-        self.limit = limit
-        self._last_identifier = 0
-        # Dictionaries keep insertion order, which is the order of sending.
-        self._unacknowledged: dict[int, Delivery] = {}
-        self._released: dict[int, object] = {}
-
-    def __len__(self) -> int:
-        return len(self._unacknowledged) + len(self._released)
-
-    @property
-    def last_identifier(self) -> int:
-        """Packet identifier of the latest delivery; with a full window it moves only when the client acknowledges."""
-        return self._last_identifier
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more delivery may be under way."""
-        return len(self._unacknowledged) + len(self._released) < self.limit
-
-    def add(self, message: OutboundMessage, qos: int, token: object) -> int:
-        """Note a delivery and return its packet identifier, which no other one under way has.
-
-        Raises:
-            LocalUseError: the window is full.
-        """
-        unacknowledged = self._unacknowledged
-        released = self._released
-        if len(unacknowledged) + len(released) >= self.limit:
-            raise LocalUseError("the window is full")
-        # Ends, since fewer identifiers are in use than there are. [MQTT-2.3.1-4]
-        identifier = self._last_identifier
-        while True:
-            identifier = identifier + 1 if identifier < MAX_IDENTIFIER else 1
-            if identifier not in unacknowledged and identifier not in released:
-                break
-        self._last_identifier = identifier
-        unacknowledged[identifier] = (message, qos, token)
-        return identifier
-
-    def expect(self, packet_identifier: int, token: object) -> None:
-        """Keep an identifier for the message that was sent under it on an earlier connection.
-
-        The client may complete it before the message comes again: it had it.
-        """
-        self._unacknowledged[packet_identifier] = (_NO_MESSAGE, EXPECTED, token)
-
-    def fulfil(self, packet_identifier: int, message: OutboundMessage, qos: int, token: object) -> bool:
-        """Take the message that an identifier is kept for; say whether it is to be sent again."""
-        delivery = self._unacknowledged.get(packet_identifier)
-        if delivery is None or delivery[1] != EXPECTED or delivery[2] != token:
-            return False
-        self._unacknowledged[packet_identifier] = (message, qos, token)
-        return True
-
-    def abandon(self, packet_identifier: int, qos: int, token: object) -> bool:
-        """Give an identifier up that is kept for a message which will not come; say whether PUBREL is due.
-
-        At QoS 2 the client may have the message and would take another one under its identifier for a repeat, so the
-        identifier is free when the client has released it.
-        """
-        delivery = self._unacknowledged.get(packet_identifier)
-        if delivery is None or delivery[1] != EXPECTED or delivery[2] != token:
-            return False
-        del self._unacknowledged[packet_identifier]
-        if qos == 2:  # noqa: PLR2004 - QoS 2
-            self._released[packet_identifier] = token
-            return True
-        return False
-
-    def expect_completion(self, packet_identifier: int, token: object) -> None:
-        """Note a delivery whose PUBREC came on an earlier connection."""
-        self._released[packet_identifier] = token
-
-    def complete_qos1(self, packet_identifier: int) -> Delivery | None:
-        """Take PUBACK; return the delivery it ends, None if there is none."""
-        delivery = self._unacknowledged.get(packet_identifier)
-        if delivery is None or delivery[1] == 2:  # noqa: PLR2004 - QoS 2
-            return None
-        del self._unacknowledged[packet_identifier]
-        return delivery
-
-    def release(self, packet_identifier: int) -> bool:
-        """Take PUBREC; say whether it belongs to a delivery of QoS 2."""
-        delivery = self._unacknowledged.get(packet_identifier)
-        if delivery is None or delivery[1] == 1:
-            return packet_identifier in self._released
-        del self._unacknowledged[packet_identifier]
-        self._released[packet_identifier] = delivery[2]
-        return True
-
-    def is_under_way(self, packet_identifier: int) -> bool:
-        """Say whether the client has yet to complete a delivery with this identifier."""
-        return packet_identifier in self._unacknowledged or packet_identifier in self._released
-
-    def is_released(self, packet_identifier: int) -> bool:
-        """Say whether PUBCOMP is what this identifier waits for."""
-        return packet_identifier in self._released
-
-    def complete_qos2(self, packet_identifier: int) -> object:
-        """Take PUBCOMP for an identifier that `is_released`; return its token."""
-        return self._released.pop(packet_identifier)
-
-    def unacknowledged(self) -> list[tuple[int, Delivery]]:
-        """Return identifier and delivery of what is to be sent again, oldest first."""
-        return list(self._unacknowledged.items())
-
-    def released(self) -> list[tuple[int, object]]:
-        """Return identifier and token of what waits for PUBCOMP, in the order of their PUBREC."""
-        return list(self._released.items())
 
 
 class ReceivedIds:
@@ -247,6 +117,10 @@ class AnswerOrder:
         """Note a publication that will be answered."""
         self._waiting.append(packet_identifier)
 
+    def received_run(self, identifiers: list[int]) -> None:
+        """Note publications that will be answered."""
+        self._waiting.extend(identifiers)
+
     def answer(self, packet_identifier: int, head: bytes, output: list[bytes]) -> None:
         """Append to `output` the answers, each `head` and an identifier, whose turn it is now."""
         waiting = self._waiting
@@ -264,6 +138,21 @@ class AnswerOrder:
             self._early[packet_identifier] = self._early.get(packet_identifier, 0) + 1
         else:  # of an earlier connection of the session: nothing here waits for it
             output.append(head + IDENTIFIERS[packet_identifier])
+
+    def answer_run(self, run: PublishRun, identifiers: list[int], head: bytes, output: list[bytes]) -> None:
+        """Answer all publications of a run, whose packet identifiers are given, as `answer` does each."""
+        waiting = self._waiting
+        turn = self._next
+        stop = turn + len(identifiers)
+        if not self._early and waiting[turn:stop] == identifiers:
+            output.append(run.acknowledgements())
+            if stop == len(waiting) or stop >= _MAX_ANSWERED:
+                del waiting[:stop]
+                stop = 0
+            self._next = stop
+        else:
+            for packet_identifier in identifiers:
+                self.answer(packet_identifier, head, output)
 
     def _answer_early(self, turn: int, head: bytes, output: list[bytes]) -> int:
         waiting = self._waiting

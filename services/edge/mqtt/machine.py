@@ -28,10 +28,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.edge.mqtt.bodies import PUBCOMP
 from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.errors import LocalUseError, ProtocolError, ProtocolViolationError
 from services.edge.mqtt.events import Acknowledged, Event, Failed
+from services.edge.mqtt.first_bytes import PUBCOMP
 from services.edge.mqtt.inflight import PUBREL_HEAD, AnswerOrder, SessionState
 from services.edge.mqtt.packets import (
     ConnAck,
@@ -198,10 +198,12 @@ class ServerConnection(Sending):
                 self._receive_publish(packet, events)
             return True
         if isinstance(packet, PublishRun):
+            if packet.identifiers is not None:
+                self._receive_run(packet.identifiers)
             events.append(packet)
             return True
         if isinstance(packet, PubAckRun):
-            self._receive_acknowledgements(packet.identifiers, events)
+            self._receive_acknowledgements(packet.packet_identifier, packet.count, events)
             return True
         return False
 
@@ -257,6 +259,15 @@ class ServerConnection(Sending):
         if self.wants_pause:
             self._was_paused = True
 
+    def _receive_run(self, identifiers: list[int]) -> None:
+        """Take publications of QoS 1; as in `_receive_publish`."""
+        self._received_qos1 += len(identifiers)
+        if self._order_qos1 is None:
+            self._order_qos1 = AnswerOrder()
+        self._order_qos1.received_run(identifiers)
+        if self.wants_pause:
+            self._was_paused = True
+
     def _receive(self, packet: Packet, events: list[Event]) -> None:
         if isinstance(packet, (PubAck, PubRec, PubComp)):
             self._receive_answer(packet, events)
@@ -284,11 +295,9 @@ class ServerConnection(Sending):
         sent = self._session.sent
         identifier = packet.packet_identifier
         if isinstance(packet, PubAck):
-            delivery = sent.complete_qos1(identifier)
-            if delivery is not None:
-                self._complete(delivery[2], events)
-                return
-        elif isinstance(packet, PubComp):
+            self._receive_acknowledgements(identifier, 1, events)
+            return
+        if isinstance(packet, PubComp):
             if sent.is_released(identifier):
                 self._complete(sent.complete_qos2(identifier), events)
                 return
@@ -300,11 +309,12 @@ class ServerConnection(Sending):
         if sent.is_under_way(identifier):
             raise ProtocolViolationError("MQTT-4.8.0-1", "an answer that is not that of the delivery's QoS or state")
 
-    def _receive_acknowledgements(self, identifiers: list[int], events: list[Event]) -> None:
-        """Take PUBACK packets; as in `_receive_answer`."""
+    def _receive_acknowledgements(self, packet_identifier: int, count: int, events: list[Event]) -> None:
+        """Take PUBACK packets for an identifier and those that follow it."""
         session = self._session
         sent = session.sent
-        for identifier in identifiers:
+        completed = sent.complete_in_order(packet_identifier, count)
+        for identifier in range(packet_identifier + completed, packet_identifier + count):
             delivery = sent.complete_qos1(identifier)
             if delivery is None:
                 if sent.is_under_way(identifier):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.edge.mqtt.bodies import PUBLISH
 from services.edge.mqtt.errors import LocalUseError
+from services.edge.mqtt.first_bytes import PUBLISH
 from services.edge.mqtt.primitives import encode_field, encode_remaining_length
 
 _DUP = 0x08

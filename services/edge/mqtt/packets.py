@@ -12,6 +12,13 @@ from typing import ClassVar, TypeAlias
 
 from typing_extensions import override
 
+from services.edge.mqtt.first_bytes import PUBACK
+from services.edge.mqtt.outbound import Heads, OutboundMessage
+from services.edge.mqtt.primitives import IDENTIFIERS_HIGH, IDENTIFIERS_LOW
+
+_PUBACK = bytes((PUBACK, 2, 0, 0))
+"""PUBACK with room for its packet identifier."""
+
 SUBACK_FAILURE = 0x80
 """SUBACK return code of a filter that was not granted."""
 
@@ -157,16 +164,18 @@ class Publish(PacketBase):
 
 
 class PublishRun(PacketBase):
-    """PUBLISH packets of QoS 0 and one topic, without flags and of equal length, one behind another as they came.
+    """PUBLISH packets of QoS 0 or 1 and one topic, without flags and of equal length, one behind another as they came.
 
-    Only a decoder that was told to makes these: who passes them on as they are has the work of one packet.
+    Only a decoder that was told to makes these: who passes them on has the work of one packet.
     """
 
-    __slots__ = ("count", "frames", "payload_bytes", "topic")
+    __slots__ = ("_messages", "count", "frames", "identifiers", "payload_bytes", "topic")
 
-    fields: ClassVar[tuple[str, ...]] = ("topic", "frames", "count", "payload_bytes")
+    fields: ClassVar[tuple[str, ...]] = ("topic", "frames", "count", "payload_bytes", "identifiers")
 
-    def __init__(self, topic: str, frames: bytes, count: int, payload_bytes: int) -> None:
+    def __init__(
+        self, topic: str, frames: bytes, count: int, payload_bytes: int, identifiers: list[int] | None = None
+    ) -> None:
         self.topic = topic
         self.frames = frames
         """The packets, all of one length."""
@@ -174,6 +183,9 @@ class PublishRun(PacketBase):
         """How many they are."""
         self.payload_bytes = payload_bytes
         """Length of each payload, with which a packet ends."""
+        self.identifiers = identifiers
+        """At QoS 1 the packet identifier of each; None: they are of QoS 0."""
+        self._messages: list[OutboundMessage] | None = None
 
     def payloads(self) -> list[bytes]:
         """Return the payload of each packet."""
@@ -183,7 +195,42 @@ class PublishRun(PacketBase):
 
     def publications(self) -> list[Publish]:
         """Return the packets one by one."""
-        return [Publish(self.topic, payload, 0, False, False, 0) for payload in self.payloads()]  # noqa: FBT003 - no flags
+        topic = self.topic
+        if self.identifiers is None:
+            return [Publish(topic, payload, 0, False, False, 0) for payload in self.payloads()]  # noqa: FBT003 - no flags
+        numbered = zip(self.payloads(), self.identifiers, strict=True)
+        return [Publish(topic, payload, 1, False, False, number) for payload, number in numbered]  # noqa: FBT003 - no flags
+
+    def messages(self) -> list[OutboundMessage]:
+        """Return what subscribers get that can't take the packets together; made once for all of them."""
+        messages = self._messages
+        if messages is None:
+            topic = self.topic.encode()
+            heads = Heads(topic)
+            messages = [OutboundMessage(topic, payload, False, heads) for payload in self.payloads()]  # noqa: FBT003 - RETAIN
+            self._messages = messages
+        return messages
+
+    def renumbered(self, first: int) -> bytes:
+        """Return packets of QoS 1 with packet identifiers that begin with `first` and follow one another."""
+        frames = bytearray(self.frames)
+        count = self.count
+        step = len(frames) // count
+        place = step - self.payload_bytes - 2
+        frames[place::step] = IDENTIFIERS_HIGH[first : first + count]
+        frames[place + 1 :: step] = IDENTIFIERS_LOW[first : first + count]
+        return bytes(frames)
+
+    def acknowledgements(self) -> bytes:
+        """Return the PUBACK packets for packets of QoS 1."""
+        frames = self.frames
+        count = self.count
+        step = len(frames) // count
+        place = step - self.payload_bytes - 2
+        packets = bytearray(_PUBACK * count)
+        packets[2::4] = frames[place::step]
+        packets[3::4] = frames[place + 1 :: step]
+        return bytes(packets)
 
 
 class PubAck(PacketBase):
@@ -198,14 +245,16 @@ class PubAck(PacketBase):
 
 
 class PubAckRun(PacketBase):
-    """PUBACK packets, one behind another. Only a decoder that was told to makes these."""
+    """PUBACK packets whose packet identifiers follow one another. Only a decoder that was told to makes these."""
 
-    __slots__ = ("identifiers",)
+    __slots__ = ("count", "packet_identifier")
 
-    fields: ClassVar[tuple[str, ...]] = ("identifiers",)
+    fields: ClassVar[tuple[str, ...]] = ("packet_identifier", "count")
 
-    def __init__(self, identifiers: list[int]) -> None:
-        self.identifiers = identifiers
+    def __init__(self, packet_identifier: int, count: int) -> None:
+        self.packet_identifier = packet_identifier
+        """Of the first."""
+        self.count = count
 
 
 class PubRec(PacketBase):

@@ -16,6 +16,11 @@ MAX_FIELD_BYTES = 65_535
 IDENTIFIERS = [number.to_bytes(2, "big") for number in range(MAX_FIELD_BYTES + 1)]
 """Every packet identifier in its two bytes: some 3 MB for an edge, and a third of the cost of an acknowledgement."""
 
+IDENTIFIERS_HIGH = bytes(number >> 8 for number in range(MAX_FIELD_BYTES + 1))
+"""The first byte of every packet identifier, in their order."""
+IDENTIFIERS_LOW = bytes(range(256)) * 256
+"""The second byte."""
+
 
 def decode_text(raw: bytes) -> str:
     """Return a UTF-8 encoded string of the wire as `str`.

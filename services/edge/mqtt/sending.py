@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.edge.mqtt.bodies import PUBACK, PUBREC
 from services.edge.mqtt.encoding import encode
 from services.edge.mqtt.errors import LocalUseError
-from services.edge.mqtt.inflight import AnswerOrder, Delivery, SessionState
+from services.edge.mqtt.first_bytes import PUBACK, PUBREC
+from services.edge.mqtt.inflight import AnswerOrder, SessionState
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.mqtt.packets import SUBACK_FAILURE, SubAck, UnsubAck
+from services.edge.mqtt.packets import SUBACK_FAILURE, PublishRun, SubAck, UnsubAck
 from services.edge.mqtt.primitives import IDENTIFIERS
 from services.edge.mqtt.states import Limits, State
+from services.edge.mqtt.window import Delivery
 
 _PUBACK_HEAD = bytes((PUBACK, 2))
 PUBREC_HEAD = bytes((PUBREC, 2))
@@ -80,6 +81,14 @@ class Sending:
                 self._order_qos2 = AnswerOrder()
             self._order_qos2.answer(packet_identifier, PUBREC_HEAD, self._output)
 
+    def acknowledge_run(self, run: PublishRun) -> None:
+        """Tell the client that the mesh has taken over its publications of QoS 1, as `acknowledge` does."""
+        identifiers = run.identifiers
+        if identifiers is not None and self._received_qos1 >= run.count and self._is_connected():
+            self._received_qos1 -= run.count
+            if self._order_qos1 is not None:
+                self._order_qos1.answer_run(run, identifiers, _PUBACK_HEAD, self._output)
+
     def suback(self, packet_identifier: int, return_codes: list[int]) -> None:
         """Answer SUBSCRIBE; one code per filter, in request order."""
         for return_code in return_codes:
@@ -121,10 +130,23 @@ class Sending:
             return True
         return self._queue((message, qos, token))
 
-    def deliver_frames(self, frames: bytes) -> None:
-        """Send PUBLISH packets of QoS 0 as they are."""
-        if self.state is _CONNECTED:
-            self._output.append(frames)
+    def deliver_run(self, run: PublishRun, qos: int) -> bool:
+        """Send the messages of a run, at most at `qos`; see `deliver`."""
+        if self.state is not _CONNECTED:
+            return self._is_connected()
+        if run.identifiers is None:
+            self._output.append(run.frames)
+            return True
+        if qos:
+            first = self._session.sent.add_run(run)
+            if first:
+                self._output.append(run.renumbered(first))
+                return True
+            qos = 1
+        for message in run.messages():  # noqa: SIM110 - `all` would make a generator of it
+            if not self.deliver(message, qos):
+                return False
+        return True
 
     def deliver_again(self, message: OutboundMessage, qos: int, token: object, packet_identifier: int) -> bool:
         """Send a message under the packet identifier that it had on an earlier connection of the session.

@@ -75,15 +75,20 @@ class Edge:
             if not self.short.take(self.client, self.rule, packet, True):
                 self._send(self.client, self.rule, packet, True, 0)
 
-    def publish_run(self, count: int) -> None:
-        frames = b"".join(
-            encode(Publish("p/a", b"%02d" % (self.number + n), 0, False, False, 0)) for n in range(1, count + 1)
-        )
+    def publish_run(self, count: int, qos: int = 0) -> None:
+        numbers = range(self.number + 1, self.number + count + 1)
+        frames = b"".join(encode(Publish("p/a", b"%02d" % n, qos, False, False, n if qos else 0)) for n in numbers)
         self.number += count
-        run = PublishRun("p/a", frames, count, 2)
-        if not self.short.take_run(self.client, self.rule, run, True):
+        run = PublishRun("p/a", frames, count, 2, list(numbers) if qos else None)
+        if self.short.take_run(self.client, self.rule, run, True):
+            return
+        if not qos:
             self.long += run.payloads()
             self.short.sent(self.rule, count)
+            return
+        for packet in run.publications():  # as the link does
+            if not self.short.take(self.client, self.rule, packet, True):
+                self._send(self.client, self.rule, packet, True, 0)
 
     def subscribe(self, topic_filter: str = "p/a", qos: int = 1) -> int:
         self.hub.subscribe(self.client, topic_filter, qos)
@@ -255,17 +260,30 @@ def test_a_long_topic_is_not_remembered(edge: Edge) -> None:
     assert edge.asked == []
 
 
-def test_runs_keep_the_order_on_every_way(edge: Edge) -> None:
+@pytest.mark.parametrize("qos", [0, 1])
+def test_runs_keep_the_order_on_every_way(edge: Edge, qos: int) -> None:
     target = edge.subscribe()
-    edge.publish_run(9)  # as many messages as it takes to ask
+    first = 9 if qos == 0 else 8  # as many messages as it takes to ask, and at QoS 0 all of the run
+    edge.publish_run(9, qos)
     assert edge.asked == ["p/a"]
-    edge.publish_run(3)
+    edge.publish_run(3, qos)
     assert edge.client.received == []
     edge.answer(target)
-    edge.publish_run(4)
+    edge.publish_run(4, qos)
     edge.short.revoke("i", "p/a")
-    edge.publish_run(2)
+    edge.publish_run(2, qos)
     numbers = [b"%02d" % n for n in range(1, 19)]
-    assert edge.long == numbers[:9] + numbers[16:]
-    assert edge.client.received == [(b"p/a", number, 0) for number in numbers[9:16]]
-    assert edge.short.delivered == 7
+    assert edge.long == numbers[:first] + numbers[16:]
+    assert edge.client.received == [(b"p/a", number, qos) for number in numbers[first:16]]
+    assert edge.client.answered == ([(n, 1) for n in range(first + 1, 17)] if qos else [])
+    assert edge.short.delivered == 16 - first
+
+
+@pytest.mark.parametrize("granted", [0, 1, 2])
+def test_runs_are_delivered_at_the_lower_qos(edge: Edge, granted: int) -> None:
+    target = edge.subscribe(qos=granted)
+    edge.publish(8)
+    edge.answer(target)
+    edge.publish_run(2, 1)
+    assert edge.client.received == [(b"p/a", b"%02d" % n, min(1, granted)) for n in (9, 10)]
+    assert edge.client.answered == [(9, 1), (10, 1)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.events import Acknowledged
-from services.edge.mqtt.inflight import MAX_IDENTIFIER, SessionState
+from services.edge.mqtt.inflight import SessionState
 from services.edge.mqtt.machine import Limits, ServerConnection
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import (
@@ -22,6 +22,7 @@ from services.edge.mqtt.packets import (
     PubRec,
     PubRel,
 )
+from services.edge.mqtt.window import MAX_IDENTIFIER
 
 CONNECT = Connect(4, "c", False, 0, None, None, None)
 LIMITS = Limits(max_inflight=4, max_queued=1000, receive_maximum=4)

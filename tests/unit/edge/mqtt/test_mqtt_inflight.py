@@ -5,9 +5,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from services.edge.mqtt.codec import encode
 from services.edge.mqtt.errors import LocalUseError
-from services.edge.mqtt.inflight import MAX_IDENTIFIER, Identifiers, ReceivedIds, SentWindow, SessionState
+from services.edge.mqtt.inflight import Identifiers, ReceivedIds, SessionState
 from services.edge.mqtt.outbound import OutboundMessage
+from services.edge.mqtt.packets import Publish, PublishRun
+from services.edge.mqtt.window import MAX_IDENTIFIER, SentWindow
 
 MESSAGE = OutboundMessage(b"a", b"payload", False)
 
@@ -36,6 +39,36 @@ def test_window_refuses_more_than_its_limit() -> None:
         window.add(MESSAGE, 1, None)
     assert window.release(1)
     assert not window.has_room, "released counts until PUBCOMP"
+
+
+def test_a_run_takes_identifiers_that_follow_one_another() -> None:
+    window = SentWindow(MAX_IDENTIFIER)
+    window.expect(3, 99)
+    window.expect(MAX_IDENTIFIER, 98)
+    assert window.add_run(run_of(2)) == 0, "others are under way"
+    assert window.release(3)
+    assert window.release(MAX_IDENTIFIER)
+    assert window.add_run(run_of(2)) == 1
+    assert window.add_run(run_of(2)) == 4, "3 is in use"
+    assert window.complete_in_order(1, 9) == 2
+    window._last_identifier = MAX_IDENTIFIER - 3
+    window._free_stop = 0
+    assert window.add_run(run_of(3)) == 6, "two are left before the wrap, two before 3"
+    window._last_identifier = MAX_IDENTIFIER - 3
+    assert window.add_run(run_of(2)) == MAX_IDENTIFIER - 2
+    assert window.complete_in_order(4, 2) == 2
+    assert window.add(MESSAGE, 1, None) == 1
+
+
+def test_acknowledgements_in_order_complete_the_oldest_deliveries_alone() -> None:
+    window = SentWindow(20)
+    assert [window.add_run(run_of(3)), window.add(MESSAGE, 1, None), window.add_run(run_of(2))] == [1, 4, 5]
+    assert window.complete_in_order(2, 3) == 0, "1 is older"
+    assert window.complete_in_order(1, 2) == 2
+    assert window.complete_in_order(1, 2) == 0, "again"
+    assert window.complete_in_order(3, 3) == 3
+    assert window.complete_in_order(6, 9) == 1
+    assert len(window) == 0
 
 
 @pytest.mark.parametrize("limit", [0, -1, MAX_IDENTIFIER + 1])
@@ -158,28 +191,50 @@ class ReceivedModel(RuleBasedStateMachine):
             assert self.received.is_recorded(identifier) == (identifier in self.recorded)
 
 
+def run_of(count: int) -> PublishRun:
+    frames = b"".join(encode(Publish("a", b"payload", 1, False, False, 1 + n)) for n in range(count))
+    return PublishRun("a", frames, count, 7, list(range(1, count + 1)))
+
+
 class SentModel(RuleBasedStateMachine):
     """SentWindow against lists: order of sending, unique identifiers, never above the limit."""
 
-    LIMIT = 4
+    LIMIT = 6
 
     def __init__(self) -> None:
         super().__init__()
         self.window = SentWindow(self.LIMIT)
-        self.window._last_identifier = MAX_IDENTIFIER - 2  # the wrap is near
-        self.unacknowledged: list[tuple[int, int, int]] = []
-        self.released: list[tuple[int, int]] = []
+        self.window._last_identifier = MAX_IDENTIFIER - 5  # the wrap is near
+        self.unacknowledged: list[tuple[int, int, int | None]] = []
+        self.released: list[tuple[int, int | None]] = []
         self.count = 0
 
-    @precondition(lambda self: len(self.unacknowledged) + len(self.released) < self.LIMIT)
-    @rule(qos=st.sampled_from([1, 2]))
-    def add(self, qos: int) -> None:
-        self.count += 1
-        identifier = self.window.add(MESSAGE, qos, self.count)
+    @property
+    def room(self) -> int:
+        return self.LIMIT - len(self.unacknowledged) - len(self.released)
+
+    def note(self, identifier: int, qos: int, token: int | None) -> None:
         assert 1 <= identifier <= MAX_IDENTIFIER
         used = {entry[0] for entry in self.unacknowledged} | {entry[0] for entry in self.released}
         assert identifier not in used
-        self.unacknowledged.append((identifier, qos, self.count))
+        self.unacknowledged.append((identifier, qos, token))
+
+    @precondition(lambda self: self.room > 0)
+    @rule(qos=st.sampled_from([1, 1, 2]), has_token=st.booleans())
+    def add(self, qos: int, has_token: bool) -> None:
+        self.count += 1
+        token = self.count if has_token else None
+        self.note(self.window.add(MESSAGE, qos, token), qos, token)
+
+    @rule(count=st.integers(2, LIMIT))
+    def add_run(self, count: int) -> None:
+        first = self.window.add_run(run_of(count))
+        if first:
+            assert count <= self.room
+            for identifier in range(first, first + count):
+                self.note(identifier, 1, None)
+        else:
+            assert self.unacknowledged or self.released or count > self.room
 
     @precondition(lambda self: self.unacknowledged)
     @rule(data=st.data())
@@ -187,10 +242,19 @@ class SentModel(RuleBasedStateMachine):
         identifier, qos, token = entry = data.draw(st.sampled_from(self.unacknowledged))
         self.unacknowledged.remove(entry)
         if qos == 1:
-            assert self.window.complete_qos1(identifier) == (MESSAGE, 1, token)
+            delivery = self.window.complete_qos1(identifier)
+            assert delivery is not None
+            assert (delivery[0].payload, *delivery[1:]) == (MESSAGE.payload, 1, token)
         else:
             assert self.window.release(identifier)
             self.released.append((identifier, token))
+
+    @rule(count=st.integers(1, LIMIT), behind=st.sampled_from([0, 0, 0, 1]))
+    def answers_in_order(self, count: int, behind: int) -> None:
+        oldest = self.unacknowledged[0][0] if self.unacknowledged else 1
+        completed = self.window.complete_in_order(oldest + behind, count)
+        for identifier in range(oldest + behind, oldest + behind + completed):
+            assert self.unacknowledged.pop(0) == (identifier, 1, None)
 
     @precondition(lambda self: self.released)
     @rule(data=st.data())
@@ -200,14 +264,20 @@ class SentModel(RuleBasedStateMachine):
         assert self.window.is_released(identifier)
         assert self.window.complete_qos2(identifier) == token
 
-    @invariant()
-    def agrees(self) -> None:
+    @rule()
+    def look(self) -> None:
         assert [
             (identifier, qos, token) for identifier, (_, qos, token) in self.window.unacknowledged()
         ] == self.unacknowledged
+        for identifier, _, _ in self.unacknowledged:
+            assert self.window.is_under_way(identifier)
+
+    @invariant()
+    def agrees(self) -> None:
         assert [identifier for identifier, _ in self.window.released()] == [
             identifier for identifier, _ in self.released
         ]
+        assert len(self.window) == len(self.unacknowledged) + len(self.released)
         assert self.window.has_room == (len(self.window) < self.LIMIT)
 
 

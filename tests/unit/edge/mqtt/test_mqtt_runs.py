@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -10,16 +12,40 @@ from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.events import Acknowledged, Event, Failed
 from services.edge.mqtt.machine import Limits, ServerConnection
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.mqtt.packets import Connect, Packet, PingReq, PubAck, PubAckRun, Publish, PublishRun
-
-PUBLICATIONS = st.builds(
-    lambda topic, payload, qos, retain: Publish(topic, payload, qos, retain, False, 7 if qos else 0),
-    st.sampled_from(["a", "a/b", "ä", "t" * 130]),
-    st.sampled_from([b"", b"1", b"2", b"12", b"0\x00", bytes(200)]),
-    st.sampled_from([0, 0, 0, 1, 2]),
-    st.sampled_from([False, False, False, True]),
+from services.edge.mqtt.packets import (
+    Connect,
+    Packet,
+    PingReq,
+    PubAck,
+    PubAckRun,
+    PubComp,
+    Publish,
+    PublishRun,
+    PubRec,
 )
-PACKETS = st.lists(st.one_of(PUBLICATIONS, st.just(PingReq()), st.builds(PubAck, st.integers(1, 65_535))), max_size=30)
+
+IDENTIFIERS = st.sampled_from([1, 2, 3, 255, 256, 257, 65_534, 65_535])
+PUBLICATIONS = st.builds(
+    lambda topic, payload, qos, retain, dup, number: Publish(
+        topic, payload, qos, retain, dup and qos > 0, number if qos else 0
+    ),
+    st.sampled_from(["a", "a", "a/b", "ä", "t" * 130]),
+    st.sampled_from([b"", b"1", b"2", b"2", b"12", b"0\x00", bytes(200)]),
+    st.sampled_from([0, 0, 0, 1, 1, 1, 2]),
+    st.sampled_from([False, False, False, True]),
+    st.sampled_from([False, False, False, False, True]),
+    IDENTIFIERS,
+)
+ALIKE = st.lists(
+    st.builds(
+        lambda payload, number: Publish("a", payload, 1, False, False, number),
+        st.sampled_from([b"1", b"2"]),
+        IDENTIFIERS,
+    ),
+    min_size=2,
+    max_size=4,
+)
+PACKETS = st.lists(st.one_of(PUBLICATIONS, st.just(PingReq()), st.builds(PubAck, IDENTIFIERS)), max_size=30)
 
 
 def one_by_one(packets: list[Packet]) -> list[Packet]:
@@ -29,8 +55,8 @@ def one_by_one(packets: list[Packet]) -> list[Packet]:
             assert packet.count > 1
             found += packet.publications()
         elif isinstance(packet, PubAckRun):
-            assert len(packet.identifiers) > 1
-            found += [PubAck(identifier) for identifier in packet.identifiers]
+            assert packet.count > 0
+            found += [PubAck(packet.packet_identifier + n) for n in range(packet.count)]
         else:
             found.append(packet)
     return found
@@ -58,7 +84,9 @@ def test_runs_hold_the_packets_that_came(packets: list[Packet], cuts: list[int])
 
 @hypothesis.given(st.binary(max_size=60), st.integers(0, 5))
 def test_malformed_bytes_after_a_run_end_it_as_they_end_packets(rest: bytes, count: int) -> None:
-    data = encode(Publish("a", b"x", 0, False, False, 0)) * count + encode(PubAck(1)) * count + rest
+    data = encode(Publish("a", b"x", 0, False, False, 0)) * count
+    data += b"".join(encode(Publish("a", b"x", 1, False, False, n)) for n in range(1, count + 1))
+    data += b"".join(encode(PubAck(n)) for n in range(1, count + 1)) + rest
     plain = Decoder(1 << 20)
     gathering = decoder()
     assert one_by_one(gathering.feed(data)) == plain.feed(data)
@@ -73,10 +101,32 @@ def test_what_differs_is_no_run() -> None:
         Publish("b", b"1", 0, False, False, 0),
         Publish("a", b"1", 0, True, False, 0),
         Publish("a", b"1", 1, False, False, 1),
+        Publish("a", b"1", 1, False, True, 1),
+        Publish("a", b"1", 2, False, False, 1),
     ]
     for other in others:
         assert decoder().feed(encode(first) + encode(other)) == [first, other]
     assert Decoder(1 << 20).feed(encode(first) * 2) == [first, first]
+
+
+def test_packets_of_qos_1_are_a_run_whatever_their_identifiers() -> None:
+    packets = [Publish("a", b"%d" % n, 1, False, False, identifier) for n, identifier in enumerate([9, 7, 7, 65_535])]
+    run = decoder().feed(b"".join(map(encode, packets)))[0]
+    assert isinstance(run, PublishRun)
+    assert run.identifiers == [9, 7, 7, 65_535]
+    assert run.publications() == packets
+    assert run.acknowledgements() == b"".join(encode(PubAck(packet.packet_identifier)) for packet in packets)
+    for n, packet in enumerate(packets):
+        packet.packet_identifier = 254 + n
+    assert run.renumbered(254) == b"".join(map(encode, packets))
+
+
+def test_identifier_zero_within_a_run_ends_the_connection_after_those_before_it() -> None:
+    packets = b"".join(encode(Publish("a", b"x", 1, False, False, 7)) for _ in range(3))
+    gathering = decoder()
+    assert len(one_by_one(gathering.feed(packets + packets[:5] + b"\0\0x"))) == 3
+    assert gathering.error is not None
+    assert gathering.error.requirement == "MQTT-2.3.1-1"
 
 
 @pytest.mark.parametrize("length", [b"\x05", b"\x85\x00", b"\x85\x80\x80\x00"])
@@ -88,8 +138,8 @@ def test_packets_with_a_longer_length_than_they_need_are_no_run(length: bytes) -
     assert all(packet.frames == b"\x30\x05\x00\x01abc" * 2 for packet in found if isinstance(packet, PublishRun))
 
 
-def connected() -> ServerConnection:
-    machine = ServerConnection(now=0, limits=Limits(), gathers_runs=True)
+def connected(*, gathers_runs: bool = True, limits: Limits | None = None) -> ServerConnection:
+    machine = ServerConnection(now=0, limits=limits or Limits(), gathers_runs=gathers_runs)
     machine.feed(encode(Connect(4, "c", True, 0, None, None, None)), 0)
     machine.accept(0, session_present=False)
     machine.take_output()
@@ -126,6 +176,106 @@ def test_an_acknowledgement_of_the_wrong_kind_among_others_ends_the_connection()
     events = machine.feed(b"".join(encode(PubAck(n)) for n in (1, 2, 3)), 0)
     assert events[0] == Acknowledged("x")
     assert isinstance(events[1], Failed)
+
+
+class Pair:
+    """A publisher and a subscriber, joined as an edge that serves the topic joins them."""
+
+    def __init__(self, *, gathers_runs: bool) -> None:
+        self.publisher = connected(gathers_runs=gathers_runs, limits=Limits(receive_maximum=8))
+        self.subscriber = connected(gathers_runs=gathers_runs, limits=Limits(max_inflight=6, max_queued=1000))
+        # A delivery with a token is kept by itself.
+        self.token = None if gathers_runs else "token"
+        self.unanswered: list[tuple[int, int]] = []
+        self.failed = False
+
+    def publish(self, data: bytes, granted: int, *, answers: bool) -> None:
+        """Take bytes of the publisher; without `answers` its publications are answered later."""
+        for event in self.publisher.feed(data, 0):
+            if isinstance(event, PublishRun):
+                self.failed = not self.subscriber.deliver_run(event, granted) or self.failed
+                if event.identifiers and answers:
+                    self.publisher.acknowledge_run(event)
+                elif event.identifiers:
+                    self.unanswered += [(identifier, 1) for identifier in event.identifiers]
+            elif isinstance(event, Publish):
+                message = OutboundMessage(event.topic.encode(), event.payload, retain=False)
+                self.failed = not self.subscriber.deliver(message, min(event.qos, granted), self.token) or self.failed
+                if event.qos and answers:
+                    self.publisher.acknowledge(event.packet_identifier, event.qos)
+                elif event.qos:
+                    self.unanswered.append((event.packet_identifier, event.qos))
+            else:
+                self.failed = True
+
+    def answer(self, number: int) -> None:
+        """Answer one of the publications that wait for it."""
+        if self.unanswered:
+            self.publisher.acknowledge(*self.unanswered.pop(number % len(self.unanswered)))
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes of the subscriber."""
+        self.failed = any(isinstance(event, Failed) for event in self.subscriber.feed(data, 0)) or self.failed
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What there is to see from outside."""
+        machines = (self.publisher, self.subscriber)
+        sent = self.subscriber.session.sent
+        return (
+            [b"".join(machine.take_output()) for machine in machines],
+            [machine.state for machine in machines],
+            [machine.wants_pause for machine in machines],
+            self.publisher.outstanding_received,
+            (self.subscriber.queued_count, len(sent), sent.has_room, sent.last_identifier),
+            self.failed,
+        )
+
+    def repeated(self) -> bytes:
+        """Return what the next connection of the subscriber begins with."""
+        output: list[bytes] = []
+        self.subscriber.session.resume(output)
+        return b"".join(output)
+
+
+ANSWERS = st.lists(st.tuples(st.sampled_from([PubAck, PubAck, PubRec, PubComp]), st.integers(1, 12)), max_size=6)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("publish"),
+            st.one_of(PACKETS, ALIKE, ALIKE, st.tuples(ALIKE, PACKETS).map(lambda pair: pair[0] + pair[1])),
+            st.sampled_from([1, 1, 1, 0, 2]),
+            st.booleans(),
+        ),
+        st.tuples(st.just("answer"), st.integers(0, 5)),
+        st.tuples(st.just("receive"), ANSWERS),
+        st.tuples(st.just("in order"), st.integers(1, 8)),
+    ),
+    max_size=12,
+)
+
+
+@hypothesis.given(STEPS)
+def test_what_is_passed_on_together_looks_like_one_by_one(steps: list[tuple[Any, ...]]) -> None:
+    fast, slow = Pair(gathers_runs=True), Pair(gathers_runs=False)
+    for kind, *values in steps:
+        for pair in (fast, slow):
+            if kind == "publish":
+                packets, granted, answers = values
+                pair.publish(b"".join(map(encode, packets)), granted, answers=answers)
+            elif kind == "answer":
+                pair.answer(values[0])
+            elif kind == "receive":
+                # Who acknowledges what is queued yet may see that the queue moves after several PUBACKs.
+                latest = slow.subscriber.session.sent.last_identifier
+                pair.receive(b"".join(encode(answer(number)) for answer, number in values[0] if number <= latest))
+            else:
+                oldest = [number for number, (_, qos, _) in slow.subscriber.session.sent.unacknowledged() if qos == 1]
+                pair.receive(b"".join(encode(PubAck(number)) for number in oldest[: values[0]]))
+        assert fast.seen == slow.seen
+        if fast.failed:
+            return
+    assert fast.repeated() == slow.repeated()
 
 
 @pytest.mark.parametrize("data", [encode(Publish("a", b"", 0, False, False, 0)) * 2, encode(PubAck(1)) * 2])
