@@ -21,6 +21,7 @@ from services.auth.domain.view import View
 from services.auth.gate import Gate
 from services.auth.watch_messages import messages
 from services.auth.watchers import Watchers
+from services.common import ticks
 from services.common.errors import InvalidFieldError
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
@@ -201,7 +202,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
                 yield self._stamped(message)
             yield self._stamped(auth_pb2.WatchResourcesResponse(snapshot_complete=True))
             loop = asyncio.get_running_loop()
-            beat = loop.time() + HEARTBEAT_S
+            beat = ticks.next_tick(HEARTBEAT_S)
             while True:
                 changes = await watcher.next(max(0.0, beat - loop.time()))
                 if changes is not None:
@@ -209,7 +210,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
                         yield self._stamped(message)
                 else:
                     yield self._stamped(auth_pb2.WatchResourcesResponse())
-                beat = loop.time() + HEARTBEAT_S
+                beat = ticks.next_tick(HEARTBEAT_S)
 
     def _stamped(self, message: auth_pb2.WatchResourcesResponse) -> auth_pb2.WatchResourcesResponse:
         message.view_age_ms = int(self.view_age_s() * 1000)

@@ -25,6 +25,7 @@ from nats.js.api import Header
 from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, MSG_ROLLUP_SUBJECT, KeyValue
 
 from services.auth import metrics
+from services.common import ticks
 from services.common.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from services.common.jetstream import DEPENDENCY, ensure_bucket
 
@@ -32,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 0.25
 """Pause before the bucket is read again after a fault."""
-POLL_S = 0.5
+POLL_S = 1.0
 """How often a quiet watch looks whether NATS was reconnected."""
-VERIFY_POLLS = 20
+VERIFY_POLLS = 10
 """After so many quiet polls the watch compares itself with the bucket."""
 READ_SILENCE_S = 5.0
 """A full reading without an entry for so long is given up and begun anew."""
@@ -293,7 +294,7 @@ class Bucket(abc.ABC, Generic[T]):
     async def _apply_changes(self, kv: KeyValue, watcher: KeyValue.KeyWatcher, connection: int) -> None:
         quiet = 0
         while True:
-            entry = await _next(watcher, POLL_S)
+            entry = await _next(watcher, ticks.next_tick(POLL_S) - asyncio.get_running_loop().time())
             if connection != self._connection():
                 raise _StaleWatchError("NATS was reconnected")
             if self._client.is_connected:

@@ -20,15 +20,16 @@ from grpc import aio
 from nats.aio.client import Client
 
 from services.cli import nats_config, nats_storage
+from services.cli.backend_topics import TopicWatch
 from services.cli.errors import WRONG_USE, CliError
 from services.cli.kinds import check_instance
 from services.cli.options import DEFAULT_DATA, AuthOption, DataOption, InstanceOption, JsonOption, example
 from services.cli.output import Record, print_json, print_record, print_table
-from services.cli.rpc import TIMEOUT_S, Target, instance_or_bootstrap
+from services.cli.rpc import Target, instance_or_bootstrap
 from services.cli.secrets import Backend, DataDir, write_private
 from services.common import logging as json_logging
-from weimq.auth.v1 import resource_pb2 as pb
-from weimq.auth.v1.resource_pb2_grpc import ResourceServiceStub
+from services.common import ticks
+from services.common.runtime import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -149,14 +150,23 @@ class _Follower:
         self._look_at = 0.0  # by the monotonic clock
         self._problem = ""
         self._applied = ""  # at the start too: an earlier process may have ended between writing and reloading
+        self._basis: object = None  # what `_applied` was made of: to see that this is the same takes less
 
     async def run(self, channel: aio.Channel) -> None:
         """Follow the topics until auth does not answer."""
+        watch = TopicWatch()
+        await first_of(watch.run(channel), self._keep(watch))
+
+    async def _keep(self, watch: TopicWatch) -> None:
+        await watch.changed.wait()
         while True:
+            watch.changed.clear()
             instances = {backend.instance for backend in self._directory.read_backends()}
-            self._topics = await _topics(channel, instances)
+            self._topics = {each: sorted(watch.logged[each]) for each in sorted(instances & watch.logged.keys())}
             await self.apply()
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(ticks.next_tick(LOOK_S)):
+                    await watch.changed.wait()
 
     async def apply(self) -> None:
         """Have NATS take what has changed; what fails is tried again by the next call."""
@@ -166,28 +176,23 @@ class _Follower:
                     await self._storage.look(client)
                 self._look_at = time.monotonic() + nats_storage.LOOK_S
             limit = self._storage.limit_bytes if self._storage is not None else None
+            basis = nats_config.stamps(self._directory), self._topics, limit
+            if basis == self._basis:
+                return
             text = nats_config.config_text(self._directory, self._topics, limit)
             if text != self._applied:
                 write_private(self._directory.backend_topics, json.dumps(self._topics))
                 await _reload(self._directory, text)
                 self._applied = text
                 logger.info("configuration of NATS changed", extra={"instances": len(self._topics)})
+            self._basis = basis
         except (CliError, OSError, nats.errors.Error, TimeoutError) as error:
+            self._basis = None
             if str(error) != self._problem:  # it is tried twice a second
                 self._problem = str(error)
                 logger.warning("can't look after NATS, trying on", extra={"error": self._problem})
         else:
             self._problem = ""
-
-
-async def _topics(channel: aio.Channel, instances: set[str]) -> dict[str, list[str]]:
-    stub = ResourceServiceStub(channel)
-    existing = await stub.ListInstances(pb.ListInstancesRequest(), timeout=TIMEOUT_S)
-    found: dict[str, list[str]] = {}
-    for instance_id in sorted(instances & {instance.instance_id for instance in existing.instances}):
-        answer = await stub.ListTopics(pb.ListTopicsRequest(instance_id=instance_id), timeout=TIMEOUT_S)
-        found[instance_id] = [topic.topic for topic in answer.topics if topic.logged]
-    return found
 
 
 async def _reload(directory: DataDir, text: str) -> None:

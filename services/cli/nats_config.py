@@ -244,6 +244,13 @@ def config_text(data: DataDir, topics: Mapping[str, Sequence[str]], most_stored:
     return config.text()
 
 
+def stamps(data: DataDir) -> list[tuple[int, int, int]]:
+    """Return what changes when a file does that `config_text` reads."""
+    paths = data.nats_place, data.nats_passwords, data.nats_system_password, data.bootstrap, data.backends
+    found = [path.stat() for path in paths if path.exists()]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
+
+
 def backend_url(data: DataDir, backend: Backend) -> str:
     """Return the URL that a backend application connects with: that of the first node, which tells it the others.
 

@@ -54,6 +54,8 @@ class ProcessLog:
     def read(self) -> list[Entry]:
         """Return the lines that were written since the last call, at most some 256 KiB of them."""
         try:
+            if self.path.stat().st_size == self._offset:
+                return []
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 new = file.read(_READ_BYTES)

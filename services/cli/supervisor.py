@@ -16,15 +16,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
+
+from grpc import aio
 
 from services.cli import launcher
 from services.cli.mesh import Process
 from services.cli.ports import split_address
 from services.cli.process_log import Entry, ProcessLog
-from services.common.healthcheck import is_serving
+from services.common.grpc_server import OPTIONS
+from services.common.healthcheck import following
 from services.common.runtime import EXIT_WRONG_SETTINGS, background, first_of
 
 BACKOFF_FIRST_S = 0.2
@@ -36,6 +39,13 @@ _LOG_INTERVAL_S = 0.2
 _HEALTH_FAST_S = 0.2
 _HEALTH_SLOW_S = 2.0
 _HEALTH_TIMEOUT_S = 2.0
+_CHANNEL_OPTIONS = [
+    *OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 100),  # a child listens a second after its start; refusing costs nothing
+]
+_NATS = "nats://"
 _FAULTS_WAIT_S = 10.0
 _PROGRESS_S = 5.0
 _MOST_LINES = 10
@@ -153,17 +163,23 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
-    async def check(self) -> bool:
-        """Return whether the process runs and serves."""
-        if self.pid is None:
-            return False
-        if self.spec.health.startswith("nats://"):
-            return await _nats_answers(self.spec.health.removeprefix("nats://"))
-        return not self.spec.health or await is_serving(self.spec.health, _HEALTH_TIMEOUT_S)
+    async def health(self) -> AsyncGenerator[bool]:
+        """Yield whether what runs here serves, at least at each change, for ever."""
+        if self.spec.health and not self.spec.health.startswith(_NATS):
+            async with (
+                aio.insecure_channel(self.spec.health, options=_CHANNEL_OPTIONS) as channel,
+                contextlib.aclosing(following(channel)) as answers,
+            ):
+                async for answer in answers:
+                    yield answer
+        while True:
+            answer = self.pid is not None and (not self.spec.health or await _nats_answers(self.spec.health))
+            yield answer
+            await asyncio.sleep(_HEALTH_SLOW_S if answer else _HEALTH_FAST_S)
 
 
-async def _nats_answers(address: str) -> bool:
-    host, port = split_address(address)
+async def _nats_answers(url: str) -> bool:
+    host, port = split_address(url.removeprefix(_NATS))
     with contextlib.suppress(OSError, TimeoutError, ValueError):
         async with asyncio.timeout(_HEALTH_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(host, port)
@@ -261,21 +277,23 @@ class Supervisor:
         return {child.spec.name: child.pid for child in self.children if child.pid is not None}
 
     async def _watch_health(self, child: Child) -> None:
-        while True:
-            process = child.process
-            # The process may have ended, and another begun, while it was asked.
-            healthy = await child.check() and child.process is process and child.pid is not None
-            if healthy != child.is_healthy and not self._is_stopping:
-                child.is_healthy = healthy
-                if healthy:
-                    self._report.healthy(child.spec.name, time.monotonic() - child.since)
-                else:
-                    child.since = time.monotonic()
-                    self._report.unhealthy(child.spec.name)
-            if not self._is_ready and not self.unhealthy:
-                self._is_ready = True
-                self._report.ready()
-            await asyncio.sleep(_HEALTH_SLOW_S if healthy else _HEALTH_FAST_S)
+        async with contextlib.aclosing(child.health()) as answers:
+            async for answer in answers:
+                if child.is_healthy and not answer:
+                    await asyncio.sleep(_HEALTH_FAST_S)  # when it has ended, that is what is told
+                self._note_health(child, is_healthy=answer and child.pid is not None)
+
+    def _note_health(self, child: Child, *, is_healthy: bool) -> None:
+        if is_healthy != child.is_healthy and not self._is_stopping:
+            child.is_healthy = is_healthy
+            if is_healthy:
+                self._report.healthy(child.spec.name, time.monotonic() - child.since)
+            else:
+                child.since = time.monotonic()
+                self._report.unhealthy(child.spec.name)
+        if not self._is_ready and not self.unhealthy:
+            self._is_ready = True
+            self._report.ready()
 
     async def _tell_progress(self) -> None:
         while True:
@@ -316,7 +334,7 @@ class Supervisor:
         return [line for lines in told for line in lines]
 
     def _has_judged(self, child: Child) -> bool:
-        return child.has_started or child.exit_status is not None or child.spec.health.startswith("nats://")
+        return child.has_started or child.exit_status is not None or child.spec.health.startswith(_NATS)
 
     async def _stop_in_order(self) -> None:
         self._is_stopping = True

@@ -19,7 +19,7 @@ from typing_extensions import override
 from services.common import grpc_errors
 from services.common.errors import DomainError
 from services.common.readiness import Readiness
-from services.common.runtime import background
+from services.common.runtime import background, first_of
 from services.common.settings import Secret
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),  # watches of health bring nothing for hours
 ]
 """Frames of links may hold many payloads; pings find dead peers behind a silent network."""
 
@@ -81,6 +82,23 @@ async def _refuse(_request: object, context: aio.ServicerContext[Any, Any]) -> o
         "CLUSTER_TOKEN_REJECTED",
     )
     raise AssertionError("abort raises")
+
+
+class _Health(health.aio.HealthServicer):
+    """The health service, whose watches end with the server instead of using up the grace of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = asyncio.Event()
+
+    @override
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]) -> None:
+        await first_of(super().Watch(request, context), self._ended.wait())
+
+    @override
+    async def enter_graceful_shutdown(self) -> None:
+        await super().enter_graceful_shutdown()
+        self._ended.set()
 
 
 class _ErrorInterceptor(aio.ServerInterceptor):
@@ -163,7 +181,7 @@ async def serving(
     """
     server = aio.server(interceptors=[_TokenInterceptor(token), _ErrorInterceptor()], options=OPTIONS)
     names = list(register(server))
-    checks = health.aio.HealthServicer()
+    checks = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     ports = []

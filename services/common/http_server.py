@@ -19,6 +19,7 @@ from starlette.routing import Route
 from typing_extensions import override
 
 from services import compiled
+from services.common import ticks
 from services.common.readiness import Readiness
 from services.common.runtime import background
 from services.common.settings import SettingsError
@@ -35,6 +36,9 @@ MAX_CONCURRENCY = 1_000
 KEEP_ALIVE_S = 30
 """How long an idle connection is kept."""
 
+TICK_S = 1.0
+"""How often uvicorn renews the header `Date`."""
+
 
 class _Server(uvicorn.Server):
     """A server that leaves signals to `runtime.main` and tells when it listens."""
@@ -43,6 +47,20 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.listening = asyncio.Event()
         self.ended = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop serving; `ended` follows."""
+        self.should_exit = True
+        self._stopping.set()
+
+    @override
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether it is to exit.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(ticks.next_tick(TICK_S)):
+                    await self._stopping.wait()
 
     @override
     @contextlib.contextmanager
@@ -55,7 +73,7 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
     async def run_on(self, listener: socket.socket) -> None:
-        """Serve until `should_exit` is set and running requests have ended."""
+        """Serve until `stop` is called and running requests have ended."""
         try:
             await self.serve(sockets=[listener])
         finally:
@@ -154,7 +172,7 @@ async def serving(
         try:
             yield port
         finally:
-            server.should_exit = True
+            server.stop()
             await server.ended.wait()
 
 

@@ -11,7 +11,7 @@ that outlives the stream:
 - A message costs the same whether it carries one thing or hundreds, some 60 us in each process. So confirmations that
   nobody waits for go with the next frame (`lazily`), and under load the writer lets things gather (`gather`).
 - When either process is a new one, `reset` starts from nothing and the application sends its state.
-- A stream without a message for five seconds counts as broken; both ends send one at least every second.
+- A stream without a message for five seconds counts as broken; both ends send one at least every two seconds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from typing import Generic, Protocol, TypeVar
 
 from grpc import aio
 
+from services.common import ticks
 from services.common.runtime import first_of
 
-HEARTBEAT_S = 1.0
-"""Longest time between two messages."""
+LOOK_S = 1.0
+"""How often is looked whether the peer was heard."""
 
-SILENT_HEARTBEATS = 5
-"""Heartbeat times without a message after which the stream counts as broken."""
+LOOKS_PER_BEAT = 2
+"""After so many looks a message is sent, even without content."""
+
+SILENT_LOOKS = 5
+"""Looks in a row without a message of the peer after which the stream counts as broken."""
 
 GATHER_S = 0.001
 """Pause of the writer after a message while much is under way, so that more gathers for the next one.
@@ -249,13 +253,15 @@ class Link(Generic[S, R]):
         self._confirmed(through)
 
     async def _watch(self) -> None:
-        # Counts heartbeats instead of reading the clock: a process that was stopped for a while has
+        # Counts looks instead of reading the clock: a process that was stopped for a while has
         # messages waiting, and must not take its own pause for the peer's silence.
-        silent = 0
-        while silent < SILENT_HEARTBEATS:
-            self._heard = False
-            await asyncio.sleep(HEARTBEAT_S)
-            self._is_beat_due = True
-            self._wake.set()
+        looks = silent = 0
+        while silent < SILENT_LOOKS:
+            await ticks.tick(LOOK_S)
             silent = 0 if self._heard else silent + 1
-        raise LinkBrokenError(f"no message for {SILENT_HEARTBEATS * HEARTBEAT_S:.0f} s")
+            self._heard = False
+            looks += 1
+            if looks % LOOKS_PER_BEAT == 0:
+                self._is_beat_due = True
+                self._wake.set()
+        raise LinkBrokenError(f"no message for {SILENT_LOOKS * LOOK_S:.0f} s")

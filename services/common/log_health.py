@@ -5,10 +5,10 @@ A connection to NATS proves nothing: with a full disk NATS answers, and stores n
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
+from services.common import ticks
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 
@@ -35,4 +35,4 @@ async def watch(log: LogWriter, readiness: Readiness) -> None:
             readiness.mark(DEPENDENCY, present=not is_stuck)
             if is_stuck:
                 logger.warning("JetStream stores nothing; is its disk full?", extra={"waiting": log.backlog_messages})
-        await asyncio.sleep(LOOK_S)
+        await ticks.tick(LOOK_S)

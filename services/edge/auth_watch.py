@@ -12,6 +12,7 @@ import random
 
 from grpc import aio
 
+from services.common import ticks
 from services.common.linking import BACKOFF_S
 from services.common.readiness import Readiness
 from services.edge.policies import Policies, Snapshot
@@ -178,7 +179,7 @@ class AuthWatch:
     async def _guard(self) -> None:
         """Fail closed when the view has become too old."""
         while True:
-            await asyncio.sleep(min(LOOK_S, self._max_age_s / 4))
+            await ticks.tick(min(LOOK_S, self._max_age_s / 4))
             age_s = self._loop.time() - self._heard
             if age_s > self._max_age_s and not self._policies.is_outdated:
                 logger.error("auth away for too long, closing clients", extra={"age_s": round(age_s)})

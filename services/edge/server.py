@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import time
 from collections.abc import AsyncGenerator, Callable
 
+from services.common import ticks
 from services.common.runtime import background
 from services.common.settings import SettingsError
 from services.edge.connection import Connection
@@ -32,7 +34,9 @@ SWEEP_S = 0.5
 SWEEP_CHUNK = 1000
 """Connections of which those that are due are looked up in one go."""
 SWEEP_BATCH = 10
-"""Connections that are looked at in one go: closing that many takes a millisecond."""
+"""Connections after which the time is looked at: closing that many takes a millisecond."""
+SWEEP_TURN_S = 0.001
+"""How long connections are looked at in one go."""
 CLOSE_BATCH = 200
 """Clients that are closed in one go when the edge stops."""
 
@@ -203,16 +207,18 @@ async def listening(
 
 async def _sweep(hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
     while True:
-        await asyncio.sleep(SWEEP_S)
+        await ticks.tick(SWEEP_S)
         connections = list(hub.connections)
         for start in range(0, len(connections), SWEEP_CHUNK):
             now = loop.time()
             due = [each for each in connections[start : start + SWEEP_CHUNK] if now >= each.look_at]
+            began = time.monotonic()
             for first in range(0, len(due), SWEEP_BATCH):
-                now = loop.time()
                 for connection in due[first : first + SWEEP_BATCH]:
                     connection.check_deadline(now)
-                await asyncio.sleep(0)  # messages go on meanwhile
+                if time.monotonic() - began > SWEEP_TURN_S:
+                    await asyncio.sleep(0)  # messages go on meanwhile
+                    now, began = loop.time(), time.monotonic()
         hub.credentials.sweep()
 
 

@@ -31,7 +31,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.common import subjects
+from services.common import subjects, ticks
 from services.common.errors import UnavailableError
 from services.common.raw_nats import Tap, write
 from services.router import inbound_stream
@@ -58,7 +58,6 @@ MAX_DONE = 32_768
 """Acknowledged messages that are remembered, since an acknowledgement may be lost: `MAX_ACK_PENDING` at least."""
 UNPARK_BYTES = 1 << 20
 """Parked messages that are routed before their log is looked at again; less than makes it full."""
-TICK_S = 0.25
 RETRY_S = 0.5
 
 BACKEND = "backend"
@@ -136,7 +135,7 @@ class Inbound:
                 await self._unpark()
                 self._request(time.monotonic())
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
+                    async with asyncio.timeout_at(ticks.next_tick(ticks.LOOK_S)):
                         await self._wake.wait()
                 self._wake.clear()
         finally:

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import secrets
 
+from services.common import ticks
 from services.common.errors import DomainError, NotServingError, StreamContractError, SupersededError
 from services.common.link import LinkBrokenError
 from services.common.readiness import Readiness
@@ -182,8 +183,15 @@ class Members:
         after it.
         """
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await (asyncio.sleep(SWEEP_S) if self._is_busy else ticks.tick())
             self._sweep(SWEEP_S)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether time matters: an edge is broken or owes something, or somebody is held."""
+        edges = (*self._edges.values(), *self._shards.links())
+        is_due = any(edge.stream is None or edge.owes for edge in edges)
+        return is_due or not self._is_settled or self._router.pressure.is_holding
 
     def _sweep(self, passed_s: float) -> None:
         for edge in (*self._edges.values(), *self._shards.links()):

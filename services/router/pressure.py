@@ -91,6 +91,11 @@ class Pressure:
         self.linked(edge, is_linked=True)
         self.relieve()
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether a source is held."""
+        return bool(self._held)
+
     def relieve(self) -> None:
         """Let held sources go on when nothing is congested any more."""
         log = self._log

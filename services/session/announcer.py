@@ -14,7 +14,7 @@ import logging
 
 from nats.js import JetStreamContext, api
 
-from services.common import jetstream, subjects
+from services.common import jetstream, subjects, ticks
 from services.common.errors import UnavailableError
 from services.common.log_wire import MESSAGE_ID
 from services.common.log_writer import LogWriter
@@ -63,7 +63,7 @@ class Announcer:
         """Announce until cancelled."""
         ready = self._losses.ready
         while True:
-            await asyncio.sleep(PAUSE_S)
+            await ticks.tick(PAUSE_S)
             self._streams.clear()  # one that was deleted with its instance would hold up the writer
             try:
                 while ready and self._writer.backlog_bytes < MAX_BACKLOG_BYTES:

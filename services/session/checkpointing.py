@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from services.common import ticks
 from services.session.domain.changes import Checkpoint
 from services.session.domain.losses import Losses
 from services.session.domain.shard import Shard
@@ -78,8 +79,9 @@ class Checkpointer:
         """Store what changed, until cancelled."""
         while True:
             deadline = time.monotonic() + CHECKPOINT_S
-            while time.monotonic() < deadline and self._shard.pump.changes.size < CHECKPOINT_ROWS:  # noqa: ASYNC110 - hot path
-                await asyncio.sleep(TICK_S)
+            while time.monotonic() < deadline and (size := self._shard.pump.changes.size) < CHECKPOINT_ROWS:
+                is_busy = size or self._waiters or self._acknowledging
+                await (asyncio.sleep(TICK_S) if is_busy else ticks.tick())
             await self.checkpoint()
 
     async def checkpoint(self) -> None:

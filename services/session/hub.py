@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import assert_never
 
+from services.common import ticks
 from services.common.errors import NotServingError, StreamContractError
 from services.session.admission import Admission
 from services.session.clock import Clock
@@ -89,7 +90,7 @@ class Hub:
                 if limit and self._presence.is_clearing:
                     await asyncio.sleep(0)
                     continue
-            await asyncio.sleep(TICK_S)
+            await (asyncio.sleep(TICK_S) if self._presence.is_waiting else ticks.tick())
 
     # Links
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nats.js import JetStreamContext
 
-from services.common import subjects
+from services.common import subjects, ticks
 from services.common.errors import UnavailableError
 from services.common.log_writer import LogWriter
 from services.common.sharding import shard_of
@@ -241,7 +241,7 @@ class Keeper:
         """Do what is due, until cancelled."""
         late_at = time.monotonic()
         while True:
-            await asyncio.sleep(TICK_S)
+            await (asyncio.sleep(TICK_S) if self.shard.is_due_soon else ticks.tick())
             now_ms = self._clock.now_ms()
             self.shard.expire(now_ms)
             if time.monotonic() - late_at >= LATE_S:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 import logging
 from collections.abc import Generator, Sequence
 
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common import grpc_errors
+from services.common import grpc_errors, healthcheck
 from services.common.errors import LimitReachedError, NotFoundError, UnavailableError
 from services.common.readiness import Readiness
 from services.common.sharding import shard_of
@@ -25,8 +23,6 @@ SESSION = "session"
 
 TIMEOUT_S = 2.0
 """Deadline of every call."""
-HEALTH_INTERVAL_S = 1.0
-"""How often the health of a dependency is asked."""
 
 
 class Permission(enum.Enum):
@@ -136,17 +132,6 @@ def rpc_faults(dependency: str) -> Generator[None]:
 
 async def follow_health(channel: aio.Channel, dependency: str, readiness: Readiness) -> None:
     """Keep `readiness` equal to the health that a dependency reports, for ever."""
-    stub = health_pb2_grpc.HealthStub(channel)
-    while True:
-        readiness.mark(dependency, present=await _is_serving(stub))
-        await asyncio.sleep(HEALTH_INTERVAL_S)
-
-
-async def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
-    try:
-        answer = await stub.Check(  # type: ignore[attr-defined]  # set at run time
-            health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
-        )
-    except aio.AioRpcError:
-        return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    async with contextlib.aclosing(healthcheck.following(channel)) as answers:
+        async for is_serving in answers:
+            readiness.mark(dependency, present=is_serving)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +16,7 @@ from typing_extensions import override
 
 from services.common import grpc_client, grpc_errors, grpc_server
 from services.common.errors import NotFoundError
-from services.common.healthcheck import is_serving
+from services.common.healthcheck import following, is_serving
 from services.common.readiness import Readiness
 from services.common.settings import Secret
 from weimq.status.v1 import status_pb2, status_pb2_grpc
@@ -57,10 +59,8 @@ def _register(server: aio.Server) -> list[str]:
     return ["weimq.status.v1.StatusService"]
 
 
-def _serving(readiness: Readiness, drain_s: float = 1) -> Any:
-    return grpc_server.serving(
-        listen=["127.0.0.1:0"], token=TOKEN, readiness=readiness, register=_register, drain_s=drain_s
-    )
+def _serving(readiness: Readiness, drain_s: float = 1, listen: str = "127.0.0.1:0") -> Any:
+    return grpc_server.serving(listen=[listen], token=TOKEN, readiness=readiness, register=_register, drain_s=drain_s)
 
 
 async def _reflect(channel: Any, metadata: Any) -> Any:
@@ -114,6 +114,23 @@ async def test_health_follows_readiness() -> None:
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
             readiness.mark("nats", present=False)
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_health_is_followed_through_the_end_of_a_server_that_does_not_wait_for_it(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path / 'socket'}"
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(30):
+        channel = await stack.enter_async_context(grpc_client.channel(address, TOKEN))
+        answers = await stack.enter_async_context(contextlib.aclosing(following(channel)))
+        readiness = Readiness("nats")
+        async with _serving(readiness, drain_s=3_600, listen=address):
+            assert not await anext(answers)
+            readiness.mark("nats", present=True)
+            while not await anext(answers):
+                pass
+        assert not await anext(answers)
+        async with _serving(Readiness(), listen=address):
+            while not await anext(answers):
+                pass
 
 
 async def test_a_running_call_is_finished_when_the_server_stops() -> None:

@@ -479,8 +479,7 @@ async def test_calls_need_the_cluster_token(status: Status) -> None:
 # Health
 
 
-async def test_health_follows_auth_and_session(auth: AuthService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "HEALTH_INTERVAL_S", 0.05)
+async def test_health_follows_auth_and_session(auth: AuthService) -> None:
     stack = contextlib.AsyncExitStack()
     address = await stack.enter_async_context(running_session(FakeSession()))
     async with running_status(auth=auth.address, session=address) as status:

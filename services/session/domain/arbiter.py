@@ -96,6 +96,11 @@ class Arbiter:
         self._claim_count += 1
         heapq.heappush(self._deadlines, (claim.deadline_ms, self._claim_count, claim))
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a claim may run out of time."""
+        return bool(self._deadlines)
+
     def expire(self, now_ms: int) -> None:
         """End the waiting of claims that are out of time."""
         while self._deadlines and self._deadlines[0][0] <= now_ms:

@@ -70,6 +70,11 @@ class Bounds:
         else:
             heapq.heappush(instance.heap, (time_s, session.slot))
 
+    @property
+    def is_sweeping(self) -> bool:
+        """Whether `sweep` is not through all sessions yet."""
+        return self._sweep is not None
+
     def sweep(self, now_ms: int) -> None:
         """Look at the next sessions: drop messages that are too old, and sessions that nobody came back to."""
         if self._sweep is None:

@@ -63,6 +63,11 @@ class Presence:
         return bool(self._gone)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether something comes due: a claim, an edge without its link, or what is left of lost ones."""
+        return self._arbiter.is_waiting or bool(self._gone) or any(edge.deadline_ms for edge in self._edges.values())
+
+    @property
     def is_synchronized(self) -> bool:
         """Whether every edge has said what it holds."""
         return not self._awaited

@@ -207,6 +207,11 @@ class Pump:
             for channel in ready:
                 self._pump(channel, now_ms)
 
+    @property
+    def is_timing(self) -> bool:
+        """Whether a batch waits for its time."""
+        return bool(self._timers)
+
     def expire(self, now_ms: int) -> None:
         """Do what is due: batches by the clock, and deliveries that become late."""
         timers = self._timers

@@ -249,6 +249,11 @@ class Shard:
         """Send what can be sent."""
         self.pump.flush(now_ms)
 
+    @property
+    def is_due_soon(self) -> bool:
+        """Whether `expire` may have something to do at any moment."""
+        return self.pump.is_timing or self.roster.bounds.is_sweeping
+
     def expire(self, now_ms: int) -> None:
         """Do what is due."""
         self.pump.expire(now_ms)

@@ -109,7 +109,7 @@ async def test_unconfirmed_bytes_stay_within_the_window() -> None:
 
 @pytest.mark.asyncio
 async def test_silence_breaks_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(link_module, "LOOK_S", 0.01)
     end = End()
 
     async def read() -> None:
@@ -153,7 +153,7 @@ def test_a_confirmation_that_nobody_waits_for_goes_with_the_next_frame() -> None
 
 @pytest.mark.asyncio
 async def test_a_confirmation_that_nobody_waits_for_goes_by_itself_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "HEARTBEAT_S", 60)
+    monkeypatch.setattr(link_module, "LOOK_S", 60)
     a, b = End(), End()
     b.link._take = lambda frame: b.link.confirm(frame.frame, lazily=True)
     confirmed = asyncio.Event()
@@ -165,7 +165,7 @@ async def test_a_confirmation_that_nobody_waits_for_goes_by_itself_in_the_end(mo
 
 @pytest.mark.asyncio
 async def test_a_sender_that_may_send_nothing_confirms_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "HEARTBEAT_S", 60)
+    monkeypatch.setattr(link_module, "LOOK_S", 60)
     monkeypatch.setattr(link_module, "LAZY_S", 0.5)
     a, b = End(), End(window_bytes=0)
     b.link._take = lambda frame: b.link.confirm(frame.frame, lazily=True)
