@@ -79,7 +79,7 @@ class RouterServiceServicer:
         the edge sends all its interests, marks the end with `snapshot_complete`, and sends again, under the same
         sequences, every message of QoS 1 and 2 that was not acknowledged.
 
-        Liveness: a message without content every second, in both directions; after 5 s of silence the link is
+        Liveness: a message without content every two seconds, in both directions; after 5 s of silence the link is
         broken. The router keeps the interests of an edge whose link broke for a grace time, and what it owes to it.
 
         Closing: `goodbye`. The end of the stream without it counts as a break. The server may end the
