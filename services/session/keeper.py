@@ -31,6 +31,8 @@ from services.session.router_link import RouterLink
 
 logger = logging.getLogger(__name__)
 
+FLUSH_FETCHED = 128
+"""Fetched messages after which the next ones are asked for, so that some are always under way."""
 TICK_S = 0.05
 LATE_S = 1.0
 """How often is looked for deliveries that were not acknowledged."""
@@ -97,6 +99,7 @@ class Keeper:
         self._reader: LogReader | None = None
         self._cache: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
         self._cached_bytes = 0
+        self._unflushed = 0  # messages that were fetched since
         self._is_flushing = False
         self._flush_again = False
         self._is_going_on = False
@@ -302,9 +305,9 @@ class Keeper:
     def _fetch(self) -> None:
         """Have wanted messages fetched, but for those that were a moment ago."""
         pump = self.shard.pump
-        if not pump.wanted or self._reader is None:
+        if not pump.fetching.wanted or self._reader is None:
             return
-        wanted, pump.wanted = pump.wanted, []
+        wanted, pump.fetching.wanted = pump.fetching.wanted, []
         now_ms = self._clock.now_ms()
         for delivery_id in wanted:
             cached = self._cache.get(delivery_id)
@@ -328,7 +331,9 @@ class Keeper:
                 _, (_, oldest) = self._cache.popitem(last=False)
                 self._cached_bytes -= len(oldest) + CACHED_OVERHEAD
         self.shard.pump.fetched(delivery_id, topic, payload, self._clock.now_ms())
-        if self._reader is not None and not self._reader.pending:
+        self._unflushed += 1
+        if self._reader is not None and (self._unflushed >= FLUSH_FETCHED or not self._reader.pending):
+            self._unflushed = 0
             self.flush()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Generic, TypeVar
+
+from services.session.domain.lines import Line
 
 OUTBOX_BYTES = 8 << 20
 """Gathered bytes above which nothing more is given to an edge: what is meant for its clients stays a position."""
+MAX_FETCHING = 1_024
+"""Messages on their way from the logs, so that who connects now does not wait behind the backlogs of many others."""
 FRAME_BYTES = 1 << 20
 """Gathered bytes at which a frame is full."""
 FRAME_DELIVERIES = 16_384
@@ -63,13 +66,18 @@ class Outbox(Generic[C]):
         """Bytes gathered."""
         self.fetching = 0
         """Messages on their way here from the logs."""
-        self.waiting: dict[C, None] = {}
-        """Who has deliveries and found no room."""
+        self.line: Line[C] = Line()
+        """Who has something to be fetched and found no room."""
 
     @property
     def has_room(self) -> bool:
         """Whether more may be given to it, counting what is on its way from the logs."""
         return self.size + self.fetching * self._estimate < OUTBOX_BYTES
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether more may be fetched for it."""
+        return self.fetching < MAX_FETCHING and self.has_room
 
     @property
     def frames(self) -> int:
@@ -120,10 +128,3 @@ class Outbox(Generic[C]):
             return None
         self.size -= batch.size
         return batch
-
-    def take_waiting(self, limit: int) -> list[C]:
-        """Take out up to `limit` of those that wait for room, longest waiting first."""
-        first = list(islice(self.waiting, limit))
-        for each in first:
-            del self.waiting[each]
-        return first

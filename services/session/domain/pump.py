@@ -5,6 +5,7 @@
 | by the clock (`lmq`) | a batch at once, the next after the interval each | at once, beside it, in their own order |
 | strict order | a batch when everything before is acknowledged; 0: as room allows | behind the backlog |
 
+At its first turn a connection gets one message, so that of very many that come at once each has something soon.
 Either way a connection has at most `MAX_INFLIGHT` messages and about 4 MiB under way. What finds no room stays a
 position and is fetched from its log when there is room, so a slow client, or a slow edge, costs no memory for payloads.
 """
@@ -15,11 +16,12 @@ import heapq
 from itertools import count
 
 from services.session.domain.changes import Changes
+from services.session.domain.fetching import Fetching, release
 from services.session.domain.losses import EXPIRED, NOT_PERMITTED, Dropped
 from services.session.domain.outbox import DUP, Outbox
 from services.session.domain.positions import FLAG_BITS, QOS2, Queue, in_order
 from services.session.domain.receipts import Outcome, Receipts
-from services.session.domain.sessions import Channel, Fetch, Inflight, Session
+from services.session.domain.sessions import Channel, Inflight, Session
 
 MAX_INFLIGHT = 128
 """Messages under way to one connection: twice what an edge has unacknowledged by default, so that it never waits."""
@@ -31,8 +33,8 @@ PULL_WINDOW_MS = 1_000
 """Active pulls: messages of each, and pulls of a connection in a second; more are ignored."""
 MAX_EARLY = 100_000
 """Completed deliveries that are remembered until the logs are read."""
-ROOM_SLICE = 64
-"""Connections that get their turn at once when an edge has room again."""
+FIRST_TURN = 1
+"""Messages that a connection takes at its first turn, before others have theirs; see `lines.py`."""
 
 
 class Pump:
@@ -43,8 +45,7 @@ class Pump:
         self.changes = Changes()
         self.channels: dict[str, Channel] = {}
         """Connections by channel id."""
-        self.wanted: list[int] = []
-        """Delivery ids to be fetched from their logs, once each; `fetched` is called for each."""
+        self.fetching = Fetching()
         self.dropped: list[Dropped] = []
         """What was dropped and not announced yet."""
         self.early: dict[tuple[str, str, int], bool] = {}
@@ -55,7 +56,6 @@ class Pump:
         self.late = 0
         """Deliveries that were not acknowledged in time."""
         self._late_ends: dict[Session, dict[int, bool]] = {}  # of deliveries that this process has not sent
-        self._waiters: dict[int, list[Channel]] = {}  # by delivery id that is being fetched
         self._ready: dict[Channel, None] = {}
         self._crowded: dict[Outbox[Channel], None] = {}  # edges without room that somebody waits for
         self._timers: list[tuple[int, int, Channel]] = []
@@ -101,7 +101,7 @@ class Pump:
             channel.inflight_bytes -= inflight.size
             self._end(session, inflight.position, completed=completed)
         elif channel is not None and (fetch := channel.fetches.pop(delivery_id, None)) is not None:
-            self._release_fetch(channel, fetch)
+            release(channel, fetch)
             self._end(session, fetch.position, completed=completed)
         else:  # sent by the process before this one; looked up together, since backlogs may be long
             self._late_ends.setdefault(session, {})[delivery_id] = completed
@@ -123,15 +123,11 @@ class Pump:
         queue = channel.session.queue
         for _ in range(min(max_messages, MAX_PULLED, _room(channel), len(queue) if queue else 0)):
             if queue:
-                self._fetch(channel, *(queue.pop_newest() if descending else queue.pop()), is_live=False)
+                self.fetching.fetch(channel, *(queue.pop_newest() if descending else queue.pop()), is_live=False)
 
     def fetched(self, delivery_id: int, topic: str, payload: bytes, now_ms: int) -> None:
         """Take a message that was wanted; an empty topic: the log does not have it any more."""
-        for channel in self._waiters.pop(delivery_id, ()):
-            fetch = channel.fetches.get(delivery_id)
-            if fetch is None or fetch.is_done:
-                continue
-            fetch.is_done, fetch.topic, fetch.payload = True, topic, payload
+        for channel in self.fetching.take(delivery_id, topic, payload):
             self._send_fetched(channel, now_ms)
 
     # Connections
@@ -160,10 +156,10 @@ class Pump:
         session.channel = None
         self.receipts.disconnected(session)
         self._ready.pop(channel, None)
-        channel.outbox.waiting.pop(channel, None)
+        channel.outbox.line.discard(channel)
         items = [(each.position, each.time_s) for each in channel.inflight.values()]
         for fetch in channel.fetches.values():
-            self._release_fetch(channel, fetch)
+            release(channel, fetch)
             items.append((fetch.position, fetch.time_s))
         channel.fetches.clear()  # what comes for them finds nobody
         items.extend(channel.live)
@@ -197,15 +193,13 @@ class Pump:
         """Send what can be sent."""
         if self._late_ends:
             self._take_late_ends()
+        self._pump_ready(now_ms)
         for outbox in list(self._crowded):
-            if outbox.has_room:
-                self._ready.update(dict.fromkeys(outbox.take_waiting(ROOM_SLICE)))
-                if not outbox.waiting:
-                    del self._crowded[outbox]
-        while self._ready:
-            ready, self._ready = self._ready, {}
-            for channel in ready:
-                self._pump(channel, now_ms)
+            while outbox.line and outbox.may_fetch:
+                self._pump(outbox.line.pop(), now_ms, has_turn=True)
+                self._pump_ready(now_ms)
+            if not outbox.line:
+                del self._crowded[outbox]
 
     @property
     def is_timing(self) -> bool:
@@ -244,7 +238,13 @@ class Pump:
         instance_id = session.instance.instance_id
         self.dropped.append(Dropped(instance_id, session.client_id, position >> FLAG_BITS, reason, topic))
 
-    def _pump(self, channel: Channel, now_ms: int) -> None:
+    def _pump_ready(self, now_ms: int) -> None:
+        while self._ready:
+            ready, self._ready = self._ready, {}
+            for channel in ready:
+                self._pump(channel, now_ms, has_turn=False)
+
+    def _pump(self, channel: Channel, now_ms: int, *, has_turn: bool) -> None:
         session = channel.session
         if channel.is_held or session.channel is not channel:
             return
@@ -253,35 +253,47 @@ class Pump:
         queue = session.queue
         if not (queue or channel.live or channel.awaited):
             return
-        if not channel.outbox.has_room:
-            channel.outbox.waiting[channel] = None
-            self._crowded[channel.outbox] = None
+        outbox = channel.outbox
+        if not has_turn and (outbox.line or not outbox.may_fetch):
+            self._get_in_line(channel)
             return
         if channel.awaited:
             self._redeliver(channel)
         room = _room(channel)
         live = channel.live
         while live and room > 0:
-            self._fetch(channel, *live.pop(), is_live=True)
+            self.fetching.fetch(channel, *live.pop(), is_live=True)
             room -= 1
         if queue and room > 0:
             self._pump_queue(channel, queue, room, now_ms)
 
     def _pump_queue(self, channel: Channel, queue: Queue, room: int, now_ms: int) -> None:
         rules = channel.session.rules
-        is_paced = rules.batch_messages > 0
-        if is_paced and rules.strict_order:
-            if channel.inflight or channel.fetches:
-                return
-        elif is_paced:
-            if now_ms < channel.next_batch_ms:
+        wanted = min(room, len(queue), self._start_batch(channel, now_ms) if rules.batch_messages else room)
+        count = wanted if channel.had_turn else min(wanted, FIRST_TURN)
+        for _ in range(count):
+            self.fetching.fetch(channel, *queue.pop(), is_live=False)
+        channel.had_turn = channel.had_turn or count > 0
+        if rules.batch_messages:
+            channel.batch_left = channel.batch_left - count if queue else 0
+            if count:
+                channel.next_batch_ms = now_ms + rules.batch_interval_ms
+            if queue and not channel.batch_left and not rules.strict_order:
                 self._set_timer(channel)
-                return
-            channel.next_batch_ms = now_ms + rules.batch_interval_ms
-        for _ in range(min(room, rules.batch_messages or room, len(queue))):
-            self._fetch(channel, *queue.pop(), is_live=False)
-        if queue and is_paced and not rules.strict_order:
-            self._set_timer(channel)
+        if count < wanted:
+            self._get_in_line(channel)
+
+    def _start_batch(self, channel: Channel, now_ms: int) -> int:
+        """Return how much there is left of the batch under way, after beginning one if it is time."""
+        rules = channel.session.rules
+        is_time = not (channel.inflight or channel.fetches) if rules.strict_order else now_ms >= channel.next_batch_ms
+        if not channel.batch_left and is_time:
+            channel.batch_left = rules.batch_messages
+        return channel.batch_left
+
+    def _get_in_line(self, channel: Channel) -> None:
+        channel.outbox.line.add(channel, is_first=not channel.had_turn)
+        self._crowded[channel.outbox] = None
 
     def _end(self, session: Session, position: int, *, completed: bool) -> None:
         if completed:
@@ -324,7 +336,7 @@ class Pump:
             for delivery_id in channel.packet_identifiers:
                 if delivery_id in items:
                     channel.awaited.discard(delivery_id)
-                    self._fetch(channel, *items[delivery_id], is_live=False)
+                    self.fetching.fetch(channel, *items[delivery_id], is_live=False)
         if not self.is_rebuilding:  # else they may have yet to be read again
             for delivery_id in list(channel.awaited):
                 self._give_up(session, delivery_id << FLAG_BITS | (QOS2 if session.rules.keeps_qos2 else 0))
@@ -342,22 +354,6 @@ class Pump:
             channel.awaited.discard(delivery_id)
             channel.outbox.add(channel.channel_id, delivery_id, "", b"", qos, packet_identifier)
 
-    def _fetch(self, channel: Channel, position: int, time_s: int, *, is_live: bool) -> None:
-        delivery_id = position >> FLAG_BITS
-        channel.fetches[delivery_id] = Fetch(position, time_s, is_live=is_live)
-        channel.live_fetches += is_live
-        channel.outbox.fetching += 1
-        waiters = self._waiters.get(delivery_id)
-        if waiters is None:
-            self._waiters[delivery_id] = [channel]
-            self.wanted.append(delivery_id)
-        else:
-            waiters.append(channel)
-
-    def _release_fetch(self, channel: Channel, fetch: Fetch) -> None:
-        channel.live_fetches -= fetch.is_live
-        channel.outbox.fetching -= 1
-
     def _send_fetched(self, channel: Channel, now_ms: int) -> None:
         """Send what has been fetched as far as it is in order."""
         fetches = channel.fetches
@@ -366,7 +362,7 @@ class Pump:
             if not fetch.is_done:
                 return
             del fetches[delivery_id]
-            self._release_fetch(channel, fetch)
+            release(channel, fetch)
             if fetch.topic:
                 self._send(channel, fetch.position, fetch.time_s, fetch.topic, fetch.payload, now_ms)
             else:

@@ -74,9 +74,9 @@ class Channel:
     """The connection that gets the messages of a session."""
 
     __slots__ = (
-        "awaited", "carried", "channel_id", "fetches", "inflight", "inflight_bytes", "is_held", "is_redelivered",
-        "last_change", "live", "live_fetches", "next_batch_ms", "outbox", "packet_identifiers", "pulls", "session",
-        "session_present", "timer_ms",
+        "awaited", "batch_left", "carried", "channel_id", "fetches", "had_turn", "inflight", "inflight_bytes",
+        "is_held", "is_redelivered", "last_change", "live", "live_fetches", "next_batch_ms", "outbox",
+        "packet_identifiers", "pulls", "session", "session_present", "timer_ms",
     )  # fmt: skip
 
     def __init__(self, channel_id: str, session: Session, outbox: Outbox[Channel]) -> None:
@@ -90,6 +90,8 @@ class Channel:
         self.fetches: dict[int, Fetch] = {}  # by delivery id, in the order of delivery
         self.live = Queue()  # live messages that found no room, not in strict order
         self.live_fetches = 0
+        self.had_turn = False  # something of what waited was fetched
+        self.batch_left = 0  # messages of the batch under way that were not fetched
         self.next_batch_ms = 0
         self.timer_ms = 0  # when `pump` is to be called; 0: no timer runs
         self.last_change = 0  # number of the last change of subscriptions

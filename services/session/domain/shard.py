@@ -1,7 +1,7 @@
 """The persistent sessions of one shard: their life, their subscriptions, and the messages that come for them. Pure.
 
-What it wants done waits in `stores`, `pump.wanted`, `pump.dropped`, `interests` (targets) and the outboxes of the
-edges; `pump.changes` is what a checkpoint has to store. Call `flush` after each round of calls.
+What it wants done waits in `stores`, `pump.fetching.wanted`, `pump.dropped`, `interests` (targets) and the outboxes of
+the edges; `pump.changes` is what a checkpoint has to store. Call `flush` after each round of calls.
 """
 
 from __future__ import annotations

@@ -113,8 +113,8 @@ class World:
                 self.bucket[store.client_id] = (store.subscriptions, store.rules)
         self.shard.stores.clear()
         self.shard.interests.take_changes()
-        self.fetches += self.shard.pump.wanted
-        self.shard.pump.wanted = []
+        self.fetches += self.shard.pump.fetching.wanted
+        self.shard.pump.fetching.wanted = []
 
     def checkpoint(self) -> None:
         if self.shard.fanout.is_midway:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.session.domain.losses import EXPIRED, NOT_PERMITTED, OVER_LIMIT, SESSION_EXPIRED
-from services.session.domain.outbox import DUP, OUTBOX_BYTES, Outbox
+from services.session.domain.outbox import DUP, MAX_FETCHING, OUTBOX_BYTES, Outbox
 from services.session.domain.pump import MAX_INFLIGHT
 from services.session.domain.receipts import Outcome
 from services.session.domain.rules import Rules
@@ -54,8 +54,8 @@ class Desk:
         self.shard.flush(self.now_ms)
 
     def fetch(self) -> None:
-        while self.shard.pump.wanted:
-            wanted, self.shard.pump.wanted = self.shard.pump.wanted, []
+        while self.shard.pump.fetching.wanted:
+            wanted, self.shard.pump.fetching.wanted = self.shard.pump.fetching.wanted, []
             for delivery_id in wanted:
                 self.shard.pump.fetched(delivery_id, "a/b", b"", self.now_ms)
             self.shard.flush(self.now_ms)
@@ -313,6 +313,36 @@ def test_an_edge_without_room_gets_nothing_and_goes_on_when_it_has() -> None:
     assert sorted(got) == list(range(1, 101))
 
 
+@pytest.mark.parametrize("rules", [LMQ, STANDARD])
+def test_of_very_many_that_come_at_once_each_gets_its_first_message_before_the_others_their_rest(rules: Rules) -> None:
+    desk = Desk()
+    clients = 400
+    for n in range(clients):
+        desk.attach(str(n), rules, client=f"c{n}")
+        desk.subscribe(str(n), 1, f"a/{n}")
+        desk.detach(str(n))
+    owner: dict[int, int] = {}
+    for _ in range(30):
+        for n in range(clients):
+            desk.sequence += 1
+            owner[desk.sequence] = n
+            targets = desk.shard.interests.match("i", f"a/{n}")
+            desk.shard.fanout.deliver(desk.log, desk.sequence, f"a/{n}", b"", 1, targets, desk.now_ms)
+    for n in range(clients):
+        desk.attach(str(n), rules, client=f"c{n}")
+    assert desk.outbox.fetching < MAX_FETCHING + MAX_INFLIGHT
+    order: list[int] = []
+    while wanted := desk.shard.pump.fetching.wanted:
+        desk.shard.pump.fetching.wanted = []
+        order += [owner[each & 0xFFFF] for each in wanted]
+        for delivery_id in wanted:
+            desk.shard.pump.fetched(delivery_id, "a/b", b"", desk.now_ms)
+        desk.shard.flush(desk.now_ms)
+    last_first = max(order.index(n) for n in range(clients))
+    assert last_first < MAX_FETCHING + MAX_INFLIGHT + clients
+    assert len(order) == clients * 30, "a batch for each"
+
+
 def test_no_acknowledgement_makes_a_delivery_late() -> None:
     desk = Desk()
     desk.attach("1")
@@ -506,7 +536,7 @@ def test_an_edge_hears_that_a_message_it_keeps_an_identifier_for_is_gone(qos: in
     delivery_id = desk.log.index << 42 | 1
     desk.detach("1", Carried([(delivery_id, 5, 0)], []))
     desk.attach("2", STANDARD)
-    assert desk.shard.pump.wanted == [delivery_id]
+    assert desk.shard.pump.fetching.wanted == [delivery_id]
     desk.shard.pump.fetched(delivery_id, "", b"", desk.now_ms)
     batch = desk.outbox.take()
     assert batch is not None
@@ -542,7 +572,7 @@ def test_a_fetch_that_ends_after_its_connection_changes_nothing() -> None:
     desk.publish()
     desk.attach("2")  # has the message fetched
     desk.detach("2")
-    for delivery_id in desk.shard.pump.wanted:
+    for delivery_id in desk.shard.pump.fetching.wanted:
         desk.shard.pump.fetched(delivery_id, "", b"", desk.now_ms)  # the log does not have it
     assert desk.outbox.fetching == 0
     assert desk.shard.roster.instances["i"].count == 1  # it is in the queue, and counted
