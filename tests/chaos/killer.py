@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -14,6 +15,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 
+from tests.chaos.causes import Kill
 from tests.support.mesh import Mesh
 
 LEADER = "leader"
@@ -38,6 +40,8 @@ class Killer:
         self._victims: list[str] = []
         self.done: Counter[str] = Counter()
         """How often each victim had its turn."""
+        self.kills: list[Kill] = []
+        """When, in order."""
 
     async def run(self) -> None:
         """Break until cancelled."""
@@ -60,6 +64,12 @@ class Killer:
         await asyncio.gather(*map(self._break, chosen))
 
     async def _break(self, name: str) -> None:
+        if not await self._is_broken(name):
+            return
+        self.done[name] += 1
+        self.kills.append(Kill(time.monotonic(), name.rstrip("0123456789-")))
+
+    async def _is_broken(self, name: str) -> bool:
         if name == LEADER:
             async with _connected(self._mesh.nats_url) as client:
                 stream = self._chance.choice(await _streams(client))
@@ -69,8 +79,8 @@ class Killer:
                 await self._wait_whole()
             await asyncio.to_thread(self._mesh.kill, name)
         else:
-            return
-        self.done[name] += 1
+            return False
+        return True
 
     async def _wait_whole(self) -> None:
         lacking: list[str] = []

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from array import array
+from typing import NamedTuple
+
+_TICKS = 100
+"""Units of a second in which the times of first deliveries are kept, four bytes for each."""
+
 
 class Lane:
     """The messages of one publisher on one topic, numbered from 0.
@@ -10,6 +17,7 @@ class Lane:
         topic: its topic.
         total: how many there will be.
         acknowledged: a byte for each: whether the publisher has its acknowledgement.
+        sent_again: a byte for each: whether the publisher had none when it connected again.
     """
 
     def __init__(self, index: int, topic: str, total: int) -> None:
@@ -17,6 +25,7 @@ class Lane:
         self.topic = topic
         self.total = total
         self.acknowledged = bytearray(total)
+        self.sent_again = bytearray(total)
         self.acknowledged_count = 0
 
     def acknowledge(self, number: int) -> None:
@@ -24,6 +33,17 @@ class Lane:
         if not self.acknowledged[number]:
             self.acknowledged[number] = 1
             self.acknowledged_count += 1
+
+
+class Repeat(NamedTuple):
+    """A message that came once more; times of `time.monotonic`."""
+
+    lane: int
+    number: int
+    first_s: float
+    time_s: float
+    is_dup: bool
+    is_other_connection: bool
 
 
 class Receipts:
@@ -34,27 +54,32 @@ class Receipts:
         self.in_order = in_order
         self.lanes = {lane.index: lane for lane in lanes}
         self._counts = {lane.index: bytearray(lane.total) for lane in lanes}
+        self._started = time.monotonic()
+        self._first = {lane.index: array("I", bytes(4 * lane.total)) for lane in lanes}
         self._latest = {lane.index: -1 for lane in lanes}
         self.received = 0
         """Different messages."""
-        self.duplicates = 0
+        self.repeats: list[Repeat] = []
+        self.discarded = 0
+        """Repeats of QoS 2 under an identifier that was not released: the client knows the message."""
         self.out_of_order = 0
         """First deliveries that came after a later message of their lane."""
         self.foreign = 0
         """Messages that it is not entitled to."""
 
-    def take(self, payload: bytes) -> None:
-        """Note a message: `lane number`."""
+    def take(self, payload: bytes, *, is_dup: bool, connected_s: float) -> None:
+        """Note a message, `lane number`; `connected_s`: since when there is the connection that brought it."""
         lane, _, number = payload.partition(b" ")
         index, n = int(lane), int(number)
         counts = self._counts.get(index)
         if counts is None:
             self.foreign += 1
         elif counts[n]:
-            counts[n] = 2
-            self.duplicates += 1
+            now_s, first_s = time.monotonic(), self._started + self._first[index][n] / _TICKS
+            self.repeats.append(Repeat(index, n, first_s, now_s, is_dup, first_s < connected_s))
         else:
             counts[n] = 1
+            self._first[index][n] = int((time.monotonic() - self._started) * _TICKS)
             self.received += 1
             if n < self._latest[index]:
                 self.out_of_order += 1

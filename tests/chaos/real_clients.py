@@ -40,8 +40,15 @@ class PahoPublisher:
         self._numbers: dict[int, int] = {}
         self._room = threading.Semaphore(PAHO_WINDOW)
         self._client.on_publish = self._on_publish
+        self._client.on_connect = self._on_connect
         self._early: set[int] = set()
         self._lock = threading.Lock()
+
+    def _on_connect(self, *_: object) -> None:
+        """Note what paho is about to send again: all that was not acknowledged."""
+        with self._lock:
+            for number in self._numbers.values():
+                self._lane.sent_again[number] = 1
 
     def _on_publish(self, _client: object, _data: object, mid: int, *_more: object) -> None:
         with self._lock:
@@ -85,9 +92,14 @@ class PahoSubscriber:
         self.subscribed = threading.Event()
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self.subscribed.set()
-        self._client.on_message = lambda _client, _data, message: receipts.take(bytes(message.payload))
+        self._client.on_message = self._on_message
+        self._connected_s = 0.0
+
+    def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        self.receipts.take(bytes(message.payload), is_dup=message.dup, connected_s=self._connected_s)
 
     def _on_connect(self, client: paho.Client, _data: object, _flags: object, reason: Any, _more: object) -> None:
+        self._connected_s = time.monotonic()
         if not reason.is_failure and not self.subscribed.is_set():
             client.subscribe(*self._filter)
 
@@ -111,20 +123,23 @@ class AiomqttSubscriber:
         self._ports = ports
         self._filter = (topic_filter, qos)
         self.receipts = receipts
+        self._connected_s = 0.0
         self.subscribed = asyncio.Event()
 
     async def run(self) -> None:
         """Connect again and again, until cancelled."""
-        receipts = self.receipts
+        owner = self
 
         class Counting(asyncio.Queue[aiomqtt.Message]):
             """Counts when aiomqtt acknowledges: what it has not handed over when a connection ends is dropped."""
 
             @override
             def put_nowait(self, item: aiomqtt.Message) -> None:
-                receipts.take(bytes(item.payload))
+                # It does not tell what has DUP.
+                owner.receipts.take(bytes(item.payload), is_dup=False, connected_s=owner._connected_s)
 
         for port in itertools.cycle(self._ports):
+            self._connected_s = time.monotonic()
             with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
                 async with aiomqtt.Client(
                     "127.0.0.1", port, identifier=self._name, clean_session=False, timeout=15, queue_type=Counting

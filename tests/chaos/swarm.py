@@ -44,6 +44,8 @@ class Wanderer:
         self._clean_session = clean_session
         self._stay_s = stay_s
         self.connection: Connection | None = None
+        self.connected_s = 0.0
+        """When it connected last, by `time.monotonic`."""
         self.connects = 0
         self.lost_sessions = 0
         """Connections without the session that must have been there."""
@@ -64,6 +66,7 @@ class Wanderer:
     async def run(self) -> None:
         """Connect again and again until all is done."""
         while not self.is_done:
+            self.connected_s = time.monotonic()
             try:
                 connection, answer = await connect(
                     self._chance.choice(self._ports),
@@ -118,8 +121,6 @@ class Publisher(Wanderer):
         self._waiting: dict[int, tuple[Lane, int]] = {}
         self._identifier = 0
         self._answers = 0
-        self.repeated = 0
-        """Publications sent again on another connection: each may come twice at QoS 1."""
 
     @property
     @override
@@ -128,7 +129,8 @@ class Publisher(Wanderer):
 
     @override
     def connected(self, connection: Connection) -> None:
-        self.repeated += len(self._waiting)
+        for lane, n in self._waiting.values():
+            lane.sent_again[n] = 1
         connection.send([self._packet(identifier, dup=True) for identifier in self._waiting])
         self._fill(connection)
 
@@ -197,6 +199,7 @@ class Subscriber(Wanderer):
         self.receipts = receipts
         self.subscribed = asyncio.Event()
         self._stop = False
+        self._unreleased: set[int] = set()  # packet identifiers of QoS 2; they outlive the connection
 
     @property
     @override
@@ -221,12 +224,17 @@ class Subscriber(Wanderer):
         answers: list[Packet] = []
         for packet in packets:
             if isinstance(packet, Publish):
-                self.receipts.take(packet.payload)
+                if packet.packet_identifier in self._unreleased and packet.qos > 1:
+                    self.receipts.discarded += 1
+                else:
+                    self.receipts.take(packet.payload, is_dup=packet.dup, connected_s=self.connected_s)
                 if packet.qos == 1:
                     answers.append(PubAck(packet.packet_identifier))
                 elif packet.qos:
+                    self._unreleased.add(packet.packet_identifier)
                     answers.append(PubRec(packet.packet_identifier))
             elif isinstance(packet, PubRel):
+                self._unreleased.discard(packet.packet_identifier)
                 answers.append(PubComp(packet.packet_identifier))
             elif isinstance(packet, SubAck):
                 assert packet.return_codes == [qos for _, qos in self._filters]

@@ -20,6 +20,7 @@ import pytest
 
 from services.common.runtime import background
 from tests.chaos import product
+from tests.chaos.causes import UNEXPLAINED, causes
 from tests.chaos.killer import Killer
 from tests.chaos.ledger import Lane, Receipts
 from tests.chaos.real_clients import AiomqttSubscriber, PahoPublisher, PahoSubscriber
@@ -184,13 +185,16 @@ async def storm(mesh: Mesh, plan: Plan) -> tuple[World, Killer, float]:
 
 def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     """Compare what was acknowledged with what was received."""
+    found = causes(world.receipts, killer.kills)
+    discarded = sum(each.discarded for each in world.receipts)
     report = [
         f"seed {plan.seed}: {world.progress[0]} acknowledged in {took_s:.0f} s, {dict(sorted(killer.done.items()))}",
-        f"{sum(each.repeated for each in world.publishers)} sent again by their publishers",
         *(
-            f"{each.name}: {each.received} received, {each.duplicates} twice or more, {each.out_of_order} out of order"
+            f"{each.name}: {each.received} received, {len(each.repeats)} repeats, {each.out_of_order} out of order"
             for each in world.receipts
         ),
+        f"{found.total()} repeats of {world.progress[1]} received, and {discarded} that a client of QoS 2 tells",
+        *(f"{count:>8} {cause}" for cause, count in found.most_common()),
     ]
     print("\n".join(report))  # noqa: T201 - shown with -s, and when the test fails
     assert world.progress[0] == world.goal[0], "\n".join(report)
@@ -199,6 +203,7 @@ def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     assert not any(each.foreign for each in world.receipts)
     assert not any(each.out_of_order for each in world.receipts if each.in_order), "\n".join(report)
     assert not any(each.lost_sessions for each in world.subscribers)
+    assert not found[UNEXPLAINED], "\n".join(report)
 
 
 @pytest.fixture
