@@ -114,6 +114,8 @@ class Admission:
             channel = self._shard.pump.channels.get(channel_id)
             if channel is not None and channel.carried is not None:
                 self._carried[channel_id] = channel.carried
+        else:
+            self._carried[channel_id] = Carried([], [])  # nothing is in use
 
     def _take_acknowledgements(self, edge_link: EdgeLink, done: session_pb2.Acknowledgements) -> None:
         acknowledge = self._shard.pump.acknowledge

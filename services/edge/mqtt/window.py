@@ -80,11 +80,20 @@ class SentWindow:
     def add(self, message: OutboundMessage, qos: int, token: object) -> int:
         """Note a delivery and return its packet identifier, which no other one under way has.
 
+        A message that is kept elsewhere has a number as its token, and by it the same identifier whenever it can. So it
+        comes again under that one though the process that sent it was killed, and a client that keeps the identifier of
+        a delivery of QoS 2 meets no other message under it [MQTT-4.3.3-2].
+
         Raises:
             LocalUseError: the window is full.
         """
         if not self.has_room:
             raise LocalUseError("the window is full")
+        if isinstance(token, int):
+            # The session shard computes it, too: `presumed_identifiers` in services/session/domain/identifiers.py.
+            self._last_identifier = token % MAX_IDENTIFIER
+            self._free_stop = 0
+            self._split()
         # Found, since fewer identifiers are in use than there are. [MQTT-2.3.1-4]
         identifier = self._take(1)
         if qos == 1 and token is None and not self._unacknowledged:
@@ -122,6 +131,15 @@ class SentWindow:
         return first
 
     def _find_free(self, count: int) -> int:
+        following = self._last_identifier + 1
+        if (
+            count == 1
+            and not self._runs
+            and following <= MAX_IDENTIFIER
+            and following not in self._unacknowledged
+            and following not in self._released
+        ):
+            return following
         used = sorted(
             [(number, number + 1) for number in (*self._unacknowledged, *self._released)]
             + [(run.next, run.stop) for run in self._runs]

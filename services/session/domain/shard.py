@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from services.session.domain.fanout import Fanout, IsOurs, Locate
+from services.session.domain.identifiers import presumed_identifiers
 from services.session.domain.interests import Interests, pack_subscription, qos_of, since_ms_of
 from services.session.domain.losses import SESSION_DELETED, SESSION_EXPIRED
 from services.session.domain.outbox import Outbox
@@ -142,6 +143,8 @@ class Shard:
         if session is not None and known is not None:
             if known.channel_id == channel_id:
                 was_present = known.session_present
+            elif session.is_persistent:
+                session.carried = presumed_identifiers(known)
             self.roster.disconnect(known)
         self._note_flip(instance_id, client_id, was_persistent=was_present, clean_session=clean_session)
         if clean_session:
@@ -169,15 +172,21 @@ class Shard:
         return Attached(was_present, session.subscriptions or {}, carried)
 
     def detach(self, channel_id: str, carried: Carried | None, now_ms: int) -> None:
-        """Note that a connection ended; what it had under way waits for the next one."""
+        """Note that a connection ended; what it had under way waits for the next one.
+
+        Args:
+            channel_id: of the connection.
+            carried: packet identifiers that it left in use; None: its edge is gone and did not tell.
+            now_ms: the time.
+        """
         channel = self.pump.channels.get(channel_id)
         if channel is None:
             return
         session = channel.session
+        if session.is_persistent:
+            session.carried = (presumed_identifiers(channel) if carried is None else carried) or None
         self.roster.disconnect(channel)
         session.ended_ms = now_ms
-        if carried and session.is_persistent:
-            session.carried = carried
         self.pump.changes.touch_session(session)
         self.roster.drop_if_empty(session)
 

@@ -135,17 +135,30 @@ def test_an_identifier_whose_message_has_yet_to_come_is_completed_by_either_answ
     assert not session.send_expected(1, MESSAGE, qos, 11, [])
 
 
+def test_a_numbered_delivery_has_the_same_identifier_whenever_it_is_free() -> None:
+    number = (7 << 42) + 123_456_789
+    expected = number % MAX_IDENTIFIER + 1
+    for before in (0, 5):
+        window = SentWindow(8)
+        for _ in range(before):
+            window.add(MESSAGE, 1, None)
+        assert window.add(MESSAGE, 2, number) == expected
+        assert window.add(MESSAGE, 2, number + 1) == expected + 1
+        assert window.add(MESSAGE, 2, number + MAX_IDENTIFIER) == expected + 2, "it is in use"
+    assert SentWindow(1).add(MESSAGE, 1, MAX_IDENTIFIER - 1) == MAX_IDENTIFIER
+
+
 def test_identifiers_in_use_are_those_of_numbered_deliveries_in_order() -> None:
     session = SessionState(8)
     for token, qos in ((5, 1), (None, 1), (6, 2), ("shared", 2), (7, 2), (8, 1)):
         session.sent.add(MESSAGE, qos, token)
-    for identifier in (5, 4, 3):
+    for identifier in (10, 9, 8):
         assert session.sent.release(identifier)
     session.received.add(20)
     session.received.add(21)
     session.received.record(21)
     used = session.identifiers()
-    assert (used.unacknowledged, used.released, used.received) == ([(1, 5), (6, 8)], [(5, 7), (3, 6)], [21])
+    assert (used.unacknowledged, used.released, used.received) == ([(6, 5), (11, 8)], [(10, 7), (8, 6)], [21])
     again = SessionState(8)
     again.restore(used)
     found = again.identifiers()

@@ -313,6 +313,38 @@ def test_an_edge_without_room_gets_nothing_and_goes_on_when_it_has() -> None:
     assert sorted(got) == list(range(1, 101))
 
 
+@pytest.mark.parametrize("takes_over", [False, True])
+def test_what_a_killed_edge_had_under_way_comes_again_under_the_same_identifiers(takes_over: bool) -> None:
+    desk = Desk()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1, qos=2)
+    desk.publish(qos=2, count=3)
+    desk.received()
+    desk.acknowledge("1", 1)
+    log = desk.log.index << 42
+    expected = [(log | n, (log | n) % 65_535 + 1, 0) for n in (2, 3)]
+    if not takes_over:
+        desk.detach("1")
+    attached = desk.attach("2", STANDARD)
+    assert attached.carried is not None
+    assert (attached.carried.deliveries, attached.carried.received) == (expected, [])
+    desk.fetch()
+    batch = desk.outbox.take()
+    assert batch is not None
+    assert list(zip(batch.delivery_ids, batch.packet_identifiers, strict=True)) == [each[:2] for each in expected]
+    assert all(flags & DUP for flags in batch.flags)
+
+
+def test_an_edge_that_tells_that_nothing_is_in_use_is_believed() -> None:
+    desk = Desk()
+    desk.attach("1", STANDARD)
+    desk.subscribe("1", 1, qos=2)
+    desk.publish(qos=2)
+    desk.received()
+    desk.detach("1", Carried([], []))
+    assert desk.attach("2", STANDARD).carried is None
+
+
 @pytest.mark.parametrize("rules", [LMQ, STANDARD])
 def test_of_very_many_that_come_at_once_each_gets_its_first_message_before_the_others_their_rest(rules: Rules) -> None:
     desk = Desk()
