@@ -29,7 +29,7 @@ from services.edge.mqtt.packets import (
     Unsubscribe,
     Will,
 )
-from services.edge.persistent import Ending
+from services.edge.persistent import Ending, left_in_use
 from services.edge.purge import purge
 from services.edge.receipts import Receipt
 from services.edge.stall import StallClock
@@ -334,7 +334,7 @@ class Connection(Entrance):
     def _tell_end(self, reason: int) -> None:
         self._ending = None
         self._hub.by_channel.pop(self.channel_id, None)
-        self._sessions.close(self, reason, self._machine.session.identifiers())
+        self._sessions.close(self, reason, left_in_use(self._machine.session, self._subscriptions))
         self._let_go()
 
 

@@ -119,6 +119,8 @@ class Entrance(Wire):
             return
         if session.identifiers is not None:  # should it end before CONNACK, the next connection has them again
             self._deliveries.restore(session.identifiers)
+            if isinstance(self._subscriptions, PersistentSubscriptions):
+                self._subscriptions.expect_retained(session.identifiers.retained)
         self._target_id = self._hub.add_client(self)
         self._unrestored = session.subscriptions
         self._restore()

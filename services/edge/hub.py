@@ -167,11 +167,12 @@ class Hub:
         target.receivers[receiver] = qos
         self.version += 1
 
-    def send_retained(self, receiver: Receiver, topic_filter: str, qos: int) -> None:
-        """Have a new subscription get the retained messages [MQTT-3.3.1-6]."""
+    def send_retained(self, receiver: Receiver, topic_filter: str, qos: int) -> Target:
+        """Have a new subscription get the retained messages [MQTT-3.3.1-6]; returns the query."""
         query = self._add(Target(target_id=self._new_id(), instance_id=receiver.instance_id, topic_filter=topic_filter))
         query.receivers[receiver] = qos
         query.answers_due = self.router.query_retained(query)
+        return query
 
     def end_query(self, query_id: int) -> None:
         """Note that a router has sent a new subscription its retained messages."""

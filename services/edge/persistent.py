@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from typing_extensions import override
 
+from services.common.topics import split_share
 from services.edge.acknowledgements import COMPLETED, WITHDRAWN
 from services.edge.countdown import countdown
-from services.edge.hub import Hub, Receiver
-from services.edge.mqtt.inflight import Identifiers, SessionState
+from services.edge.hub import Hub, Receiver, Target
+from services.edge.mqtt.inflight import UNKEPT, Identifiers, SessionState
 from services.edge.mqtt.machine import ServerConnection
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Unsubscribe
@@ -83,6 +85,8 @@ class KeptDeliveries(KeptMessages):
 
     def complete(self, delivery_id: int) -> None:
         """Note that the client has completed a delivery."""
+        if delivery_id == UNKEPT:
+            return
         self._expected.pop(delivery_id, None)
         self._known.add(delivery_id)
         self._sessions.acknowledge(self, delivery_id, COMPLETED)
@@ -103,13 +107,24 @@ class PersistentSubscriptions(Subscriptions):
     other kind, both are there until the shard has stored the change: rather a repeat than a gap [MQTT-3.8.4-3].
     """
 
-    __slots__ = ("_keeps_qos2", "_leaving", "_sessions")
+    __slots__ = ("_keeps_qos2", "_leaving", "_queries", "_sessions", "_unasked")
 
     def __init__(self, hub: Hub, receiver: SharingClient, sessions: Sessions, *, keeps_qos2: bool) -> None:
         super().__init__(hub, receiver)
         self._sessions = sessions
         self._keeps_qos2 = keeps_qos2
         self._leaving: set[str] = set()
+        self._queries: deque[tuple[Target, int]] = deque()  # for retained messages, in order, with the QoS
+        self._unasked: Sequence[tuple[str, int]] = ()
+
+    def expect_retained(self, retained: Sequence[tuple[str, int]]) -> None:
+        """Have `restore` ask for retained messages that an earlier connection has not got, by topic or topic filter."""
+        self._unasked = retained
+
+    @override
+    def unanswered(self) -> list[tuple[str, int]]:
+        asked = [(query.topic_filter, qos) for query, qos in self._queries if query.answers_due]
+        return [*self._unasked, *asked]
 
     def restore(self, subscriptions: Sequence[tuple[str, int]], grant: Permissions) -> None:
         """Go on with the subscriptions of the session; those that are not allowed any more are removed from it."""
@@ -121,6 +136,18 @@ class PersistentSubscriptions(Subscriptions):
             else:
                 denied.append(topic_filter)
         self._on_denied(denied)
+        unasked, self._unasked = self._unasked, ()
+        for topic_filter, qos in unasked:
+            self._send_retained(topic_filter, qos)
+
+    @override
+    def _send_retained(self, topic_filter: str, qos: int) -> None:
+        while self._queries and not self._queries[0][0].answers_due:
+            self._queries.popleft()
+        if qos and not split_share(topic_filter)[0]:
+            self._queries.append((self._hub.send_retained(self._receiver, topic_filter, qos), qos))
+        else:
+            super()._send_retained(topic_filter, qos)
 
     @override
     def _on_denied(self, denied: Sequence[str]) -> None:
@@ -180,6 +207,13 @@ class PersistentSubscriptions(Subscriptions):
             if topic_filter not in self._filters:  # not subscribed again meanwhile
                 self._unsubscribe(topic_filter)
         done()
+
+
+def left_in_use(session: SessionState, subscriptions: Subscriptions) -> Identifiers:
+    """Return what a connection that ended leaves to the next one of its session."""
+    used = session.identifiers()
+    used.retained += subscriptions.unanswered()
+    return used
 
 
 class Ending:

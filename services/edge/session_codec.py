@@ -49,7 +49,12 @@ def identifiers(state: session_pb2.InflightState) -> Identifiers:
         state.delivery_ids, state.packet_identifiers, state.stages, strict=True
     ):
         sent[stage].append((packet_identifier, delivery_id))
-    return Identifiers(sent[_WAITS_FOR_FIRST_ANSWER], sent[_WAITS_FOR_PUBCOMP], list(state.received_packet_identifiers))
+    return Identifiers(
+        sent[_WAITS_FOR_FIRST_ANSWER],
+        sent[_WAITS_FOR_PUBCOMP],
+        list(state.received_packet_identifiers),
+        [(each.topic_filter, each.qos) for each in state.retained],
+    )
 
 
 def inflight_state(used: Identifiers) -> session_pb2.InflightState:
@@ -60,6 +65,7 @@ def inflight_state(used: Identifiers) -> session_pb2.InflightState:
         packet_identifiers=[packet_identifier for packet_identifier, _ in sent],
         stages=bytes(len(used.unacknowledged)) + bytes((_WAITS_FOR_PUBCOMP,)) * len(used.released),
         received_packet_identifiers=used.received,
+        retained=[session_pb2.Subscription(topic_filter=name, qos=qos) for name, qos in used.retained],
     )
 
 

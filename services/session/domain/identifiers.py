@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.session.domain.sessions import WAITS_ACKNOWLEDGEMENT, WAITS_COMPLETION, Carried, Channel
+from services.session.domain.sessions import UNKEPT, WAITS_ACKNOWLEDGEMENT, WAITS_COMPLETION, Carried, Channel
 
 MAX_IDENTIFIER = 65_535
 
@@ -22,4 +22,7 @@ def presumed_identifiers(channel: Channel) -> Carried | None:
         packet_identifier = known.get(delivery_id) or delivery_id % MAX_IDENTIFIER + 1
         stage = WAITS_COMPLETION if delivery_id in completing else WAITS_ACKNOWLEDGEMENT
         by_identifier.setdefault(packet_identifier, (delivery_id, packet_identifier, stage))
+    for delivery_id, packet_identifier, stage in told:
+        if delivery_id == UNKEPT:  # to release one that was released does no harm
+            by_identifier.setdefault(packet_identifier, (delivery_id, packet_identifier, stage))
     return Carried(list(by_identifier.values()), []) or None

@@ -8,6 +8,8 @@ from services.session.domain.rules import Rules
 
 WAITS_ACKNOWLEDGEMENT = 0
 """Stage of a delivery: PUBACK or PUBREC is missing."""
+UNKEPT = 0
+"""In the place of a delivery id: a message of QoS 2 that nobody keeps. Its identifier is to be released."""
 WAITS_COMPLETION = 1
 """Stage of a delivery of QoS 2: PUBCOMP is missing; the message itself is not sent again."""
 
@@ -18,16 +20,20 @@ class Carried:
     Attributes:
         deliveries: delivery id, packet identifier and stage, in the order of sending.
         received: packet identifiers of publications of QoS 2 that were not released.
+        retained: retained messages that are to be sent again: topic, or topic filter, and QoS.
     """
 
-    __slots__ = ("deliveries", "received")
+    __slots__ = ("deliveries", "received", "retained")
 
-    def __init__(self, deliveries: list[tuple[int, int, int]], received: list[int]) -> None:
+    def __init__(
+        self, deliveries: list[tuple[int, int, int]], received: list[int], retained: list[tuple[str, int]] | None = None
+    ) -> None:
         self.deliveries = deliveries
         self.received = received
+        self.retained = retained or []
 
     def __bool__(self) -> bool:
-        return bool(self.deliveries or self.received)
+        return bool(self.deliveries or self.received or self.retained)
 
     def give_up(self, delivery_id: int, qos: int) -> bool:
         """Note that a message is gone; says whether it is one of these.

@@ -345,4 +345,4 @@ def _still_kept(session: Session) -> Carried | None:
         return None
     kept = {position >> FLAG_BITS for position, _ in session.queue or ()}
     deliveries = [each for each in carried.deliveries if each[2] == WAITS_COMPLETION or each[0] in kept]
-    return Carried(deliveries, carried.received) or None
+    return Carried(deliveries, carried.received, carried.retained) or None

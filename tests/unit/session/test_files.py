@@ -19,7 +19,7 @@ def checkpoint(
 
 
 def test_a_checkpoint_is_read_again(tmp_path: Path) -> None:
-    session = SessionRow(3, "i", "c", 9, Carried([(1, 2, 0), (3, 4, 1)], [7, 8]))
+    session = SessionRow(3, "i", "c", 9, Carried([(1, 2, 0), (3, 4, 1)], [7, 8], [("a/\n#", 1)]))
     plain = SessionRow(4, "i", "ü", 0, None)
     files = Files(tmp_path / "new", "0 of 1")
     files.write(checkpoint({(3, 30): 2, (3, 20): 2, (3, 40): 1, (4, 1): 5}, sessions=[session, plain]))
@@ -32,6 +32,7 @@ def test_a_checkpoint_is_read_again(tmp_path: Path) -> None:
     assert (first.slot, first.instance_id, first.client_id, first.ended_ms) == (3, "i", "c", 9)
     assert first.carried is not None
     assert (first.carried.deliveries, first.carried.received) == ([(1, 2, 0), (3, 4, 1)], [7, 8])
+    assert first.carried.retained == [("a/\n#", 1)]
     assert second == plain
     assert list(files.positions()) == [[(3, 40, 1), (3, 30, 2), (4, 2, 6)]]
     files.write(checkpoint({(3, 50): 1}, removed=[3]))

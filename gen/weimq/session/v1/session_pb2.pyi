@@ -653,11 +653,14 @@ class InflightState(_message.Message):
     PACKET_IDENTIFIERS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     RECEIVED_PACKET_IDENTIFIERS_FIELD_NUMBER: _builtins.int
+    RETAINED_FIELD_NUMBER: _builtins.int
     stages: _builtins.bytes
     """For each, a byte: 0 waits for PUBACK or PUBREC, 1 waits for PUBCOMP."""
     @_builtins.property
     def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Deliveries that the client has not completed, in the order of sending."""
+        """Deliveries that the client has not completed, in the order of sending. 0: of a message of QoS 2 that nobody keeps;
+        its identifier is to be released.
+        """
 
     @_builtins.property
     def packet_identifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -667,6 +670,10 @@ class InflightState(_message.Message):
     def received_packet_identifiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Packet identifiers of received publications of QoS 2 that were answered PUBREC and not released."""
 
+    @_builtins.property
+    def retained(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """Retained messages that are to be sent again, by topic, or by topic filter when none of them had come to the edge."""
+
     def __init__(
         self,
         *,
@@ -674,10 +681,11 @@ class InflightState(_message.Message):
         packet_identifiers: _abc.Iterable[_builtins.int] | None = ...,
         stages: _builtins.bytes = ...,
         received_packet_identifiers: _abc.Iterable[_builtins.int] | None = ...,
+        retained: _abc.Iterable[Global___Subscription] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_ids", b"delivery_ids", "packet_identifiers", b"packet_identifiers", "received_packet_identifiers", b"received_packet_identifiers", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_ids", b"delivery_ids", "packet_identifiers", b"packet_identifiers", "received_packet_identifiers", b"received_packet_identifiers", "retained", b"retained", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
