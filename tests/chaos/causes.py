@@ -13,6 +13,9 @@ SETTLING_S = 3.0
 """How long before a first delivery a kill may have been that a repeat follows from: a shard had taken the message, or a
 log had it, and what it had not yet stored or confirmed is given once more."""
 
+CARRIERS = frozenset({"edge", "nats", "router", "session", "leader"})
+"""What messages and acknowledgements pass through, as `Kill.kind`."""
+
 AGAIN_BY_PUBLISHER = "sent again by the publisher, whose PUBACK was lost with its connection"
 AGAIN_WITH_DUP = "sent again with DUP, since PUBACK was lost with the connection before"
 AFTER_KILL = "sent again after a kill of"
@@ -40,10 +43,11 @@ def explain(repeat: Repeat, kills: list[Kill], *, was_sent_again: bool) -> str:
         return AGAIN_WITH_DUP
     if was_sent_again:
         return AGAIN_BY_PUBLISHER
-    first = bisect_left(kills, (repeat.first_s - SETTLING_S, ""))
-    kinds = sorted({each.kind for each in kills[first:] if each.time_s <= repeat.time_s})
-    if kinds:
-        return f"{AFTER_KILL} {', '.join(kinds)}"
+    for kill in reversed(kills[: bisect_left(kills, (repeat.time_s, ""))]):  # the latest is the likeliest
+        if kill.time_s < repeat.first_s - SETTLING_S:
+            break
+        if kill.kind in CARRIERS:
+            return f"{AFTER_KILL} {kill.kind}"
     return ON_ANOTHER if repeat.is_other_connection else UNEXPLAINED
 
 
