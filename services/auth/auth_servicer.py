@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,17 +11,18 @@ from grpc import aio
 from typing_extensions import override
 
 from services.auth import metrics
+from services.auth.attempts import TOKEN_TYPES, Attempts, grant_of
 from services.auth.domain import backoff, credentials, names, token_checks
 from services.auth.domain.backoff import Guard
-from services.auth.domain.credentials import Attempt, Outcome, QueryOutcome
-from services.auth.domain.token_checks import TokenCode, Verdict
-from services.auth.domain.tokens import TokenType
+from services.auth.domain.credentials import QueryOutcome
+from services.auth.domain.token_checks import TokenCode
 from services.auth.domain.view import View
 from services.auth.gate import Gate
 from services.auth.watch_messages import messages
 from services.auth.watchers import Watchers
 from services.common import ticks
 from services.common.errors import InvalidFieldError
+from services.common.runtime import first_of
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
 MAX_ATTEMPTS = 1_000
@@ -31,32 +31,17 @@ MAX_DEVICES = 10_000
 HEARTBEAT_S = 1.0
 """A watcher hears something at least so often."""
 
-logger = logging.getLogger(__name__)
-
 Context = aio.ServicerContext[Any, Any]
 
-_OUTCOMES = {
-    Outcome.ACCEPTED: auth_pb2.CONNECT_OUTCOME_ACCEPTED,
-    Outcome.IDENTIFIER_REJECTED: auth_pb2.CONNECT_OUTCOME_IDENTIFIER_REJECTED,
-    Outcome.BAD_CREDENTIALS: auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS,
-    Outcome.NOT_AUTHORIZED: auth_pb2.CONNECT_OUTCOME_NOT_AUTHORIZED,
-}
 _QUERY_OUTCOMES = {
     QueryOutcome.ALLOWED: auth_pb2.QUERY_OUTCOME_ALLOWED,
     QueryOutcome.BAD_SIGNATURE: auth_pb2.QUERY_OUTCOME_BAD_SIGNATURE,
     QueryOutcome.GROUP_NOT_OWNED: auth_pb2.QUERY_OUTCOME_GROUP_NOT_OWNED,
 }
 
-TOKEN_TYPES = {
-    TokenType.READ: auth_pb2.TOKEN_TYPE_READ,
-    TokenType.WRITE: auth_pb2.TOKEN_TYPE_WRITE,
-    TokenType.READ_WRITE: auth_pb2.TOKEN_TYPE_READ_WRITE,
-}
 TOKEN_TYPES_OF = {number: token_type for token_type, number in TOKEN_TYPES.items()}
 
 # Looked up once: a label costs as much as the check of a signature.
-_ATTEMPTS = {outcome: metrics.ATTEMPTS.labels(outcome.name.lower()) for outcome in Outcome}
-_BLOCKED_ATTEMPTS = metrics.ATTEMPTS.labels("blocked")
 _TOKENS = {code: metrics.TOKENS.labels(code.name.lower()) for code in TokenCode}
 _BLOCKED_TOKENS = metrics.TOKENS.labels("blocked")
 
@@ -67,6 +52,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     def __init__(self, *, view: View, guard: Guard, watchers: Watchers, gate: Gate) -> None:
         self._view = view
         self._guard = guard
+        self._attempts = Attempts(view=view, guard=guard)
         self._watchers = watchers
         self._gate = gate
         self.view_age_s: Callable[[], float] = lambda: 0.0
@@ -77,43 +63,25 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def Authenticate(
         self, request: auth_pb2.AuthenticateRequest, context: Context
     ) -> auth_pb2.AuthenticateResponse:
+        return self._authenticate(request)
+
+    @override
+    async def AuthenticateStream(  # type: ignore[override]  # reads and writes through the context
+        self, request_iterator: AsyncIterator[auth_pb2.AuthenticateRequest], context: Context
+    ) -> None:
+        self._gate.check()
+        await first_of(self._authenticate_all(context), self._gate.closed.wait())
+        self._gate.check()  # an open stream would use up the grace of all other calls
+
+    async def _authenticate_all(self, context: Context) -> None:
+        while (request := await context.read()) is not aio.EOF:
+            await context.write(self._authenticate(request))
+
+    def _authenticate(self, request: auth_pb2.AuthenticateRequest) -> auth_pb2.AuthenticateResponse:
         self._gate.check()
         if not 1 <= len(request.attempts) <= MAX_ATTEMPTS:
             raise InvalidFieldError(f"must hold 1 to {MAX_ATTEMPTS} attempts", field="attempts")
-        now_ms, now = _now_ms(), time.monotonic()
-        return auth_pb2.AuthenticateResponse(
-            results=[self._result(attempt, now_ms, now) for attempt in request.attempts]
-        )
-
-    def _result(self, message: auth_pb2.ConnectAttempt, now_ms: int, now: float) -> auth_pb2.ConnectResult:
-        who = backoff.Attempt(backoff.host_of(message.address), message.user_name, message.client_id)
-        if not self._guard.admits(who, now):
-            _BLOCKED_ATTEMPTS.inc()
-            return auth_pb2.ConnectResult(
-                outcome=auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, reason="not checked: too many failures before"
-            )
-        attempt = Attempt(
-            client_id=message.client_id,
-            user_name=message.user_name if message.HasField("user_name") else None,
-            password=message.password if message.HasField("password") else None,
-            default_instance_id=message.default_instance_id,
-        )
-        result = credentials.authenticate(attempt, self._view, now_ms)
-        _ATTEMPTS[result.outcome].inc()
-        if result.outcome is Outcome.ACCEPTED:
-            self._guard.succeeded(who)
-        elif result.is_guess and self._guard.failed(who, now):
-            logger.warning("too many failures: waiting", extra={"address": who.address, "reason": result.reason})
-        return auth_pb2.ConnectResult(
-            outcome=_OUTCOMES[result.outcome],
-            instance_id=result.instance_id,
-            account_id=result.account_id,
-            reason=result.reason,
-            access_key_id=result.access_key_id,
-            token_mode=result.token_mode,
-            tokens=map(_grant, result.tokens),
-            device_credential_id=result.device_credential_id,
-        )
+        return self._attempts.answer(request.attempts, _now_ms(), time.monotonic())
 
     @override
     async def CheckTokens(self, request: auth_pb2.CheckTokensRequest, context: Context) -> auth_pb2.CheckTokensResponse:
@@ -145,7 +113,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         _TOKENS[verdict.code].inc()
         if verdict.code in {TokenCode.FORGED, TokenCode.BAD_SIGNATURE}:
             self._guard.failed(who, now)
-        grant = _grant(verdict) if verdict.code is TokenCode.VALID else None
+        grant = grant_of(verdict) if verdict.code is TokenCode.VALID else None
         return auth_pb2.TokenResult(code=verdict.code, grant=grant)
 
     @override
@@ -216,17 +184,6 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         message.view_age_ms = int(self.view_age_s() * 1000)
         message.revision = self.revision()
         return message
-
-
-def _grant(verdict: Verdict) -> auth_pb2.TokenGrant:
-    if verdict.token is None:
-        raise AssertionError("a valid verdict has its token")
-    return auth_pb2.TokenGrant(
-        token_id=verdict.token.token_id,
-        type=TOKEN_TYPES[verdict.token_type],
-        resources=verdict.token.resources,
-        expire_time_ms=verdict.token.expire_time_ms,
-    )
 
 
 def _now_ms() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from services.common.errors import NotServingError
 
 
@@ -10,6 +12,8 @@ class Gate:
 
     def __init__(self) -> None:
         self._closed_because = "resources are not loaded yet: retry"
+        self.closed = asyncio.Event()
+        """Set when the service is stopping."""
 
     def open(self) -> None:
         """Let calls in."""
@@ -18,6 +22,7 @@ class Gate:
     def close(self) -> None:
         """Refuse calls from now on; running ones end by themselves."""
         self._closed_because = "the service is stopping: retry"
+        self.closed.set()
 
     def check(self) -> None:
         """Refuse the call when closed.

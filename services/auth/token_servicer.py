@@ -7,7 +7,8 @@ from typing import Any
 from grpc import aio
 from typing_extensions import override
 
-from services.auth.auth_servicer import TOKEN_TYPES, TOKEN_TYPES_OF
+from services.auth.attempts import TOKEN_TYPES
+from services.auth.auth_servicer import TOKEN_TYPES_OF
 from services.auth.domain.records import TokenKey
 from services.auth.domain.token_checks import TokenCode
 from services.auth.gate import Gate

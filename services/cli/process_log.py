@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,16 @@ class ProcessLog:
 _NATS_LEVELS = {"[WRN]": "WARNING", "[ERR]": "ERROR", "[FTL]": "CRITICAL", "[INF]": "INFO", "[DBG]": "DEBUG"}
 
 
+_QUIET = re.compile(r'\{"time": "[^"]*", "level": "(INFO|DEBUG)", "service": "[^"]*", "event": "([^"\\]*)"')
+
+
 def parse(line: str) -> Entry:
-    """Return what a line of a service (JSON) or of NATS (`[pid] date time [INF] text`) says."""
+    """Return what a line of a service (JSON) or of NATS (`[pid] date time [INF] text`) says.
+
+    Of a line that nobody is shown, only its event: a storm of connections brings two for each.
+    """
+    if (quiet := _QUIET.match(line)) is not None:
+        return Entry(level=quiet[1], text=quiet[2])
     if line.startswith("{"):
         with contextlib.suppress(ValueError, LookupError):
             fields = json.loads(line)

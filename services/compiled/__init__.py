@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 """Directory that holds the package `services`."""
 DIRECTORY = Path(__file__).parents[1] / "_compiled"
 """Extension modules and their `manifest.json`."""
-PACKAGES = ("common", "compiled", "edge", "router")
+PACKAGES = ("auth", "common", "compiled", "edge", "router", "session")
 """Of `services`, those whose sources a build depends on."""
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 """End of the names of extension modules; names version and platform of Python."""

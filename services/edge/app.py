@@ -69,7 +69,7 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
             max_age_s=settings.policy_max_age_s,
         )
         hub.auth = auth = AuthClient(
-            channel=auth_channel, policies=policies, default_instance=settings.default_instance
+            channel=auth_channel, token=token, policies=policies, default_instance=settings.default_instance
         )
         hub.credentials = credentials = Credentials(
             roster=roster,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from typing_extensions import override
 
+from services.common.logging import tell
 from services.edge import liveness, reasons
 from services.edge.commands import CommandError
 from services.edge.entrance import Entrance
@@ -83,9 +84,13 @@ class Connection(Entrance):
             pause_s = self._throttle.take(len(data), events, now)
             if pause_s:
                 self._hold(pause_s)
-        if not (self._is_admitted or self._closed or self._hub.strangers.may_hold(self, self._machine.pending_bytes)):
+        if self._is_admitted or self._closed:
+            return
+        if not self._hub.strangers.may_hold(self, self._machine.pending_bytes):
             logger.warning("too many large CONNECT packets at once", extra={"address": self.address})
             self.close(reasons.PROTOCOL_ERROR)
+        elif self._machine.state is State.CONNECTING and not events:
+            self._pause()  # seldom: clients wait for CONNACK, and pausing costs two calls of the kernel
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Note that the TCP connection is gone."""
@@ -319,9 +324,10 @@ class Connection(Entrance):
             self._ending = Ending(self._machine.session, functools.partial(self._tell_end, reason))
             self._ending.start(self._loop)
         if self._is_admitted:
-            logger.info(
+            tell(
+                logger,
                 "client disconnected",
-                extra={
+                {
                     "client_id": self.client_id,
                     "channel_id": self.channel_id,
                     "reason": reasons.name(reason),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
+from services.common.logging import tell
 from services.edge import reasons
 from services.edge.hub import Hub
 from services.edge.mqtt.events import Event
@@ -38,7 +39,7 @@ class Entrance(Wire):
 
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits, *, write_buffer_bytes: int) -> None:
         super().__init__(hub, loop, limits, write_buffer_bytes=write_buffer_bytes)
-        self.channel_id = secrets.token_hex(16)
+        self.channel_id = hub.channel_ids.next()
         self.client_id = ""
         self.instance_id = ""
         self._grant: Permissions
@@ -64,7 +65,6 @@ class Entrance(Wire):
             # [MQTT-3.1.3-8]; MQTT 3.1 has no empty client id
             self._refuse(ConnectReturnCode.IDENTIFIER_REJECTED, "an empty client id")
             return
-        self._pause()
         self._hub.auth.authenticate(self, packet)
 
     @override
@@ -104,7 +104,7 @@ class Entrance(Wire):
             is_held=is_held,
             will=self._will,
             will_rule=will_rule,
-            publisher=access.publisher(self._will.topic if self._will is not None else ""),
+            publisher=access.publisher(self._will.topic) if self._will is not None else None,
         )
 
     @override
@@ -146,17 +146,15 @@ class Entrance(Wire):
         self._deliver_early()
         if self._closed:
             return
-        logger.info(
-            "client connected",
-            extra={"client_id": self.client_id, "address": self.address, "channel_id": self.channel_id},
-        )
+        who = {"client_id": self.client_id, "address": self.address, "channel_id": self.channel_id}
+        tell(logger, "client connected", who)
         self.resume()
         self._handle(events)
         self._mark_dirty()
 
     def _refuse(self, return_code: int, reason: str) -> None:
         who = {"client_id": self.client_id, "address": self.address}
-        logger.info("client refused", extra={**who, "return_code": int(return_code), "reason": reason})
+        tell(logger, "client refused", {**who, "return_code": int(return_code), "reason": reason})
         self._machine.refuse(return_code)
         self.close(reasons.NOT_AUTHORIZED)
 

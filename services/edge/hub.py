@@ -7,13 +7,13 @@ subscribers here, or one client for P2P. Owned by one event loop, hot path.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections import defaultdict, deque
 from collections.abc import Mapping
 
 from mypy_extensions import mypyc_attr
 
+from services.edge.channel_ids import ChannelIds
 from services.edge.commands import Commands
 from services.edge.credentials import Credentials
 from services.edge.mqtt.outbound import OutboundMessage
@@ -92,14 +92,33 @@ class Receiver(Client):
         raise NotImplementedError
 
 
-@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Target(Interest):
     """An interest with those here who have it."""
 
-    receivers: dict[Receiver, int] = dataclasses.field(default_factory=dict)
-    """Each receiver with its granted QoS."""
-    answers_due: int = 0
-    """Of a query, which is there for the retained messages of one new subscription only: answers to come."""
+    __slots__ = ("answers_due", "receivers")
+
+    def __init__(
+        self,
+        *,
+        target_id: int,
+        instance_id: str,
+        topic_filter: str = "",
+        client_id: str = "",
+        share_name: str = "",
+        skips_acknowledged: bool = False,
+    ) -> None:
+        super().__init__(
+            target_id=target_id,
+            instance_id=instance_id,
+            topic_filter=topic_filter,
+            client_id=client_id,
+            share_name=share_name,
+            skips_acknowledged=skips_acknowledged,
+        )
+        self.receivers: dict[Receiver, int] = {}
+        """Each receiver with its granted QoS."""
+        self.answers_due = 0
+        """Of a query, which is there for the retained messages of one new subscription only: answers to come."""
 
 
 class Hub:
@@ -114,6 +133,7 @@ class Hub:
         self.receipts = Receipts()
         self.credentials: Credentials
         self.strangers = Strangers()
+        self.channel_ids = ChannelIds()
         self.connections: set[Receiver] = set()
         """Every TCP connection, also before CONNECT."""
         self.by_channel: dict[str, Receiver] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,17 +14,26 @@ from services.edge.policy import Grant, Instance, TopicRule
 from services.edge.tokens import READ, Token
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """What credentials turned out to be worth."""
 
-    grant: Grant
-    access_key_id: str = ""
-    """Empty: the client has none."""
-    tokens: Sequence[Token] | None = None
-    """None: the client is not in token mode."""
-    device_credential_id: str = ""
-    """Empty: the client has none."""
+    __slots__ = ("access_key_id", "device_credential_id", "grant", "tokens")
+
+    def __init__(
+        self,
+        *,
+        grant: Grant,
+        access_key_id: str = "",
+        tokens: Sequence[Token] | None = None,
+        device_credential_id: str = "",
+    ) -> None:
+        self.grant = grant
+        self.access_key_id = access_key_id
+        """Empty: the client has none."""
+        self.tokens = tokens
+        """None: the client is not in token mode."""
+        self.device_credential_id = device_credential_id
+        """Empty: the client has none."""
 
     def publisher(self, topic: str) -> Publisher:
         """Return by what the client may publish to `topic`."""
@@ -170,7 +178,7 @@ class Sessions(Protocol):
         is_held: bool,
         will: Will | None,
         will_rule: TopicRule | None,
-        publisher: Publisher,
+        publisher: Publisher | None,
     ) -> None:
         """Have `client.on_admitted` called; `close` must follow unless it was refused.
 
@@ -211,20 +219,31 @@ class SessionShards(Protocol):
         """Return the shard of a client."""
 
 
-@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Interest:
     """What this edge wants of the routers under an id: a topic filter, or the P2P messages of a client."""
 
-    target_id: int
-    instance_id: str
-    topic_filter: str = ""
-    """Empty for a client's own target."""
-    client_id: str = ""
-    """Empty for a topic filter."""
-    share_name: str = ""
-    """Of a shared subscription, in which the target is one member; else empty."""
-    skips_acknowledged: bool = False
-    """Whether messages published at QoS 1 and 2 come another way: from the session shard."""
+    __slots__ = ("client_id", "instance_id", "share_name", "skips_acknowledged", "target_id", "topic_filter")
+
+    def __init__(
+        self,
+        *,
+        target_id: int,
+        instance_id: str,
+        topic_filter: str = "",
+        client_id: str = "",
+        share_name: str = "",
+        skips_acknowledged: bool = False,
+    ) -> None:
+        self.target_id = target_id
+        self.instance_id = instance_id
+        self.topic_filter = topic_filter
+        """Empty for a client's own target."""
+        self.client_id = client_id
+        """Empty for a topic filter."""
+        self.share_name = share_name
+        """Of a shared subscription, in which the target is one member; else empty."""
+        self.skips_acknowledged = skips_acknowledged
+        """Whether messages published at QoS 1 and 2 come another way: from the session shard."""
 
 
 class Router(Protocol):

@@ -5,6 +5,7 @@ A right is the `Grant` of the connection, or what the functions below return.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Hashable
 
@@ -63,7 +64,14 @@ _DEVICE = "device"
 
 def group_right(instance_id: str, client_id: str) -> Hashable:
     """Return the right of a group; `client_id` may be the Group ID alone."""
-    return ("group", instance_id, client_id.partition(GROUP_SEPARATOR)[0])
+    return _group_right(instance_id, client_id.partition(GROUP_SEPARATOR)[0])
+
+
+def _tagged(instance_id: str, group_id: str) -> Hashable:
+    return ("group", instance_id, group_id)
+
+
+_group_right = functools.lru_cache(maxsize=4_096)(_tagged)  # one object for all connections of a group
 
 
 def token_right(token_id: str) -> Hashable:

@@ -34,7 +34,7 @@ from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.receipts import Outcome
-from services.edge.returns import Returns, target_of
+from services.edge.returns import Returns, write_target
 from services.edge.routes import LocalRoute
 from services.edge.short_way import ShortWay
 from weimq.router.v1 import router_pb2, router_pb2_grpc
@@ -84,7 +84,7 @@ class RouterLink:
         self._edge_incarnation = edge_incarnation
         self._name = name
         self._peer_incarnation = ""
-        self._added: list[router_pb2.Target] = []
+        self._added: list[Interest] = []
         self._removed: list[int] = []
         self._queries: deque[router_pb2.RetainedQuery] = deque()
         self._unanswered: dict[int, router_pb2.RetainedQuery] = {}
@@ -124,7 +124,7 @@ class RouterLink:
 
     def add_target(self, target: Interest) -> None:
         """Register an interest; see `ports.Router`."""
-        self._added.append(target_of(target))
+        self._added.append(target)
         if target.topic_filter:
             self._short.on_target(target.instance_id, target.topic_filter)
             self._local.on_target(target)
@@ -285,7 +285,9 @@ class RouterLink:
         while count < len(added) and size < FRAME_BYTES:
             size += len(added[count].topic_filter) * MAX_UTF8_BYTES + OVERHEAD_BYTES
             count += 1
-        frame.added_targets.extend(added[:count])
+        targets = frame.added_targets
+        for target in added[:count]:
+            write_target(target, targets.add())
         del added[:count]
         while self._queries and not added and size < FRAME_BYTES:
             query = self._queries.popleft()
@@ -331,7 +333,7 @@ class RouterLink:
 
     def _start_anew(self) -> None:
         """Gather every interest and every unacknowledged publication for a router that knows nothing of us."""
-        self._added = [target_of(target) for target in self._hub.interests()]
+        self._added = list(self._hub.interests())
         self._removed = []
         self._returns.start_anew()
         self._reports = {}  # their calls ended with the router

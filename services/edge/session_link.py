@@ -21,6 +21,7 @@ from services.edge.hub import Hub
 from services.edge.inquiries import Inquiries
 from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.packets import Will
+from services.edge.openings import Opening, WillOf
 from services.edge.policy import Instance, TopicRule
 from services.edge.ports import Client, KeptMessages, Publisher
 from weimq.session.v1 import session_pb2, session_pb2_grpc
@@ -67,11 +68,11 @@ class SessionLink:
         self._edge_id = edge_id
         self._edge_incarnation = edge_incarnation
         self._peer_incarnation = ""
-        self._established: dict[str, session_pb2.Opening] = {}
-        self._waiting: dict[str, session_pb2.Opening] = {}
-        self._closings: dict[str, session_pb2.Closing] = {}
+        self._established: dict[str, Opening] = {}
+        self._waiting: dict[str, Opening] = {}
+        self._closings: dict[str, Opening] = {}
         self._sent_closings: list[tuple[int, list[str]]] = []
-        self._to_open: list[session_pb2.Opening] = []
+        self._to_open: list[Opening] = []
         self._to_close: list[str] = []
         self._to_release: list[str] = []
         self._changes = Changes()
@@ -108,24 +109,12 @@ class SessionLink:
         is_held: bool,
         will: Will | None,
         will_rule: TopicRule | None,
-        publisher: Publisher,
+        publisher: Publisher | None,
     ) -> None:
         """Ask for a client to be let in; see `ports.Sessions`."""
-        opening = session_pb2.Opening(
-            connection=_connection(client),
-            takeover=instance.takeover,
-            clean_session=clean_session,
-            is_held=is_held,
-            rules=None if clean_session else codec.rules(instance),
-        )
-        if will is not None and will_rule is not None:
-            opening.will.topic = will.topic
-            opening.will.payload = will.payload
-            opening.will.qos = will.qos
-            opening.will.retain = will.retain
-            opening.will.account_id = publisher.account_id
-            opening.will.access_key_id = publisher.access_key_id
-            opening.will.token_ids.extend(publisher.token_ids)
+        is_told = will is not None and will_rule is not None
+        told = WillOf(will, publisher) if is_told and will is not None and publisher is not None else None
+        opening = Opening(client, instance, told, clean_session=clean_session, is_held=is_held)
         self._waiting[client.channel_id] = opening
         self._to_open.append(opening)
         self.link.wake()
@@ -162,11 +151,9 @@ class SessionLink:
         opening = self._established.pop(client.channel_id, None) or self._waiting.pop(client.channel_id, None)
         if opening is None:
             return
-        self._closings[client.channel_id] = session_pb2.Closing(
-            connection=opening.connection,
-            reason=reason,  # type: ignore[arg-type]  # an int of CloseReason
-            inflight=codec.inflight_state(identifiers) if identifiers else None,
-        )
+        opening.reason = reason
+        opening.identifiers = identifiers
+        self._closings[client.channel_id] = opening
         self._to_close.append(client.channel_id)
         self.link.wake()
 
@@ -236,7 +223,9 @@ class SessionLink:
         self._to_release.clear()
         if self._answers:
             frame.inquiry_answers.append(self._answers.pop(0))  # one in a frame: some are large
-        frame.openings.extend(self._to_open[:MAX_FRAME_ITEMS])
+        openings = frame.openings
+        for opening in self._to_open[:MAX_FRAME_ITEMS]:
+            opening.write_opening(openings.add())
         del self._to_open[:MAX_FRAME_ITEMS]
         # Nothing of a connection overtakes its opening, and its closing overtakes nothing.
         if not self._to_open:
@@ -256,7 +245,9 @@ class SessionLink:
     def _add_closings(self, frame: session_pb2.LinkRequest) -> None:
         channels = self._to_close[:MAX_FRAME_ITEMS]
         del self._to_close[:MAX_FRAME_ITEMS]
-        frame.closings.extend(self._closings[channel_id] for channel_id in channels)
+        closings = frame.closings
+        for channel_id in channels:
+            self._closings[channel_id].write_closing(closings.add())
         if channels:
             self._sent_closings.append((self.link.next_frame, channels))
         if not self._to_close and not self._snapshot_complete:
@@ -283,8 +274,7 @@ class SessionLink:
             if decision.admission != session_pb2.ADMISSION_ACCEPTED:
                 client.on_admitted(None)
                 continue
-            opening.connection.connect_time_ms = decision.connect_time_ms
-            opening.established = True
+            opening.connect_time_ms = max(1, decision.connect_time_ms)
             self._established[decision.channel_id] = opening
             client.on_admitted(codec.stored_session(decision))
         for stored in frame.stored_changes:
@@ -315,12 +305,3 @@ class SessionLink:
     def _on_probed(self, channel_id: str, alive: bool) -> None:  # noqa: FBT001 - the shape of a callback
         self._probes.append(session_pb2.ProbeResult(channel_id=channel_id, alive=alive))
         self.link.wake()
-
-
-def _connection(client: Client) -> session_pb2.Connection:
-    return session_pb2.Connection(
-        channel_id=client.channel_id,
-        instance_id=client.instance_id,
-        client_id=client.client_id,
-        address=client.address,
-    )

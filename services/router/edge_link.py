@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 from services.common.errors import DomainError
 from services.common.link import Link
@@ -13,6 +14,9 @@ from services.router.domain.outbox import Batch, Outbox, Receipt, SharedDelivery
 from services.router.domain.routing import Leg
 from services.router.queries import Query
 from weimq.router.v1 import router_pb2
+
+Kept: TypeAlias = tuple[str, str, str, str, int]
+"""A target as it is kept: its interest, instance id, client id or topic filter, share name, and kind in the routing."""
 
 MAX_FRAME_ACKNOWLEDGEMENTS = 16_384
 """Acknowledgements in one frame, so that no frame outgrows the window."""
@@ -100,7 +104,7 @@ class EdgeLink:
         self._log_states: dict[tuple[str, str], bool] = {}
         self._revoked: list[router_pb2.RouteQuestion] = []
         self._revocations: list[Receipt] = []
-        self.targets: dict[int, router_pb2.Target] = {}
+        self.targets: dict[int, Kept] = {}
         """Interests by target id."""
         self.snapshot: set[int] | None = set()
         """Target ids sent since the link started anew; None once the snapshot is complete."""

@@ -8,6 +8,9 @@ from services.router.domain.routing import OF_SHARD, SKIPS_ACKNOWLEDGED, SKIPS_Q
 from services.router.edge_link import EdgeLink
 from weimq.router.v1 import router_pb2
 
+CLIENT = "client_id"
+"""Interest of a target that is one client."""
+
 
 class Interests:
     """Enters the targets of edges and shards into the routing.
@@ -26,38 +29,39 @@ class Interests:
             StreamContractError: it is not acceptable.
         """
         target_id = target.target_id
+        interest = target.WhichOneof("interest")
+        is_client = interest == CLIENT
+        name = target.client_id if is_client else target.topic_filter
+        kept = (interest or "", target.instance_id, name, target.share_name, _kind(edge, target))
         known = edge.targets.get(target_id)
         if edge.snapshot is not None:
             edge.snapshot.add(target_id)
         if known is not None:
-            if known == target:
+            if known == kept:
                 return
             raise StreamContractError(f"target id {target_id} has another interest", rule="targets")
-        _check(edge, target)
-        if target.HasField("client_id"):
-            self._routing.add_client(target.instance_id, target.client_id, edge.slot, target_id)
-        elif target.share_name:
-            self._routing.add_member(target.instance_id, target.share_name, target.topic_filter, edge.slot, target_id)
+        _check(edge, target, interest)
+        _, instance_id, _, share_name, kind = kept
+        if is_client:
+            self._routing.add_client(instance_id, name, edge.slot, target_id)
+        elif share_name:
+            self._routing.add_member(instance_id, share_name, name, edge.slot, target_id)
         else:
-            self._routing.add_filter(target.instance_id, target.topic_filter, edge.slot, target_id, _kind(edge, target))
-        kept = edge.targets[target_id] = router_pb2.Target()  # `target` would keep its whole frame alive
-        kept.CopyFrom(target)
+            self._routing.add_filter(instance_id, name, edge.slot, target_id, kind)
+        edge.targets[target_id] = kept
 
     def remove(self, edge: EdgeLink, target_id: int) -> None:
         """Remove a target; nothing happens when there is none."""
-        target = edge.targets.pop(target_id, None)
-        if target is None:
+        kept = edge.targets.pop(target_id, None)
+        if kept is None:
             return
-        if target.HasField("client_id"):
-            self._routing.remove_client(target.instance_id, target.client_id, edge.slot, target_id)
-        elif target.share_name:
-            self._routing.remove_member(
-                target.instance_id, target.share_name, target.topic_filter, edge.slot, target_id
-            )
+        interest, instance_id, name, share_name, kind = kept
+        if interest == CLIENT:
+            self._routing.remove_client(instance_id, name, edge.slot, target_id)
+        elif share_name:
+            self._routing.remove_member(instance_id, share_name, name, edge.slot, target_id)
         else:
-            self._routing.remove_filter(
-                target.instance_id, target.topic_filter, edge.slot, target_id, _kind(edge, target)
-            )
+            self._routing.remove_filter(instance_id, name, edge.slot, target_id, kind)
 
     def remove_all(self, edge: EdgeLink) -> None:
         """Remove the targets of an edge that is gone."""
@@ -86,17 +90,16 @@ def _kind(edge: EdgeLink, target: router_pb2.Target) -> int:
     return kind
 
 
-def _check(edge: EdgeLink, target: router_pb2.Target) -> None:
-    interest = target.WhichOneof("interest")
+def _check(edge: EdgeLink, target: router_pb2.Target, interest: str | None) -> None:
     if not target.target_id or interest is None:
         raise StreamContractError("a target has a positive id and an interest", rule="targets")
     is_limited = target.skips_qos0 or target.skips_acknowledged
     if edge.is_shard:
-        if interest == "client_id" or target.share_name or not target.skips_qos0 or target.skips_acknowledged:
+        if interest == CLIENT or target.share_name or not target.skips_qos0 or target.skips_acknowledged:
             raise StreamContractError("a target of a session shard is a filter that skips QoS 0 alone", rule="targets")
-    elif (interest == "client_id" or target.share_name) and is_limited:
+    elif (interest == CLIENT or target.share_name) and is_limited:
         raise StreamContractError("a filter that is not shared may skip messages, nothing else", rule="targets")
-    if interest == "client_id":
+    if interest == CLIENT:
         if target.share_name:
             raise StreamContractError("a client is not shared", rule="targets")
         return

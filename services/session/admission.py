@@ -61,12 +61,17 @@ class Admission:
     def decide(self, edge_link: EdgeLink, effect: Decide) -> session_pb2.Decision:
         """Return the answer to an opening, with the session of a connection that was let in."""
         opening = edge_link.openings.pop(effect.channel_id, None)
-        decision = session_pb2.Decision(channel_id=effect.channel_id, connect_time_ms=effect.connect_time_ms)
-        if not effect.accepted or opening is None:
-            decision.admission = session_pb2.ADMISSION_DUPLICATE
+        is_accepted = effect.accepted and opening is not None
+        decision = session_pb2.Decision(
+            channel_id=effect.channel_id,
+            connect_time_ms=effect.connect_time_ms,
+            admission=session_pb2.ADMISSION_ACCEPTED if is_accepted else session_pb2.ADMISSION_DUPLICATE,
+        )
+        if opening is None or not is_accepted:
             return decision
-        decision.admission = session_pb2.ADMISSION_ACCEPTED
         attached = self._attach(edge_link, opening)
+        if attached is NOTHING:
+            return decision
         decision.session_present = attached.session_present
         for topic_filter, subscription in attached.subscriptions.items():
             decision.subscriptions.add(topic_filter=topic_filter, qos=subscription & 3)

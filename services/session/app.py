@@ -8,13 +8,14 @@ import logging
 
 from grpc import aio
 
-from services.common import grpc_client, grpc_server, http_server, jetstream, log_health
+from services.common import grpc_client, grpc_server, http_server, jetstream, log_health, ticks
 from services.common.readiness import Readiness
 from services.common.runtime import background, unless_stopped
 from services.session.checkpoints import Checkpoints
 from services.session.clock import Clock
 from services.session.domain.events import Fold
 from services.session.event_log import EventLog
+from services.session.event_streams import keep_streams
 from services.session.hub import Hub
 from services.session.keeping import keeping
 from services.session.presence_servicer import PresenceServicer
@@ -27,6 +28,8 @@ from weimq.session.v1 import presence_pb2, presence_pb2_grpc, session_pb2, sessi
 
 logger = logging.getLogger(__name__)
 
+TICK_S = 0.1
+"""How often deadlines are looked at."""
 PRESENCE = "presence"
 """Name under which `Readiness` lists the presence: the events of the past have been read."""
 
@@ -74,16 +77,16 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
         # Routers may be away: clients are let in without it, and wills wait.
         channels = [await enter(grpc_client.channel(address, settings.cluster_token)) for address in settings.router]
         wills = WillPublisher(RouterGroup([router_pb2_grpc.RouterServiceStub(each).Publish for each in channels]))
-        events = EventLog(client, js)
+        events = EventLog(client, is_alone=settings.shard_count == 1)
         for instance_id, sequence in sequences.items():
             events.restore(instance_id, sequence)
         checkpoints = Checkpoints(hub.presence, events, store, interval_s=settings.checkpoint_s)
-        running = events.run(), events.keep_streams(), events.watch(readiness), wills.run(), checkpoints.run()
+        running = events.run(), keep_streams(js, events), events.watch(readiness), wills.run(), checkpoints.run()
         await enter(background(*running))
         await enter(keeping(hub.keeper, settings, stop, client=client, channels=channels, clock=clock))
         hub.start(events, wills, fold)
         # Inside, since nothing may come due once the links have ended: no edge is lost because we stop.
-        async with background(hub.run()):
+        async with background(_tick(hub)):
             readiness.mark(PRESENCE, present=True)
             await stop.wait()
         readiness.mark(PRESENCE, present=False)
@@ -91,11 +94,22 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
         await _finish(events, wills, checkpoints, settings.drain_s)
 
 
+async def _tick(hub: Hub) -> None:
+    """Have done what is due, until cancelled."""
+    while True:
+        if hub.tick():
+            await asyncio.sleep(0)
+        elif hub.presence.is_waiting:
+            await asyncio.sleep(TICK_S)
+        else:
+            await ticks.tick()
+
+
 async def _finish(events: EventLog, wills: WillPublisher, checkpoints: Checkpoints, drain_s: float) -> None:
     """Have the last events stored, checkpoints written and wills published, within a time."""
     try:
         async with asyncio.timeout(drain_s):
-            await events.drained()
+            await events.drained.wait()
             await checkpoints.write()
             await wills.drained()
     except TimeoutError:

@@ -10,6 +10,7 @@ from services.common.errors import UnavailableError
 from services.session.domain.presence import Presence
 from services.session.domain.records import Connection
 from services.session.event_log import EventLog
+from services.session.event_streams import accounted_sequence
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,6 @@ class Checkpoints:
         connections = self._presence.announced(instance_id)
         last_time_ms = self._presence.last_time_ms
         lost = dict(self._presence.lost_edges)
-        sequence = await log.accounted_sequence()
+        sequence = await accounted_sequence(log)
         await self._store.write_checkpoint(instance_id, connections, sequence, last_time_ms, lost)
         self._written[instance_id] = sequence

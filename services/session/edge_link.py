@@ -21,11 +21,12 @@ MAX_NAMES = 16_384
 class FrameEvents:
     """A frame of the edge, and how many of the events that follow from it are not stored."""
 
-    __slots__ = ("_edge_link", "after", "frame", "pending")
+    __slots__ = ("_edge_link", "after", "frame", "is_news", "pending")
 
     def __init__(self, edge_link: EdgeLink, frame: int) -> None:
         self._edge_link = edge_link
         self.frame = frame
+        self.is_news = edge_link.brings_news
         self.pending = 1  # the frame itself, while it is being taken
         self.after = 0  # frame of ours that the edge must have before this one is confirmed
 
@@ -78,6 +79,8 @@ class EdgeLink:
         id and whether the client completed it. Bounded by what the process before had given to the edge."""
         self.orphaned: list[FrameEvents] = []
         """Frames that brought them."""
+        self.brings_news = False
+        """Whether its snapshot is complete: no frame brings what the process before this one may have announced."""
         self.restored: list[str] = []
         """Established connections whose messages wait for the end of the snapshot."""
 

@@ -1,8 +1,8 @@
 """Lifecycle events on their way into JetStream.
 
 Events of an instance go to the stream `EVENTS_<instance>`, in order, retried for ever (`LogWriter`). The log knows for
-each instance what was written and stored, which tells a checkpoint the sequence that it accounts for. A stream that
-does not exist is created, also when it was deleted while events wait for it: an edge must not wait for ever.
+each instance what was written and stored, which tells a checkpoint the sequence that it accounts for. Hot path;
+`event_streams` sees to the streams.
 
 Bounded by the links: an edge has at most its window of frames whose events are not stored. Ends of lost edges'
 connections, which no link bounds, are produced only while `has_room`.
@@ -15,13 +15,10 @@ import logging
 from collections.abc import Coroutine
 from typing import Protocol
 
-import nats.errors
-import nats.js.errors
 from nats.aio.client import Client
-from nats.js import JetStreamContext, api
 
-from services.common import jetstream, log_health, subjects
-from services.common.errors import UnavailableError
+from services.common import log_health, subjects
+from services.common.log_wire import header_lines
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 from services.session.domain.events import Event, group_of
@@ -30,10 +27,8 @@ logger = logging.getLogger(__name__)
 
 ROOM_BYTES = 16 << 20
 """Backlog above which ends of lost edges' connections wait."""
-LOOK_S = 2.0
-"""How often instances whose events are not stored are looked at."""
-RETENTION_S = 3 * 86_400.0
-DUPLICATE_WINDOW_S = 600.0
+MAX_NAMES = 4_096
+"""Subjects, and header lines, that are remembered; beyond, all are forgotten and made anew."""
 
 
 class Waiter(Protocol):
@@ -43,7 +38,7 @@ class Waiter(Protocol):
         """Note that one more event is stored."""
 
 
-class _Mark:
+class Mark:
     """A point in the events of an instance."""
 
     __slots__ = ("reached", "sequence", "written")
@@ -57,15 +52,14 @@ class _Mark:
 class InstanceLog:
     """How far the events of one instance are."""
 
-    __slots__ = ("instance_id", "looked_at", "mark", "sequence", "stored", "written")
+    __slots__ = ("instance_id", "mark", "sequence", "stored", "written")
 
     def __init__(self, instance_id: str, sequence: int) -> None:
         self.instance_id = instance_id
         self.sequence = sequence  # in the stream, of the last event stored
         self.written = 0  # events, by this process
         self.stored = 0  # of those
-        self.looked_at = 0  # `stored` when it was looked at last
-        self.mark: _Mark | None = None
+        self.mark: Mark | None = None
 
     def on_stored(self, sequence: int) -> None:
         """Note that the next event is stored."""
@@ -77,19 +71,10 @@ class InstanceLog:
             mark.sequence = self.sequence
             mark.reached.set()
 
-    async def accounted_sequence(self) -> int:
-        """Wait until what is written now is stored, and return the sequence of the last of it; one caller at a time.
-
-        Takes its mark before it waits for the first time.
-        """
-        if self.stored == self.written:
-            return self.sequence
-        mark = self.mark = _Mark(self.written)
-        try:
-            await mark.reached.wait()
-        finally:
-            self.mark = None
-        return mark.sequence
+    def set_mark(self) -> Mark:
+        """Mark what is written now; one mark at a time, and only while some of it is not stored."""
+        mark = self.mark = Mark(self.written)
+        return mark
 
 
 class _Token:
@@ -102,29 +87,26 @@ class _Token:
         self.waiter = waiter
 
 
-def stream_config(instance_id: str) -> api.StreamConfig:
-    """Return the stream of an instance's events."""
-    return api.StreamConfig(
-        name=subjects.event_stream(instance_id),
-        subjects=[subjects.event_filter(instance_id)],
-        storage=api.StorageType.FILE,
-        retention=api.RetentionPolicy.LIMITS,
-        max_age=RETENTION_S,
-        duplicate_window=DUPLICATE_WINDOW_S,
-    )
-
-
 class EventLog:
-    """Writes events to the streams of their instances. Owned by one event loop; `run` is its pump."""
+    """Writes events to the streams of their instances. Owned by one event loop; `run` is its pump.
 
-    def __init__(self, client: Client, js: JetStreamContext) -> None:
-        self._js = js
-        self._writer = LogWriter(client, stored=self._stored, failed=self._failed)
+    Args:
+        client: connected to NATS and reconnecting by itself.
+        is_alone: whether no other session shard writes to the same streams.
+    """
+
+    def __init__(self, client: Client, *, is_alone: bool) -> None:
+        self._writer = LogWriter(client, stored=self._stored, failed=self._failed, is_ours=lambda _lane: is_alone)
         self._logs: dict[str, InstanceLog] = {}
-        self._unsure: set[str] = set()  # instances whose stream may not exist
-        self._wake = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
+        self._subjects: dict[tuple[str, str, str], str] = {}
+        self._lines: dict[tuple[str, str], bytes] = {}
+        self.unsure: set[str] = set()
+        """Instances whose stream may not exist."""
+        self.wanted = asyncio.Event()
+        """Set when there is another one of them."""
+        self.drained = asyncio.Event()
+        """Set while everything is stored."""
+        self.drained.set()
 
     @property
     def has_room(self) -> bool:
@@ -144,64 +126,52 @@ class EventLog:
         """Return how far the events of an instance are."""
         return self._logs[instance_id]
 
-    def write(self, event: Event, waiter: Waiter | None) -> None:
-        """Have an event stored; `waiter.on_stored` is called when it is."""
+    def write(self, event: Event, waiter: Waiter | None, *, may_repeat: bool) -> None:
+        """Have an event stored; `waiter.on_stored` is called when it is.
+
+        With `may_repeat` it may be in the stream already, written by the process before this one.
+        """
         log = self._logs.get(event.instance_id)
         if log is None:
             log = self._logs[event.instance_id] = InstanceLog(event.instance_id, 0)
-            self._unsure.add(event.instance_id)
-            self._wake.set()
+            self.unsure.add(event.instance_id)
+            self.wanted.set()
         log.written += 1
-        self._drained.clear()
-        headers = {"Nats-Msg-Id": f"{event.channel_id}-{event.tag}", "Tag": event.tag, "Edge": event.edge}
-        subject = subjects.event_subject(event.instance_id, group_of(event.client_id), event.tag)
-        self._writer.write(subject, event.body(), headers, _Token(log, waiter))
+        self.drained.clear()
+        self._writer.write_lines(
+            self._subject(event),
+            event.body(),
+            f"{event.channel_id}-{event.tag}",
+            self._header_lines(event),
+            _Token(log, waiter),
+            may_repeat,
+        )
 
     def watch(self, readiness: Readiness) -> Coroutine[object, object, None]:
         """Keep `readiness` informed whether events are stored, until cancelled."""
         return log_health.watch(self._writer, readiness)
 
-    async def drained(self) -> None:
-        """Wait until everything is stored."""
-        await self._drained.wait()
-
-    async def run(self) -> None:
+    def run(self) -> Coroutine[object, object, None]:
         """Store what is written until cancelled."""
-        await self._writer.run()
+        return self._writer.run()
 
-    async def keep_streams(self) -> None:
-        """Create the streams that are missing, until cancelled."""
-        while True:
-            for instance_id in sorted(self._unsure):
-                if await self._ensure(instance_id):
-                    self._unsure.discard(instance_id)
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                for log in self._logs.values():
-                    if log.stored != log.written and log.stored == log.looked_at:
-                        self._unsure.add(log.instance_id)
-                    log.looked_at = log.stored
+    def _subject(self, event: Event) -> str:
+        key = (event.instance_id, group_of(event.client_id), event.tag)
+        subject = self._subjects.get(key)
+        if subject is None:
+            if len(self._subjects) >= MAX_NAMES:
+                self._subjects.clear()
+            subject = self._subjects[key] = subjects.event_subject(*key)
+        return subject
 
-    async def _ensure(self, instance_id: str) -> bool:
-        config = stream_config(instance_id)
-        try:
-            await self._js.stream_info(subjects.event_stream(instance_id))
-        except nats.js.errors.NotFoundError:
-            try:
-                await jetstream.ensure_stream(self._js, config)
-            except UnavailableError as error:
-                logger.warning(
-                    "event stream not created, trying on", extra={"stream": config.name, "error": str(error)}
-                )
-                return False
-            self._logs[instance_id].sequence = 0  # whatever went before, went with the stream
-            logger.info("event stream created", extra={"stream": config.name})
-        except (nats.errors.Error, TimeoutError):
-            return False
-        return True
+    def _header_lines(self, event: Event) -> bytes:
+        key = (event.tag, event.edge)
+        lines = self._lines.get(key)
+        if lines is None:
+            if len(self._lines) >= MAX_NAMES:
+                self._lines.clear()
+            lines = self._lines[key] = header_lines({"Tag": event.tag, "Edge": event.edge})
+        return lines
 
     def _stored(self, token: object, sequence: int, _is_duplicate: bool) -> None:  # noqa: FBT001 - LogWriter's call
         if not isinstance(token, _Token):
@@ -210,7 +180,7 @@ class EventLog:
         if token.waiter is not None:
             token.waiter.on_stored()
         if self._writer.backlog_messages == 0:
-            self._drained.set()
+            self.drained.set()
 
     def _failed(self, token: object, reason: str) -> None:
         # It can never be stored (LogWriter logged it); its frame must not wait for it.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import assert_never
 
-from services.common import ticks
 from services.common.errors import NotServingError, StreamContractError
 from services.session.admission import Admission
 from services.session.clock import Clock
@@ -24,8 +22,6 @@ from services.session.watches import Watches
 from services.session.wills import WillPublisher, will_of
 from weimq.session.v1 import session_pb2
 
-TICK_S = 0.1
-"""How often deadlines are looked at."""
 MAX_INSTANCE_BYTES = 128
 """Longest instance id: it becomes part of stream names and subjects."""
 MAX_CLIENT_ID_BYTES = 65_535
@@ -80,17 +76,14 @@ class Hub:
         self._presence.restore(fold, self._clock.now_ms())
         self._apply(None)
 
-    async def run(self) -> None:
-        """Do what is due, until cancelled."""
-        while True:
-            if self._events is not None:
-                limit = SLICE if self._events.has_room else 0
-                self._presence.expire(self._clock.now_ms(), limit)
-                self._apply(None)
-                if limit and self._presence.is_clearing:
-                    await asyncio.sleep(0)
-                    continue
-            await (asyncio.sleep(TICK_S) if self._presence.is_waiting else ticks.tick())
+    def tick(self) -> bool:
+        """Do what is due; returns whether more of it is to be done at once."""
+        if self._events is None:
+            return False
+        limit = SLICE if self._events.has_room else 0
+        self._presence.expire(self._clock.now_ms(), limit)
+        self._apply(None)
+        return limit > 0 and self._presence.is_clearing
 
     # Links
 
@@ -160,11 +153,7 @@ class Hub:
         if self._links.get(edge_link.edge_id) is not edge_link:
             return  # the edge said goodbye
         try:
-            for opening in request.openings:
-                _check(opening.connection)
-                _check_will(opening.will)
-            for closing in request.closings:
-                _check(closing.connection)
+            _check_frame(request)
         except StreamContractError:
             del self._links[edge_link.edge_id]  # the next link starts anew: the numbering of this one has a hole
             self._presence.break_edge(edge_link.edge_id, edge_link.incarnation, self._clock.now_ms())
@@ -209,21 +198,25 @@ class Hub:
         if request.goodbye:
             presence.close_edge(edge_id, now_ms)
         self._apply(events)
+        if request.snapshot_complete:
+            edge_link.brings_news = True
         self._admission.flush()
 
     def _apply(self, frame: FrameEvents | None) -> None:
         """Carry out what the presence asks for; `frame` is what it follows from."""
-        if self._events is None or self._wills is None:
+        events = self._events
+        if events is None or self._wills is None:
             raise AssertionError("effects follow from frames, which come after the start")
+        may_repeat = frame is None or not frame.is_news
         for effect in self._presence.take_effects():
             match effect:
-                case Announce():
+                case Announce(event=event):
                     if frame is not None:
                         frame.pending += 1
-                    self._events.write(effect.event, frame)
-                    self.watches.tell(effect.event)
-                    if effect.event.tag == TCPCLEAN:
-                        self._admission.end(effect.event)
+                    events.write(event, frame, may_repeat=may_repeat)
+                    self.watches.tell(event)
+                    if event.tag == TCPCLEAN:
+                        self._admission.end(event)
                 case PublishWills():
                     self._wills.add(effect.wills)
                 case Forget():
@@ -264,6 +257,20 @@ class Hub:
         edge_link = self._link_of_channel(channel_id)
         if edge_link is not None:
             edge_link.evict(channel_id)
+
+
+def _check_frame(request: session_pb2.LinkRequest) -> None:
+    """Refuse a frame with what can't be announced, or with a will that no CONNECT can hold.
+
+    Raises:
+        StreamContractError: a field is empty, too long or malformed.
+    """
+    for opening in request.openings:
+        _check(opening.connection)
+        if opening.HasField("will"):
+            _check_will(opening.will)
+    for closing in request.closings:
+        _check(closing.connection)
 
 
 def _check(connection: session_pb2.Connection) -> None:

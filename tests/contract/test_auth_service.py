@@ -132,6 +132,27 @@ async def test_the_number_of_attempts_is_bounded(service: AuthService) -> None:
             await authenticate(service, *[attempt] * wrong)
 
 
+async def test_a_stream_answers_request_after_request(service: AuthService) -> None:
+    name = unique("inst-")
+    await service.create_instance(name)
+    await service.create_group(name, "GID_mine", "mine")
+    access_key_id, secret = await service.create_key(name, "mine")
+    good = signed("GID_mine@@@1", access_key_id, secret, name)
+    bad = signed("GID_mine@@@1", access_key_id, "guess", name)
+    call = service.auth.AuthenticateStream(metadata=grpc_client.call_metadata(TOKEN))
+    for attempts in ([good, bad], [bad], [good]):
+        await call.write(auth_pb2.AuthenticateRequest(attempts=attempts))
+    answers = [await call.read() for _ in range(3)]
+    assert [
+        [result.outcome == auth_pb2.CONNECT_OUTCOME_ACCEPTED for result in answer.results]
+        for answer in answers
+        if isinstance(answer, auth_pb2.AuthenticateResponse)
+    ] == [[True, False], [False], [True]]
+    await call.write(auth_pb2.AuthenticateRequest())
+    with refused(StatusCode.INVALID_ARGUMENT, errors.InvalidFieldError):
+        await call.read()
+
+
 async def test_before_the_resources_are_loaded_every_call_is_refused(nats_server: NatsServer, tmp_path: Path) -> None:
     nats_server.kill()
     address = f"unix:{tmp_path}/auth.sock"
@@ -472,6 +493,20 @@ async def test_a_stopping_service_ends_its_watches_at_once(nats_of_module: str) 
         with refused(StatusCode.UNAVAILABLE, errors.NotServingError):
             while await call.read() is not aio.EOF:
                 pass
+
+
+async def test_a_stopping_service_ends_its_streams_at_once(nats_of_module: str) -> None:
+    stack = contextlib.AsyncExitStack()
+    service = await stack.enter_async_context(running_auth(nats_of_module, drain_s=30))
+    async with grpc_client.channel(service.address, TOKEN) as channel:
+        call = auth_pb2_grpc.AuthServiceStub(channel).AuthenticateStream(metadata=grpc_client.call_metadata(TOKEN))
+        await call.write(auth_pb2.AuthenticateRequest(attempts=[auth_pb2.ConnectAttempt(client_id="x")]))
+        await call.read()
+        begin = time.monotonic()
+        await stack.aclose()
+        assert time.monotonic() - begin < 15, "the open stream used up the grace of the other calls"
+        with refused(StatusCode.UNAVAILABLE, errors.NotServingError):
+            await call.read()
 
 
 async def test_a_watch_survives_an_outage_of_nats_and_hears_what_changed(nats_server: NatsServer) -> None:

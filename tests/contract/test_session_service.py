@@ -20,6 +20,7 @@ import nats
 import pytest
 import pytest_asyncio
 from grpc import aio
+from nats.aio.msg import Msg
 
 from services.common import grpc_client, healthcheck, subjects
 from services.common.link import Link, LinkBrokenError
@@ -305,6 +306,50 @@ async def mesh(nats_server: NatsServer, address: str) -> AsyncGenerator[Mesh]:
 
 
 # Admission and events
+
+
+async def test_what_may_be_a_repeat_has_an_acknowledgement_of_its_own(mesh: Mesh) -> None:
+    """What a snapshot brings may be stored already; of what comes later, one acknowledgement tells for a frame."""
+    heard: list[Msg] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message)
+
+    connection = await nats.connect(mesh.server.url)
+    try:
+        async with mesh.serving():
+            async with mesh.edge("edge-0") as first:
+                await first.accepted(first.connect())
+                await first.all_confirmed()  # its event is stored: there is a stream
+            await connection.subscribe(subjects.event_filter(INSTANCE), cb=hear)
+            await connection.flush()
+            edge = FakeEdge(mesh.stub, "edge-1")
+            edge.open = {each.connection.channel_id: each for each in _five_openings("before")}
+            async with background(edge.run()):
+                await until(lambda: len(_of_edge_1(heard)) == 5)
+                edge.send(pb.LinkRequest(openings=_five_openings("later")))
+                await until(lambda: len(_of_edge_1(heard)) == 10)
+    finally:
+        await connection.close()
+    assert [bool(message.reply) for message in _of_edge_1(heard)] == [True] * 5 + [False] * 4 + [True]
+
+
+def _of_edge_1(messages: list[Msg]) -> list[Msg]:
+    return [each for each in messages if each.headers and each.headers["Edge"].startswith("edge-1/")]
+
+
+def _five_openings(device: str) -> list[pb.Opening]:
+    return [
+        pb.Opening(
+            connection=pb.Connection(
+                channel_id=secrets.token_hex(16),
+                instance_id=INSTANCE,
+                client_id=f"GID_Test@@@{device}{number}",
+                address="192.168.0.1:13345",
+            )
+        )
+        for number in range(5)
+    ]
 
 
 async def test_a_client_is_let_in_and_announced_exactly_as_specified(mesh: Mesh) -> None:

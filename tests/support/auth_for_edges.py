@@ -143,6 +143,15 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
         return auth_pb2.AuthenticateResponse(results=map(self._result, request.attempts))
 
     @override
+    async def AuthenticateStream(  # type: ignore[override]  # reads and writes through the context
+        self,
+        request_iterator: AsyncIterator[auth_pb2.AuthenticateRequest],
+        context: aio.ServicerContext[Any, Any],
+    ) -> None:
+        while (request := await context.read()) is not aio.EOF:
+            await context.write(await self.Authenticate(request, context))
+
+    @override
     async def CheckTokens(
         self, request: auth_pb2.CheckTokensRequest, context: aio.ServicerContext[Any, Any]
     ) -> auth_pb2.CheckTokensResponse:

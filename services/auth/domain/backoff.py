@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+from typing import NamedTuple
 
 FIRST_BLOCK_S = 1.0
 LONGEST_BLOCK_S = 60.0
@@ -70,8 +71,7 @@ class Backoff:
         return over > 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """Who tries what; empty texts count for nothing."""
 
     address: str = ""

@@ -7,8 +7,8 @@ the logs of operators; they repeat nothing that was sent.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
+from typing import NamedTuple
 
 from services.auth.domain import names, signatures, token_checks
 from services.auth.domain.records import DEFAULT_ACCOUNT, AccessKey, Profile
@@ -32,8 +32,7 @@ class Mode(enum.Enum):
 _MODES = {mode.value: mode for mode in Mode if mode is not Mode.PLAIN}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Parts of a user name."""
 
     mode: Mode
@@ -42,14 +41,18 @@ class Identity:
     instance_id: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """What a CONNECT packet brought."""
 
-    client_id: str
-    user_name: str | None
-    password: bytes | None = dataclasses.field(repr=False)
-    default_instance_id: str = ""
+    __slots__ = ("client_id", "default_instance_id", "password", "user_name")
+
+    def __init__(
+        self, *, client_id: str, user_name: str | None, password: bytes | None, default_instance_id: str = ""
+    ) -> None:
+        self.client_id = client_id
+        self.user_name = user_name
+        self.password = password
+        self.default_instance_id = default_instance_id
 
 
 class Outcome(enum.Enum):
@@ -61,8 +64,7 @@ class Outcome(enum.Enum):
     NOT_AUTHORIZED = enum.auto()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """Answer to an attempt; everything but outcome and reason is empty unless it is accepted."""
 
     outcome: Outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from json.encoder import encode_basestring as _quoted
 from typing import Final
 
 CONNECT: Final = "connect"
@@ -55,15 +56,11 @@ class Event:
 
     def body(self) -> bytes:
         """Return the JSON that consumers read."""
-        body = {
-            "clientId": self.client_id,
-            "time": self.time_ms,
-            "eventType": self.tag,
-            "channelId": self.channel_id,
-            "clientIp": self.address,
-            "eventIndex": self.index,
-        }
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        # By hand: the encoder of `json` takes six times as long for so little.
+        return (
+            f'{{"clientId":{_quoted(self.client_id)},"time":{self.time_ms},"eventType":"{self.tag}",'
+            f'"channelId":{_quoted(self.channel_id)},"clientIp":{_quoted(self.address)},"eventIndex":{self.index}}}'
+        ).encode()
 
 
 def parse_event(instance_id: str, body: bytes, edge: str) -> Event:

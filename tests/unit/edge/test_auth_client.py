@@ -9,7 +9,8 @@ from grpc import aio
 from typing_extensions import override
 
 from services.common.runtime import background
-from services.edge import auth_client
+from services.common.settings import Secret
+from services.edge import attempts
 from services.edge.auth_client import AuthClient
 from services.edge.mqtt.packets import Connect, ConnectReturnCode
 from services.edge.policies import Policies
@@ -35,7 +36,7 @@ class FakeClient(Client):
 
 
 async def test_large_connects_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth_client, "MAX_LARGE_BYTES", 15_000)
+    monkeypatch.setattr(attempts, "MAX_LARGE_BYTES", 15_000)
 
     def attempt(password_bytes: int) -> FakeClient:
         client = FakeClient()
@@ -53,7 +54,9 @@ async def test_large_connects_leave_room_for_others(monkeypatch: pytest.MonkeyPa
         return client
 
     async with aio.insecure_channel("127.0.0.1:1") as nobody:
-        asks = AuthClient(channel=nobody, policies=Policies(Roster(), lambda *_: ()), default_instance="i")
+        asks = AuthClient(
+            channel=nobody, token=Secret("t"), policies=Policies(Roster(), lambda *_: ()), default_instance="i"
+        )
         waiting = [attempt(10_000), attempt(100)]
         assert attempt(10_000).reason == "too many connections at once"
         assert not any(client.answered.is_set() for client in waiting)

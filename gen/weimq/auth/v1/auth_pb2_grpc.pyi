@@ -23,6 +23,13 @@ class AuthServiceStub:
     Statuses: `INVALID_ARGUMENT` (more than 1,000 attempts), `UNAVAILABLE` (resources not loaded yet:
     the edge answers CONNACK 3).
     """
+    AuthenticateStream: _aio.StreamStreamMultiCallable[_auth_pb2.AuthenticateRequest, _auth_pb2.AuthenticateResponse]
+    """Does as `Authenticate` for one request after the other, over one stream: one response to each, in order. For callers
+    with many: a message of a stream costs a fifth of a call.
+
+    Statuses: those of `Authenticate`, and `UNAVAILABLE` when the service stops; requests without a response may be sent
+    again.
+    """
     CheckTokens: _aio.UnaryUnaryMultiCallable[_auth_pb2.CheckTokensRequest, _auth_pb2.CheckTokensResponse]
     """Opens tokens (product.md section 2.2) and says what they grant. Idempotent. Answers in request order; a refusal is
     data.
@@ -61,6 +68,19 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: `INVALID_ARGUMENT` (more than 1,000 attempts), `UNAVAILABLE` (resources not loaded yet:
         the edge answers CONNACK 3).
+        """
+
+    @_abc_1.abstractmethod
+    def AuthenticateStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_auth_pb2.AuthenticateRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_auth_pb2.AuthenticateRequest], _abc.AsyncIterator[_auth_pb2.AuthenticateResponse]],
+    ) -> _abc.AsyncIterator[_auth_pb2.AuthenticateResponse]:
+        """Does as `Authenticate` for one request after the other, over one stream: one response to each, in order. For callers
+        with many: a message of a stream costs a fifth of a call.
+
+        Statuses: those of `Authenticate`, and `UNAVAILABLE` when the service stops; requests without a response may be sent
+        again.
         """
 
     @_abc_1.abstractmethod
