@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import sys
 import time
 from collections.abc import Mapping
-from json.encoder import encode_basestring as _quoted
 from typing import TextIO
 
 from typing_extensions import override
+
+from services.common.log_lines import Lines
 
 MAX_HELD = 1_000
 """Lines that wait for the end of a loop turn; then all are written."""
@@ -28,10 +28,7 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, service: str) -> None:
         super().__init__()
-        self._service = _quoted(service)
-        self._encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
-        self._second = 0
-        self._text = ""  # of that second
+        self.line = Lines(service).line
 
     @override
     def format(self, record: logging.LogRecord) -> str:
@@ -39,21 +36,6 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return self.line(record.created, record.levelname, record.getMessage(), fields)
-
-    def line(self, created: float, level: str, event: str, fields: Mapping[str, object]) -> str:
-        """Return the line of an event at `created`, in seconds since 1970."""
-        second = int(created)
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(second))
-        line = (
-            f'{{"time": "{self._text}.{int((created - second) * 1000):03d}", "level": "{level}", '
-            f'"service": {self._service}, "event": {_quoted(event)}'
-        )
-        # By hand: the encoder takes eight times as long for the few texts that most lines have.
-        for name, value in fields.items():
-            line += f', "{name}": {_quoted(value) if value.__class__ is str else self._encode(value)}'
-        return line + "}"
 
 
 class LineHandler(logging.Handler):

@@ -23,7 +23,7 @@ _MAX_REMEMBERED_CHARACTERS = 128
 
 def shard_of(instance_id: str, client_id: str, count: int) -> int:
     """Return the index of the session shard of a client, from 0 to `count` - 1; `count` is positive."""
-    return crc32(f"{instance_id}/{client_id}".encode()) % count
+    return crc32(f"{instance_id}/{client_id}".encode()) % count if count > 1 else 0
 
 
 def router_of(instance_id: str, parent_topic: str, count: int) -> int:

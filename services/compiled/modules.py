@@ -12,6 +12,7 @@ MODULES = (
     "services.auth.domain.names",
     "services.auth.domain.signatures",
     "services.common.log_lanes",
+    "services.common.log_lines",
     "services.common.log_wire",
     "services.common.log_writer",
     "services.common.subjects",

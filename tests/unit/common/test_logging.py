@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from services.common import logging as json_logging
 from services.common.logging import JsonFormatter, LineHandler, tell
@@ -23,6 +24,7 @@ class Stream(io.StringIO):
         super().__init__()
         self.writes = 0
 
+    @override
     def write(self, text: str, /) -> int:
         self.writes += 1
         return super().write(text)
@@ -95,7 +97,7 @@ async def test_the_lines_of_a_loop_turn_are_written_together(stream: Stream) -> 
         for number in range(3):
             tell(logger, "one of many", {"n": number})
         logger.info("another", extra={"n": 3})
-        assert not stream.writes
+        assert not stream.getvalue()
         await asyncio.sleep(0)
         assert stream.writes == 1
         assert [line["n"] for line in stream.lines] == [0, 1, 2, 3]
