@@ -80,12 +80,50 @@ async def test_an_empty_client_id_needs_a_clean_session() -> None:
 
 
 async def test_connects_are_checked_in_batches() -> None:
-    async with world() as w:
+    async with world(connect_timeout_s=20) as w:
         async with asyncio.TaskGroup() as group:
             for n in range(100):
                 group.create_task(w.connected(f"GID_demo@@@{n}"))
         assert sum(w.auth.batches) == 100
         assert len(w.auth.batches) < 50
+
+
+async def test_without_auth_nobody_gets_in_until_it_is_back() -> None:
+    async with world() as w:
+        await w.connected("GID_demo@@@1")
+        w.auth.is_away = True
+        for _ in range(2):
+            device = await w.connect("GID_demo@@@2")
+            assert await device.receive() == packets.ConnAck(False, packets.ConnectReturnCode.SERVER_UNAVAILABLE)
+        w.auth.is_away = False
+        await w.connected("GID_demo@@@2")
+
+
+async def test_auth_that_does_not_answer_in_time_is_asked_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("services.edge.auth_client.TIMEOUT_S", 0.1)
+    async with world(connect_timeout_s=20) as w:
+        w.auth.goes_on.clear()
+        device = await w.connect()
+        assert await device.receive() == packets.ConnAck(False, packets.ConnectReturnCode.SERVER_UNAVAILABLE)
+        assert "auth did not answer" in caplog.messages
+        w.auth.goes_on.set()
+        monkeypatch.setattr("services.edge.auth_client.TIMEOUT_S", 10.0)
+        await w.connected()
+
+
+async def test_what_comes_before_connack_waits_for_it() -> None:
+    async with world(connect_timeout_s=20) as w:
+        w.auth.goes_on.clear()
+        device = await w.connect()
+        await until(lambda: w.auth.batches)
+        for _ in range(3):  # the second read finds a connection that is not read from any more
+            await device.send(packets.PingReq())
+            await asyncio.sleep(0)
+        w.auth.goes_on.set()
+        answers = [await device.receive() for _ in range(4)]
+        assert answers == [packets.ConnAck(False, 0), *[packets.PingResp()] * 3]
 
 
 async def test_a_connection_that_is_not_let_in_in_time_gets_connack_3() -> None:

@@ -71,6 +71,9 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
         self.removed_credentials: set[str] = set()
         self.is_away = False
         """Whether calls fail."""
+        self.goes_on = asyncio.Event()
+        """Cleared, connection attempts are not answered until it is set."""
+        self.goes_on.set()
         self.is_silent = False
         self.view_age_ms = 0
         """Whether watches fail, and nothing else."""
@@ -140,6 +143,7 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
     ) -> auth_pb2.AuthenticateResponse:
         await self._check_away(context)
         self.batches.append(len(request.attempts))
+        await self.goes_on.wait()
         return auth_pb2.AuthenticateResponse(results=map(self._result, request.attempts))
 
     @override
