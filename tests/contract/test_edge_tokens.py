@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.edge import tokens
+from services.edge.credentials import Credentials
 from services.edge.mqtt import packets
 from tests.support.edge_world import Device, World, until, world
 from weimq.auth.v1 import auth_pb2
@@ -254,20 +254,21 @@ async def test_expiry_is_announced_and_then_ends_the_connection() -> None:
 async def test_an_expiry_that_is_announced_while_the_client_is_let_in_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    announced: list[tokens.Token] = []
-    take_due = tokens.TokenSet.take_due
+    sweeps: list[None] = []
+    sweep = Credentials.sweep
 
-    def spy(held: tokens.TokenSet, now_ms: float) -> tuple[list[tokens.Token], tokens.Fault | None]:
-        due, fault = take_due(held, now_ms)
-        announced.extend(due)
-        return due, fault
+    def spy(credentials: Credentials) -> None:
+        sweep(credentials)
+        sweeps.append(None)
 
-    monkeypatch.setattr(tokens.TokenSet, "take_due", spy)
+    monkeypatch.setattr(Credentials, "sweep", spy)
     async with world(connect_timeout_s=10) as w:
         w.auth.issue("short", "R", "demo/#", seconds=60)
         w.router.confirms = False
         device = await w.connect(password=b"R|short", user=USER)
-        await until(lambda: announced)
+        await until(lambda: w.session.openings)
+        before = len(sweeps)
+        await until(lambda: len(sweeps) > before)
         w.router.confirms = True
         w.router.cut.set()
         assert await device.receive() == packets.ConnAck(False, 0)

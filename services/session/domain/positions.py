@@ -68,6 +68,10 @@ class Queue:
         self._times = array("I")
         self._head = 0
 
+    def __bool__(self) -> bool:
+        # Said apart: compiled, an optional object is asked for nothing else.
+        return len(self) > 0
+
     def __len__(self) -> int:
         return len(self._positions) - self._head
 

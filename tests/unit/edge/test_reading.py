@@ -14,6 +14,9 @@ from services.edge.credentials import Credentials
 from services.edge.hub import Hub
 from services.edge.mqtt import codec, packets
 from services.edge.mqtt.machine import Limits
+from services.edge.policies import Policies
+from services.edge.ports import TokenChecker
+from services.edge.roster import Roster
 from services.edge.transports.layer import READ_BYTES
 
 CONNECT = codec.encode(packets.Connect(4, "x" * 60_000, True, 0, None, None, None))
@@ -85,7 +88,13 @@ async def test_who_sends_more_than_its_part_waits_for_the_next_loop_turn() -> No
 @pytest.mark.asyncio
 async def test_a_stranger_that_is_closed_counts_until_its_transport_is_gone() -> None:
     connection, transport = _connection(), FakeTransport()
-    connection._hub.credentials = cast("Credentials", SimpleNamespace(leave=lambda _: None))
+    roster = Roster()
+    connection._hub.credentials = Credentials(
+        roster=roster,
+        policies=Policies(roster, lambda *_: ()),
+        checker=cast("TokenChecker", None),  # nobody is in token mode
+        release=lambda _: None,
+    )
     strangers = connection._hub.strangers
     connection.connection_made(cast("asyncio.Transport", transport))
     _read(connection, b"\0\0")
