@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -104,3 +105,16 @@ def test_the_variable_turns_it_off() -> None:
         check=True,
     )
     assert done.stdout.strip() == "pure Python (WEIMQ_PURE is set)"
+
+
+def test_compiled_classes_say_themselves_whether_they_are_true() -> None:
+    """Compiled, an optional object that has a length and no `__bool__` is true even when it is empty."""
+    never_optional = {"Backoff", "ReceivedIds", "SentWindow", "Strangers"}
+    found = set()
+    for path in sources(compiled.ROOT):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ClassDef):
+                methods = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+                if "__len__" in methods and "__bool__" not in methods:
+                    found.add(node.name)
+    assert found <= never_optional
