@@ -41,7 +41,7 @@ class Attempts:
 
     def answer(
         self, attempts: Iterable[auth_pb2.ConnectAttempt], now_ms: int, now: float
-    ) -> auth_pb2.AuthenticateResponse:
+    ) -> list[auth_pb2.ConnectResult]:
         """Return what becomes of each attempt.
 
         Args:
@@ -53,7 +53,7 @@ class Attempts:
         results = [self._result(attempt, now_ms, now, counts) for attempt in attempts]
         for outcome, count in counts.items():
             _COUNTERS[outcome].inc(count)
-        return auth_pb2.AuthenticateResponse(results=results)
+        return results
 
     def _result(
         self, message: auth_pb2.ConnectAttempt, now_ms: int, now: float, counts: dict[Outcome, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from grpc import aio
@@ -63,11 +63,11 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def Authenticate(
         self, request: auth_pb2.AuthenticateRequest, context: Context
     ) -> auth_pb2.AuthenticateResponse:
-        return self._authenticate(request)
+        return auth_pb2.AuthenticateResponse(results=self._authenticate(request.attempts))
 
     @override
     async def AuthenticateStream(  # type: ignore[override]  # reads and writes through the context
-        self, request_iterator: AsyncIterator[auth_pb2.AuthenticateRequest], context: Context
+        self, request_iterator: AsyncIterator[auth_pb2.AuthenticateStreamRequest], context: Context
     ) -> None:
         self._gate.check()
         await first_of(self._authenticate_all(context), self._gate.closed.wait())
@@ -75,13 +75,13 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
 
     async def _authenticate_all(self, context: Context) -> None:
         while (request := await context.read()) is not aio.EOF:
-            await context.write(self._authenticate(request))
+            await context.write(auth_pb2.AuthenticateStreamResponse(results=self._authenticate(request.attempts)))
 
-    def _authenticate(self, request: auth_pb2.AuthenticateRequest) -> auth_pb2.AuthenticateResponse:
+    def _authenticate(self, attempts: Sequence[auth_pb2.ConnectAttempt]) -> list[auth_pb2.ConnectResult]:
         self._gate.check()
-        if not 1 <= len(request.attempts) <= MAX_ATTEMPTS:
+        if not 1 <= len(attempts) <= MAX_ATTEMPTS:
             raise InvalidFieldError(f"must hold 1 to {MAX_ATTEMPTS} attempts", field="attempts")
-        return self._attempts.answer(request.attempts, _now_ms(), time.monotonic())
+        return self._attempts.answer(attempts, _now_ms(), time.monotonic())
 
     @override
     async def CheckTokens(self, request: auth_pb2.CheckTokensRequest, context: Context) -> auth_pb2.CheckTokensResponse:

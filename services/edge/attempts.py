@@ -78,7 +78,7 @@ class Attempts:
         if len(self._waiting) == 1:
             self.wake.set()
 
-    def ask(self) -> auth_pb2.AuthenticateRequest:
+    def ask(self) -> auth_pb2.AuthenticateStreamRequest:
         """Return the next question, whose answer `answer` or `fail` takes in its turn."""
         batch = self._waiting[:MAX_ATTEMPTS]
         del self._waiting[:MAX_ATTEMPTS]
@@ -86,7 +86,7 @@ class Attempts:
             self.wake.clear()
         self._asked.append(batch)
         self.asked += 1
-        request = auth_pb2.AuthenticateRequest()
+        request = auth_pb2.AuthenticateStreamRequest()
         messages = request.attempts
         for attempt in batch:
             connect = attempt.connect
@@ -100,7 +100,7 @@ class Attempts:
             message.address = attempt.client.address
         return request
 
-    def answer(self, response: auth_pb2.AuthenticateResponse) -> None:
+    def answer(self, response: auth_pb2.AuthenticateStreamResponse) -> None:
         """Take the answer to the oldest question."""
         batch = self._take_asked()
         for attempt, result in zip(batch, response.results, strict=True):

@@ -36,7 +36,7 @@ TIMEOUT_S = 2.5
 CALL_S = 5.0
 """Deadline of a call."""
 
-_Call: TypeAlias = "aio.StreamStreamCall[auth_pb2.AuthenticateRequest, auth_pb2.AuthenticateResponse]"
+_Call: TypeAlias = "aio.StreamStreamCall[auth_pb2.AuthenticateStreamRequest, auth_pb2.AuthenticateStreamResponse]"
 
 
 class _Check(NamedTuple):

@@ -141,14 +141,14 @@ async def test_a_stream_answers_request_after_request(service: AuthService) -> N
     bad = signed("GID_mine@@@1", access_key_id, "guess", name)
     call = service.auth.AuthenticateStream(metadata=grpc_client.call_metadata(TOKEN))
     for attempts in ([good, bad], [bad], [good]):
-        await call.write(auth_pb2.AuthenticateRequest(attempts=attempts))
+        await call.write(auth_pb2.AuthenticateStreamRequest(attempts=attempts))
     answers = [await call.read() for _ in range(3)]
     assert [
         [result.outcome == auth_pb2.CONNECT_OUTCOME_ACCEPTED for result in answer.results]
         for answer in answers
-        if isinstance(answer, auth_pb2.AuthenticateResponse)
+        if isinstance(answer, auth_pb2.AuthenticateStreamResponse)
     ] == [[True, False], [False], [True]]
-    await call.write(auth_pb2.AuthenticateRequest())
+    await call.write(auth_pb2.AuthenticateStreamRequest())
     with refused(StatusCode.INVALID_ARGUMENT, errors.InvalidFieldError):
         await call.read()
 
@@ -500,7 +500,7 @@ async def test_a_stopping_service_ends_its_streams_at_once(nats_of_module: str) 
     service = await stack.enter_async_context(running_auth(nats_of_module, drain_s=30))
     async with grpc_client.channel(service.address, TOKEN) as channel:
         call = auth_pb2_grpc.AuthServiceStub(channel).AuthenticateStream(metadata=grpc_client.call_metadata(TOKEN))
-        await call.write(auth_pb2.AuthenticateRequest(attempts=[auth_pb2.ConnectAttempt(client_id="x")]))
+        await call.write(auth_pb2.AuthenticateStreamRequest(attempts=[auth_pb2.ConnectAttempt(client_id="x")]))
         await call.read()
         begin = time.monotonic()
         await stack.aclose()

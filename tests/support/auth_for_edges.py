@@ -149,11 +149,13 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
     @override
     async def AuthenticateStream(  # type: ignore[override]  # reads and writes through the context
         self,
-        request_iterator: AsyncIterator[auth_pb2.AuthenticateRequest],
+        request_iterator: AsyncIterator[auth_pb2.AuthenticateStreamRequest],
         context: aio.ServicerContext[Any, Any],
     ) -> None:
         while (request := await context.read()) is not aio.EOF:
-            await context.write(await self.Authenticate(request, context))
+            asked = auth_pb2.AuthenticateRequest(attempts=request.attempts)
+            answer = await self.Authenticate(asked, context)
+            await context.write(auth_pb2.AuthenticateStreamResponse(results=answer.results))
 
     @override
     async def CheckTokens(

@@ -225,6 +225,54 @@ class AuthenticateResponse(_message.Message):
 Global___AuthenticateResponse: _TypeAlias = AuthenticateResponse  # noqa: Y015
 
 @_typing.final
+class AuthenticateStreamRequest(_message.Message):
+    """As `AuthenticateRequest`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectAttempt]:
+        """1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        attempts: _abc.Iterable[Global___ConnectAttempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthenticateStreamRequest: _TypeAlias = AuthenticateStreamRequest  # noqa: Y015
+
+@_typing.final
+class AuthenticateStreamResponse(_message.Message):
+    """As `AuthenticateResponse`, to the oldest request without one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectResult]:
+        """In request order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ConnectResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthenticateStreamResponse: _TypeAlias = AuthenticateStreamResponse  # noqa: Y015
+
+@_typing.final
 class ConnectResult(_message.Message):
     """Answer to one attempt."""
 

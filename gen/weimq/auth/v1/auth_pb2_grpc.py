@@ -42,8 +42,8 @@ class AuthServiceStub:
                 _registered_method=True)
         self.AuthenticateStream = channel.stream_stream(
                 '/weimq.auth.v1.AuthService/AuthenticateStream',
-                request_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateRequest.SerializeToString,
-                response_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateResponse.FromString,
+                request_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateStreamRequest.SerializeToString,
+                response_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateStreamResponse.FromString,
                 _registered_method=True)
         self.CheckTokens = channel.unary_unary(
                 '/weimq.auth.v1.AuthService/CheckTokens',
@@ -142,8 +142,8 @@ def add_AuthServiceServicer_to_server(servicer, server):
             ),
             'AuthenticateStream': grpc.stream_stream_rpc_method_handler(
                     servicer.AuthenticateStream,
-                    request_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateRequest.FromString,
-                    response_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateResponse.SerializeToString,
+                    request_deserializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateStreamRequest.FromString,
+                    response_serializer=weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateStreamResponse.SerializeToString,
             ),
             'CheckTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckTokens,
@@ -219,8 +219,8 @@ class AuthService:
             request_iterator,
             target,
             '/weimq.auth.v1.AuthService/AuthenticateStream',
-            weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateRequest.SerializeToString,
-            weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateResponse.FromString,
+            weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateStreamRequest.SerializeToString,
+            weimq_dot_auth_dot_v1_dot_auth__pb2.AuthenticateStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

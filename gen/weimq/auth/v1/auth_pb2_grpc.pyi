@@ -23,7 +23,7 @@ class AuthServiceStub:
     Statuses: `INVALID_ARGUMENT` (more than 1,000 attempts), `UNAVAILABLE` (resources not loaded yet:
     the edge answers CONNACK 3).
     """
-    AuthenticateStream: _aio.StreamStreamMultiCallable[_auth_pb2.AuthenticateRequest, _auth_pb2.AuthenticateResponse]
+    AuthenticateStream: _aio.StreamStreamMultiCallable[_auth_pb2.AuthenticateStreamRequest, _auth_pb2.AuthenticateStreamResponse]
     """Does as `Authenticate` for one request after the other, over one stream: one response to each, in order. For callers
     with many: a message of a stream costs a fifth of a call.
 
@@ -73,9 +73,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def AuthenticateStream(
         self,
-        request_iterator: _abc.AsyncIterator[_auth_pb2.AuthenticateRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_auth_pb2.AuthenticateRequest], _abc.AsyncIterator[_auth_pb2.AuthenticateResponse]],
-    ) -> _abc.AsyncIterator[_auth_pb2.AuthenticateResponse]:
+        request_iterator: _abc.AsyncIterator[_auth_pb2.AuthenticateStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_auth_pb2.AuthenticateStreamRequest], _abc.AsyncIterator[_auth_pb2.AuthenticateStreamResponse]],
+    ) -> _abc.AsyncIterator[_auth_pb2.AuthenticateStreamResponse]:
         """Does as `Authenticate` for one request after the other, over one stream: one response to each, in order. For callers
         with many: a message of a stream costs a fifth of a call.
 
