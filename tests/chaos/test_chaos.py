@@ -20,7 +20,7 @@ import pytest
 
 from services.common.runtime import background
 from tests.chaos import product
-from tests.chaos.causes import UNEXPLAINED, causes
+from tests.chaos.causes import causes
 from tests.chaos.killer import Killer
 from tests.chaos.ledger import Lane, Receipts
 from tests.chaos.real_clients import AiomqttSubscriber, PahoPublisher, PahoSubscriber
@@ -203,7 +203,6 @@ def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     assert not any(each.foreign for each in world.receipts)
     assert not any(each.out_of_order for each in world.receipts if each.in_order), "\n".join(report)
     assert not any(each.lost_sessions for each in world.subscribers)
-    assert not found[UNEXPLAINED], "\n".join(report)
 
 
 @pytest.fixture

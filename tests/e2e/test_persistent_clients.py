@@ -233,7 +233,41 @@ def test_a_client_that_does_not_acknowledge_gets_its_messages_again(mesh: Mesh) 
         assert again.identifiers == client.identifiers
 
 
+def test_a_retained_message_that_was_not_acknowledged_comes_again(mesh: Mesh) -> None:
+    topic = _topic(mesh)
+    with Client(mesh) as publisher:
+        publisher.publish_and_wait(topic, b"1", 1, retain=True)
+        with Client(mesh, clean_session=False, manual_ack=True) as client:
+            client.subscribe(f"{topic}/#", 1)
+            client.wait_messages(1)
+            client.abort()
+        with Client(mesh, client_id=client.client_id, clean_session=False, edge=1) as again:
+            assert again.wait_messages(1, seconds=15) == [(topic, b"1", 1)]
+            assert again.retained == [True]
+        with Client(mesh, client_id=client.client_id, clean_session=False) as last:
+            _silence(mesh, last, topic)
+            assert _numbers(last) == [999], "it was acknowledged"
+        publisher.publish_and_wait(topic, b"", 1, retain=True)
+
+
 # --- faults -----------------------------------------------------------------------------------
+
+
+def test_what_a_killed_edge_had_under_way_comes_again_under_the_same_identifiers(mesh: Mesh) -> None:
+    mesh.wait_healthy()
+    topic = _topic(mesh)
+    with Client(mesh, clean_session=False, manual_ack=True) as client:
+        client.subscribe(topic, 1)
+        _send(mesh, topic, range(5))
+        client.wait_messages(5)
+        mesh.kill("edge-0")
+        client.wait_disconnected()
+    with Client(mesh, client_id=client.client_id, clean_session=False, edge=1) as again:
+        again.wait_messages(5, seconds=20)
+        assert _numbers(again) == list(range(5))
+        assert again.duplicates == [True] * 5
+        assert again.identifiers == client.identifiers
+    mesh.wait_healthy()
 
 
 @pytest.mark.parametrize("process", ["edge-0", "edge-1", "session", "router", "nats"])
