@@ -146,7 +146,7 @@ class Connection(Entrance):
 
     def _on_run(self, run: PublishRun) -> None:
         rule = self._grant.publish_rule(run.topic)
-        if rule is not None and not rule.flags and run.payload_bytes <= self._grant.instance.max_payload_bytes:
+        if rule is not None and run.payload_bytes <= self._grant.instance.max_payload_bytes:
             self._hub.router.publish_run(self, rule, run, self._clean_session)
             return
         for packet in run.publications():

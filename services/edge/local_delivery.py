@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from services.edge.hub import Hub
-from services.edge.mqtt.packets import Publish
+from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.routes import ASKED, DELIVERED, DRAINING, LOCAL, LONG, Held, LocalRoute, Routes, Send
@@ -75,6 +75,15 @@ class LocalDelivery:
         if needs_router and route.state == DRAINING:
             self._end(route)
         return TAKEN
+
+    def take_run(self, rule: TopicRule, run: PublishRun) -> bool:
+        """Deliver messages if that may be done: then they are to be sent with the flag; else each comes to `take`."""
+        route = rule.route
+        if route is None or route.is_forgotten or route.state != LOCAL:
+            return False
+        for receiver, granted in route.receivers_in(self._hub):
+            receiver.deliver_run(run, granted)
+        return True
 
     def answer(self, answer: router_pb2.RouteAnswer) -> None:
         """Take the answer to a question."""

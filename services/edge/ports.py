@@ -276,4 +276,4 @@ class Router(Protocol):
         """Take a message over; at QoS 1 and 2 `client.on_published` follows."""
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
-        """Take messages over; `rule` has no flags. At QoS 1 `client.on_published` or `on_run_published` follows."""
+        """Take messages over; at QoS 1 `client.on_published` follows for each, or `on_run_published`."""

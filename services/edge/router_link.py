@@ -6,6 +6,7 @@ stay in `_unacknowledged` until the router says that they are safe, and are sent
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -35,7 +36,7 @@ from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.receipts import Outcome
 from services.edge.returns import Returns, write_target
-from services.edge.routes import LocalRoute
+from services.edge.routes import DELIVERED, LocalRoute
 from services.edge.short_way import ShortWay
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
@@ -170,23 +171,22 @@ class RouterLink:
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take messages over; see `ports.Router`."""
-        if self._short.take_run(client, rule, run, clean_session):
-            if self._waiting_bytes > HIGH_WATER_BYTES:
-                self.is_congested = True
-        elif run.identifiers is None:
-            self._gather(rule, client.client_id, next(self._sequences), run.frames, CLEAN_SESSION * clean_session, run)
+        if not rule.flags and self._short.take_run(client, rule, run, clean_session):
+            self.is_congested |= self._waiting_bytes > HIGH_WATER_BYTES
+        elif not rule.flags and run.identifiers is None:
+            flags = CLEAN_SESSION if clean_session else 0
+            self._gather(rule, client.client_id, next(self._sequences), run.frames, flags, run)
             self._short.sent(rule, run.count)
+        elif rule.flags == FLAG_LOGGED and self._local.take_run(rule, run):
+            for publication in run.publications():
+                self._send(client, rule, publication, clean_session, DELIVERED)
         else:
             for publication in run.publications():
                 self.publish(client, rule, publication, clean_session)
 
     def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool, flags: int) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos
-        flags |= qos
-        if publication.retain:
-            flags |= RETAIN
-        if clean_session:
-            flags |= CLEAN_SESSION
+        flags |= qos | (RETAIN if publication.retain else 0) | (CLEAN_SESSION if clean_session else 0)
         sequence = next(self._sequences)
         if qos:
             self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
@@ -353,7 +353,7 @@ class RouterLink:
         self._full.clear()
         self._columns = Columns()
         self._gathered_bytes = 0
-        for each in sorted(again, key=_sequence):
+        for each in sorted(again, key=operator.attrgetter("sequence")):
             self._gather(each.rule, each.client_id, each.sequence, each.payload, each.flags, each.run)
         self._short.start_anew()
         self._local.start_anew()

@@ -198,8 +198,15 @@ class PublishRun(PacketBase):
         topic = self.topic
         if self.identifiers is None:
             return [Publish(topic, payload, 0, False, False, 0) for payload in self.payloads()]  # noqa: FBT003 - no flags
-        numbered = zip(self.payloads(), self.identifiers, strict=True)
-        return [Publish(topic, payload, 1, False, False, number) for payload, number in numbered]  # noqa: FBT003 - no flags
+        frames = self.frames
+        step = len(frames) // self.count
+        stop = 0
+        publications = []
+        for number in self.identifiers:
+            stop += step
+            payload = frames[stop - self.payload_bytes : stop]
+            publications.append(Publish(topic, payload, 1, False, False, number))  # noqa: FBT003 - no flags
+        return publications
 
     def messages(self) -> list[OutboundMessage]:
         """Return what subscribers get that can't take the packets together; made once for all of them."""

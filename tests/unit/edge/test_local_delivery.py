@@ -10,7 +10,8 @@ import pytest
 from services.edge.columns import REPEATED, Unacknowledged
 from services.edge.hub import Hub
 from services.edge.local_delivery import TAKEN, LocalDelivery
-from services.edge.mqtt.packets import Publish
+from services.edge.mqtt.codec import encode
+from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
 from services.edge.routes import DELIVERED, LAST_ASK, LocalRoute
@@ -325,3 +326,19 @@ def test_a_long_topic_is_left_to_the_router(edge: Edge) -> None:
     for _ in range(20):
         assert edge.local.take(edge.client, rule, Publish(topic, b"", 0, False, False, 0), True) == 0
     assert edge.asked == []
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_runs_are_delivered_here_once_messages_are(edge: Edge, qos: int) -> None:
+    frames = b"".join(
+        encode(Publish("p/a", payload, qos, False, False, n)) for n, payload in ((qos, b"a"), (qos, b"b"))
+    )
+    run = PublishRun("p/a", frames, 2, 1, [1, 1] if qos else None)
+    assert not edge.local.take_run(edge.rule, run), "nothing is known of the topic"
+    edge.publish(8)
+    assert not edge.local.take_run(edge.rule, run), "it is asked for"
+    edge.answer(is_local=False)
+    edge.publish(64)
+    edge.become_local()
+    assert edge.local.take_run(edge.rule, run)
+    assert edge.client.received == [(b"p/a", b"a", qos), (b"p/a", b"b", qos)]
