@@ -6,6 +6,8 @@ PY ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 BIN := .venv/bin
 GEN ?= gen
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Tests that share something go to the same worker (tests/conftest.py).
+WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # Builds what changed; nothing without a C compiler, or with WEIMQ_PURE=1.
 COMPILE = $(BIN)/python -m services.compiled
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ up: .venv/.compiling ## Run the whole mesh on this machine; options: make up ARG
 
 .PHONY: test
 test: .venv/.developing ## Run the tests; options: make test ARGS="tests/unit -k topics"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(WORKERS))
 
 .PHONY: chaos
 chaos: .venv/.developing ## Run the long tests that break things
@@ -41,9 +43,9 @@ check: .venv/.developing ## Run everything that CI runs
 	$(BIN)/buf format --diff --exit-code
 	@rm -rf build/gen && $(MAKE) --no-print-directory proto GEN=build/gen
 	diff -r -x __pycache__ build/gen/weimq gen/weimq || { echo "gen/ is stale: run make proto" >&2; exit 1; }
-	WEIMQ_PURE=1 $(BIN)/python -m pytest tests/unit
+	WEIMQ_PURE=1 $(BIN)/python -m pytest $(WORKERS) tests/unit
 	$(COMPILE) --strict
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 .PHONY: fmt
 fmt: .venv/.developing ## Format the sources and apply safe fixes

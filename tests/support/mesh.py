@@ -20,6 +20,7 @@ import pytest
 
 from services.common.healthcheck import is_serving
 from services.common.signature import sign
+from tests.support.ports import worker, workers
 from tests.support.wait import until
 
 READY_S = 60.0
@@ -45,7 +46,8 @@ def weimq(*args: str, timeout: float = 30.0, check: bool = True) -> subprocess.C
 
 def free_port_base() -> int:
     """Return N such that all ports of a mesh with two edges and three NATS servers are free from N on."""
-    for base in range(21_000 + os.getpid() % 100 * 100, 60_000, 100):
+    first = 21_000 + os.getpid() % 100 * 100
+    for base in range(first - first % (100 * workers()) + 100 * worker(), 60_000, 100 * workers()):
         try:
             with contextlib.ExitStack() as stack:
                 for port in range(base, base + 24):
