@@ -28,7 +28,7 @@ from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 MAX_ATTEMPTS = 1_000
 MAX_TOKENS = 1_000
 MAX_DEVICES = 10_000
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 2.0
 """A watcher hears something at least so often."""
 
 Context = aio.ServicerContext[Any, Any]

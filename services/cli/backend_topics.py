@@ -9,7 +9,7 @@ from grpc import aio
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 
 SILENCE_S = 5.0
-"""A watch without a message for so long is broken; auth sends one every second."""
+"""A watch without a message for so long is broken; auth sends one every two seconds."""
 
 
 class TopicWatch:

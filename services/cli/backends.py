@@ -150,7 +150,7 @@ class _Follower:
         self._look_at = 0.0  # by the monotonic clock
         self._problem = ""
         self._applied = ""  # at the start too: an earlier process may have ended between writing and reloading
-        self._basis: object = None  # what `_applied` was made of: to see that this is the same takes less
+        self._basis: object = None  # what it was made of, besides the topics: to see that this is the same takes less
 
     async def run(self, channel: aio.Channel) -> None:
         """Follow the topics until auth does not answer."""
@@ -160,9 +160,10 @@ class _Follower:
     async def _keep(self, watch: TopicWatch) -> None:
         await watch.changed.wait()
         while True:
-            watch.changed.clear()
-            instances = {backend.instance for backend in self._directory.read_backends()}
-            self._topics = {each: sorted(watch.logged[each]) for each in sorted(instances & watch.logged.keys())}
+            if watch.changed.is_set():
+                watch.changed.clear()
+                self._topics = {instance: sorted(topics) for instance, topics in watch.logged.items()}
+                self._basis = None
             await self.apply()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(ticks.next_tick(LOOK_S)):
@@ -176,15 +177,17 @@ class _Follower:
                     await self._storage.look(client)
                 self._look_at = time.monotonic() + nats_storage.LOOK_S
             limit = self._storage.limit_bytes if self._storage is not None else None
-            basis = nats_config.stamps(self._directory), self._topics, limit
+            basis = limit, *nats_config.stamps(self._directory)
             if basis == self._basis:
                 return
-            text = nats_config.config_text(self._directory, self._topics, limit)
+            instances = sorted({backend.instance for backend in self._directory.read_backends()})
+            topics = {each: self._topics[each] for each in instances if each in self._topics}
+            text = nats_config.config_text(self._directory, topics, limit)
             if text != self._applied:
-                write_private(self._directory.backend_topics, json.dumps(self._topics))
+                write_private(self._directory.backend_topics, json.dumps(topics))
                 await _reload(self._directory, text)
                 self._applied = text
-                logger.info("configuration of NATS changed", extra={"instances": len(self._topics)})
+                logger.info("configuration of NATS changed", extra={"instances": len(topics)})
             self._basis = basis
         except (CliError, OSError, nats.errors.Error, TimeoutError) as error:
             self._basis = None

@@ -23,7 +23,7 @@ from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 5.0
-"""A watch without a message for so long is broken; auth sends one every second."""
+"""A watch without a message for so long is broken; auth sends one every two seconds."""
 EFFECTS_AT_ONCE = 100
 """Connections that are dealt with before others get their turn."""
 MAX_CREDENTIALS = 10_000

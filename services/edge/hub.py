@@ -326,6 +326,10 @@ class Hub:
         for receiver in closing:
             receiver.evict()
 
+    def due(self, now: float) -> list[Receiver]:
+        """Return the connections for which it is time to `check_deadline`."""
+        return [each for each in self.connections if each.look_at <= now]
+
     def forget(self, receiver: Receiver) -> None:
         """Drop a connection that is closed; as a stranger it counts until its transport is gone, too."""
         self.receipts.lost(receiver)

@@ -31,8 +31,6 @@ BACKLOG = 4096
 """Connections that the kernel holds until we accept them."""
 SWEEP_S = 0.5
 """How often deadlines are looked at; one timer for all connections."""
-SWEEP_CHUNK = 1000
-"""Connections of which those that are due are looked up in one go."""
 SWEEP_BATCH = 10
 """Connections after which the time is looked at: closing that many takes a millisecond."""
 SWEEP_TURN_S = 0.001
@@ -208,17 +206,14 @@ async def listening(
 async def _sweep(hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
     while True:
         await ticks.tick(SWEEP_S)
-        connections = list(hub.connections)
-        for start in range(0, len(connections), SWEEP_CHUNK):
-            now = loop.time()
-            due = [each for each in connections[start : start + SWEEP_CHUNK] if now >= each.look_at]
-            began = time.monotonic()
-            for first in range(0, len(due), SWEEP_BATCH):
-                for connection in due[first : first + SWEEP_BATCH]:
-                    connection.check_deadline(now)
-                if time.monotonic() - began > SWEEP_TURN_S:
-                    await asyncio.sleep(0)  # messages go on meanwhile
-                    now, began = loop.time(), time.monotonic()
+        now, began = loop.time(), time.monotonic()
+        due = hub.due(now)
+        for first in range(0, len(due), SWEEP_BATCH):
+            for connection in due[first : first + SWEEP_BATCH]:
+                connection.check_deadline(now)
+            if time.monotonic() - began > SWEEP_TURN_S:
+                await asyncio.sleep(0)  # messages go on meanwhile
+                now, began = loop.time(), time.monotonic()
         hub.credentials.sweep()
 
 

@@ -87,7 +87,7 @@ class EdgeSettings(CommonSettings):
     policy_max_age_s: float = setting(
         3600.0,
         text="Seconds that clients go on while auth, or NATS for it, is away; then all are closed: it may be revoked.",
-        minimum=1,
+        minimum=5,
         maximum=604_800,
     )
     connect_timeout_s: float = setting(
