@@ -106,7 +106,7 @@ class AuthServiceServicer:
     def WatchResources(self, request, context):
         """Streams what the edges must know to check clients by themselves: instances, parent topics, groups, AccessKeys, revoked
         tokens and device credentials: first all of them, ended by a message with
-        `snapshot_complete`, then every change in order. An empty message every second shows that the view is
+        `snapshot_complete`, then every change in order. An empty message every two seconds shows that the view is
         current. The server may end the stream with `UNAVAILABLE` at any time; the client opens it again and
         replaces its whole view when the new snapshot is complete.
         """

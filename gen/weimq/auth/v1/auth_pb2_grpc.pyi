@@ -39,7 +39,7 @@ class AuthServiceStub:
     WatchResources: _aio.UnaryStreamMultiCallable[_auth_pb2.WatchResourcesRequest, _auth_pb2.WatchResourcesResponse]
     """Streams what the edges must know to check clients by themselves: instances, parent topics, groups, AccessKeys, revoked
     tokens and device credentials: first all of them, ended by a message with
-    `snapshot_complete`, then every change in order. An empty message every second shows that the view is
+    `snapshot_complete`, then every change in order. An empty message every two seconds shows that the view is
     current. The server may end the stream with `UNAVAILABLE` at any time; the client opens it again and
     replaces its whole view when the new snapshot is complete.
     """
@@ -103,7 +103,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_auth_pb2.WatchResourcesResponse]:
         """Streams what the edges must know to check clients by themselves: instances, parent topics, groups, AccessKeys, revoked
         tokens and device credentials: first all of them, ended by a message with
-        `snapshot_complete`, then every change in order. An empty message every second shows that the view is
+        `snapshot_complete`, then every change in order. An empty message every two seconds shows that the view is
         current. The server may end the stream with `UNAVAILABLE` at any time; the client opens it again and
         replaces its whole view when the new snapshot is complete.
         """
