@@ -294,12 +294,17 @@ class Connection(Entrance):
                 self._machine.feed(b"", now)
             self._handle(self._machine.on_deadline(now))
 
-    def _publish_will(self, will: Will) -> None:
+    def _publish_will(self, will: Will, reason: int) -> None:
         # [MQTT-3.1.2-8]; the permission is that of now
         rule = self._grant.publish_rule(will.topic)
         if rule is not None and len(will.payload) <= self._grant.instance.max_payload_bytes:
             publication = Publish(will.topic, will.payload, will.qos, will.retain, False, 0)  # noqa: FBT003 - DUP
-            self._hub.router.publish(self, rule, publication, self._clean_session)
+            publish = functools.partial(self._hub.router.publish, self, rule, publication, self._clean_session)
+            if reason == reasons.SLOW_CONSUMER:
+                # We are amid a delivery. The will may end more clients in the same way: not one within the other.
+                self._loop.call_soon(publish)
+            else:
+                publish()
 
     @override
     def close(self, reason: int) -> None:
@@ -308,7 +313,7 @@ class Connection(Entrance):
             return
         self._closed = True
         if self._will is not None and self._is_admitted and reason != reasons.CLIENT_DISCONNECT:
-            self._publish_will(self._will)
+            self._publish_will(self._will, reason)
         if self._is_announced:
             self._subscriptions.clear(self._machine.session)
             self._deliveries.end()

@@ -250,3 +250,16 @@ async def test_messages_of_qos_2_are_left_to_the_router_and_those_after() -> Non
         await _publish(publisher, range(22, 23))
         assert await publisher.receive() == packets.PubAck(22)
         assert [flags & DELIVERED for _, _, flags, *_ in w.router.published[20:]] == [0, 0]
+
+async def test_wills_of_many_that_are_closed_by_one_message_go_on_one_after_another() -> None:
+    async with world(max_inflight=1, max_queued=50) as w:
+        publisher, _ = await _serving_itself(w)
+        will = packets.Will("demo/a", b"gone", 1, False)
+        slow = [await w.connected(f"GID_demo@@@slow{n}", will=will) for n in range(200)]
+        for device in slow:  # none of them ever acknowledges
+            await device.send(packets.Subscribe(1, [("demo/a", 1)]))
+            assert await device.receive() == packets.SubAck(1, [1])
+        await _publish(publisher, range(21, 73))
+        for n in range(21, 73):
+            assert await publisher.receive() == packets.PubAck(n)
+        await edge_world.until(lambda: [payload for _, payload, *_ in w.router.published].count(b"gone") == len(slow))
