@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mypy_extensions import mypyc_attr
 
@@ -297,6 +297,10 @@ class Hub:
         return False
 
     # --- writes and pauses ---------------------------------------------------------------------
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Have something called after a while."""
+        self._loop.call_later(delay_s, call)
 
     def mark_dirty(self, receiver: Receiver) -> None:
         """Have `receiver.flush` called at the end of this loop turn."""

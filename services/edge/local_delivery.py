@@ -6,17 +6,19 @@ once for a topic that is published to often, for the targets here that match. A 
 
     LONG      messages go to the router, which delivers them here, too; the next state is ASKED after some of them
     ASKED     messages are held back until the answer; it comes behind the deliveries of QoS 0 that were sent before
-    DRAINING  messages are held back until those of QoS 1 and 2 that were sent before are acknowledged
+    DRAINING  messages are held back until those of QoS 1 and 2 that were sent before are acknowledged, for `DRAIN_S`
     LOCAL     messages are delivered here, and sent with the flag
 
 and LONG again for a message of QoS 2, which the router delivers exactly once, for one with the retain flag, which a new
 subscriber must get from the router or live, and when a target of a persistent session is added, since its shard has
 some of the messages. What changes while it is ASKED makes the answer a no. Nothing is overtaken when it ends: all that
-was LOCAL has been handed to the connections. It goes on while the router is away. Hot path.
+was LOCAL has been handed to the connections. It goes on while the router is away. A log that takes nothing must not
+hold up messages of QoS 0: DRAINING ends then, and the router is not asked before it acknowledges something. Hot path.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -29,6 +31,9 @@ from weimq.router.v1 import router_pb2
 
 TAKEN: Final = -1
 """Answer of `take`: the message is held back."""
+
+DRAIN_S: Final = 1.0
+"""How long messages are held back for those before them to be acknowledged."""
 
 
 class LocalDelivery:
@@ -64,7 +69,7 @@ class LocalDelivery:
             return DELIVERED
         if route.state == LONG:
             route.count = 0 if needs_router else route.count + 1
-            if route.count < route.ask_at:
+            if route.count < route.ask_at or route.is_stuck:
                 return 0
             route.ask()
             self._ask(route)
@@ -97,9 +102,12 @@ class LocalDelivery:
         route.version = -1
         route.state = DRAINING
         self.settle(route)
+        if route.state == DRAINING:
+            self._hub.call_later(DRAIN_S, functools.partial(self._give_up, route))
 
     def settle(self, route: LocalRoute) -> None:
-        """Deliver what was held back, if nothing is under way that has to come before."""
+        """Deliver what was held back, if nothing is under way that has to come before; called for each that is not."""
+        route.is_stuck = False
         if route.state != DRAINING or route.under_way:
             return
         route.state = LOCAL
@@ -129,6 +137,11 @@ class LocalDelivery:
         for route in self._routes.all():
             if route.state == ASKED:
                 self._end(route)
+
+    def _give_up(self, route: LocalRoute) -> None:
+        if route.state == DRAINING:
+            route.is_stuck = True
+            self._end(route)
 
     def _end(self, route: LocalRoute) -> None:
         route.deny()

@@ -63,6 +63,7 @@ class LocalRoute:
         "is_forgotten",
         "is_logged",
         "is_stale",
+        "is_stuck",
         "receivers",
         "state",
         "target_ids",
@@ -81,6 +82,8 @@ class LocalRoute:
         self.state: int = LONG
         self.is_stale = False
         """Whether the answer that is to come is a no whatever it says."""
+        self.is_stuck = False
+        """Whether what is under way was waited for in vain, and nothing was acknowledged since."""
         self.is_forgotten = False
         """Whether a rule that still knows it must look again."""
         self.count = 0

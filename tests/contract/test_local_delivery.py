@@ -251,6 +251,7 @@ async def test_messages_of_qos_2_are_left_to_the_router_and_those_after() -> Non
         assert await publisher.receive() == packets.PubAck(22)
         assert [flags & DELIVERED for _, _, flags, *_ in w.router.published[20:]] == [0, 0]
 
+
 async def test_wills_of_many_that_are_closed_by_one_message_go_on_one_after_another() -> None:
     async with world(max_inflight=1, max_queued=50) as w:
         publisher, _ = await _serving_itself(w)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -23,7 +25,9 @@ class Edge:
     """Local delivery with what is around it: the link keeps what is unacknowledged, as `RouterLink` does."""
 
     def __init__(self) -> None:
-        self.hub = Hub(cast("asyncio.AbstractEventLoop", None))
+        self.timers: list[Callable[[], None]] = []
+        loop = SimpleNamespace(call_later=lambda _, call: self.timers.append(call))  # no more is needed
+        self.hub = Hub(cast("asyncio.AbstractEventLoop", loop))
         self.hub.router = self  # type: ignore[assignment]  # no more is needed
         self.sent: list[tuple[bytes, int]] = []
         self.asked: list[str] = []
@@ -132,6 +136,27 @@ def test_messages_of_qos_0_wait_for_the_answer_only(edge: Edge) -> None:
     edge.answer(target)
     assert edge.payloads == _numbers(8, 10)
     assert edge.sent == _sent(1, 7) + _sent(8, 10, DELIVERED)
+
+
+def test_messages_wait_no_longer_for_a_log_that_takes_nothing(edge: Edge) -> None:
+    target = edge.subscribe()
+    edge.publish(1)
+    edge.publish(9, qos=0)
+    edge.answer(target)
+    assert edge.sent == _sent(1, 7)
+    (give_up,) = edge.timers
+    give_up()
+    assert edge.sent == _sent(1, 10)
+    assert not edge.local.held_bytes
+    edge.publish(LAST_ASK, qos=0)
+    assert len(edge.asked) == 1
+    edge.acknowledge()
+    edge.publish(1, qos=0)
+    assert len(edge.asked) == 2
+    edge.answer(target)
+    give_up()  # it had its time
+    edge.publish(1, qos=0)
+    assert edge.sent[-1][1] == DELIVERED
 
 
 def test_a_message_is_sent_with_the_flag_also_when_nobody_here_wants_it(edge: Edge) -> None:
