@@ -88,7 +88,7 @@ def main() -> int:
     if shutil.which(compiler) is None:
         print(f"No C compiler ({compiler}): the hot path runs in pure Python.")
         return int(strict)
-    print(f"Compiling the hot path ({why}), about a minute ...", flush=True)
+    print(f"Compiling the hot path ({why}), a minute or two ...", flush=True)
     try:
         build()
     except subprocess.CalledProcessError as error:

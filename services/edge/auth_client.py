@@ -29,7 +29,7 @@ MAX_TOKENS = 100
 """Tokens in one call: with `credentials.MAX_TOKEN_CHARACTERS` they fit into a message of gRPC."""
 MAX_WAITING = 20_000
 """Tokens that may wait; a further one closes its connection."""
-APART_S = 0.002
+APART_S = 0.004
 """Between questions about CONNECT packets: in a storm some come together, and go on together."""
 TIMEOUT_S = 2.5
 """How long auth may take to answer about a CONNECT; up to twice that."""
