@@ -115,13 +115,15 @@ class Coverage:
 class TopicRule:
     """Verdict on a topic name that may be published to. One object for a grant and topic."""
 
-    __slots__ = ("flags", "instance_id", "route", "router_index", "topic")
+    __slots__ = ("flags", "instance_id", "is_ordered", "route", "router_index", "topic")
 
-    def __init__(self, instance_id: str, topic: str, flags: int) -> None:
+    def __init__(self, instance_id: str, topic: str, flags: int, *, is_ordered: bool = False) -> None:
         self.instance_id = instance_id
         self.topic = topic
         self.flags = flags
         """`FLAG_LOGGED`, `FLAG_P2P` and `FLAG_RECEIVER_GROUP`."""
+        self.is_ordered = is_ordered
+        """Whether its log keeps the order of all topics below its parent topic."""
         self.router_index = -1
         """Of the router that the topic belongs to, once a group of routers has looked."""
         self.route: Any = None
@@ -244,8 +246,9 @@ class Grant(Permissions):
         parent_name, _, rest = topic.partition("/")
         parent = self._topics.get(parent_name)
         flags = FLAG_LOGGED if parent is not None and parent.logged else 0
+        is_ordered = parent is not None and parent.ordered
         if self.instance.is_standard:
-            return TopicRule(self.instance.instance_id, topic, flags)
+            return TopicRule(self.instance.instance_id, topic, flags, is_ordered=is_ordered)
         limit = self.instance.max_topic_characters
         kind, _, receiver = rest.partition("/")
         if kind == P2P_LEVEL and receiver:
@@ -255,7 +258,7 @@ class Grant(Permissions):
             limit = max(limit, MAX_P2P_TOPIC_CHARACTERS) if limit else 0
         if not self._owns(parent_name) or (limit and len(topic) > limit):
             return None
-        return TopicRule(self.instance.instance_id, topic, flags)
+        return TopicRule(self.instance.instance_id, topic, flags, is_ordered=is_ordered)
 
     def _is_too_deep(self, topic: str) -> bool:
         levels = self.instance.max_topic_levels

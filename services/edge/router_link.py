@@ -162,7 +162,7 @@ class RouterLink:
         if not rule.flags:
             if self._short.take(client, rule, publication, clean_session):
                 flags = TAKEN
-        elif rule.flags == FLAG_LOGGED:
+        elif rule.flags == FLAG_LOGGED and not rule.is_ordered:  # what is held back is overtaken by other topics
             flags = self._local.take(client, rule, publication, clean_session)
         if flags != TAKEN:
             self._send(client, rule, publication, clean_session, flags)

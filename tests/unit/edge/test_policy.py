@@ -29,6 +29,7 @@ LMQ = Instance(
 STANDARD = dataclasses.replace(LMQ, is_standard=True, max_topic_characters=0, takeover=True, refuse_filters=True)
 TOPICS = {
     "demo": ParentTopic(topic="demo", account_id="default", logged=True),
+    "ordered": ParentTopic(topic="ordered", account_id="default", logged=True, ordered=True),
     "fast": ParentTopic(topic="fast", account_id="default", logged=False),
     "foreign": ParentTopic(topic="foreign", account_id="other", logged=True),
     "$SYS": ParentTopic(topic="$SYS", account_id="default", logged=True),
@@ -73,6 +74,14 @@ def test_publish_rules_of_the_lmq_profile(topic: str, flags: int | None) -> None
     rule = grant.publish_rule(topic)
     assert (rule.flags if rule else None) == flags
     assert grant.publish_rule(topic) is rule
+
+
+@pytest.mark.parametrize("instance", [LMQ, STANDARD])
+@pytest.mark.parametrize(("topic", "is_ordered"), [("ordered/a", True), ("demo/a", False)])
+def test_rules_tell_topics_whose_log_keeps_the_order(instance: Instance, topic: str, *, is_ordered: bool) -> None:
+    rule = _grant(instance).publish_rule(topic)
+    assert rule is not None
+    assert (rule.flags, rule.is_ordered) == (FLAG_LOGGED, is_ordered)
 
 
 @pytest.mark.parametrize(
