@@ -169,7 +169,16 @@ class PublishRun(PacketBase):
     Only a decoder that was told to makes these: who passes them on has the work of one packet.
     """
 
-    __slots__ = ("_messages", "count", "frames", "identifiers", "payload_bytes", "topic")
+    __slots__ = (
+        "_messages",
+        "_renumbered",
+        "_renumbered_first",
+        "count",
+        "frames",
+        "identifiers",
+        "payload_bytes",
+        "topic",
+    )
 
     fields: ClassVar[tuple[str, ...]] = ("topic", "frames", "count", "payload_bytes", "identifiers")
 
@@ -186,6 +195,8 @@ class PublishRun(PacketBase):
         self.identifiers = identifiers
         """At QoS 1 the packet identifier of each; None: they are of QoS 0."""
         self._messages: list[OutboundMessage] | None = None
+        self._renumbered = b""
+        self._renumbered_first = 0
 
     def payloads(self) -> list[bytes]:
         """Return the payload of each packet."""
@@ -219,14 +230,20 @@ class PublishRun(PacketBase):
         return messages
 
     def renumbered(self, first: int) -> bytes:
-        """Return packets of QoS 1 with packet identifiers that begin with `first` and follow one another."""
-        frames = bytearray(self.frames)
-        count = self.count
-        step = len(frames) // count
-        place = step - self.payload_bytes - 2
-        frames[place::step] = IDENTIFIERS_HIGH[first : first + count]
-        frames[place + 1 :: step] = IDENTIFIERS_LOW[first : first + count]
-        return bytes(frames)
+        """Return packets of QoS 1 with packet identifiers that begin with `first` and follow one another.
+
+        The latest ones are kept: subscribers that came together are given the same.
+        """
+        if first != self._renumbered_first:
+            frames = bytearray(self.frames)
+            count = self.count
+            step = len(frames) // count
+            place = step - self.payload_bytes - 2
+            frames[place::step] = IDENTIFIERS_HIGH[first : first + count]
+            frames[place + 1 :: step] = IDENTIFIERS_LOW[first : first + count]
+            self._renumbered = bytes(frames)
+            self._renumbered_first = first
+        return self._renumbered
 
     def acknowledgements(self) -> bytes:
         """Return the PUBACK packets for packets of QoS 1."""
