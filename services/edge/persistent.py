@@ -30,6 +30,9 @@ from services.edge.subscriptions import Subscriptions
 ENDING_S = 1.0
 """How long the end of a connection waits for the routers' answers to its QoS 2 publications."""
 
+MAX_RETAINED_CHARACTERS = 65_536
+"""Topics of retained messages that a connection leaves to the next one; beyond, its subscriptions stand for them."""
+
 _QOS_2 = 2
 
 
@@ -107,7 +110,7 @@ class PersistentSubscriptions(Subscriptions):
     other kind, both are there until the shard has stored the change: rather a repeat than a gap [MQTT-3.8.4-3].
     """
 
-    __slots__ = ("_keeps_qos2", "_leaving", "_queries", "_sessions", "_unasked")
+    __slots__ = ("_keeps_qos2", "_leaving", "_left", "_queries", "_sessions", "_unasked")
 
     def __init__(self, hub: Hub, receiver: SharingClient, sessions: Sessions, *, keeps_qos2: bool) -> None:
         super().__init__(hub, receiver)
@@ -116,15 +119,20 @@ class PersistentSubscriptions(Subscriptions):
         self._leaving: set[str] = set()
         self._queries: deque[tuple[Target, int]] = deque()  # for retained messages, in order, with the QoS
         self._unasked: Sequence[tuple[str, int]] = ()
+        self._left: Sequence[tuple[str, int]] = ()  # what was subscribed to when the connection ended
 
     def expect_retained(self, retained: Sequence[tuple[str, int]]) -> None:
         """Have `restore` ask for retained messages that an earlier connection has not got, by topic or topic filter."""
         self._unasked = retained
 
     @override
-    def unanswered(self) -> list[tuple[str, int]]:
-        asked = [(query.topic_filter, qos) for query, qos in self._queries if query.answers_due]
-        return [*self._unasked, *asked]
+    def unanswered(self, sent: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        retained = [*sent, *self._unasked]
+        if sum(len(name) for name, _ in retained) <= MAX_RETAINED_CHARACTERS:
+            return retained
+        return [
+            (name, qos) for name, qos in self._left if qos and not split_share(name)[0]
+        ]  # rather repeats than a gap
 
     def restore(self, subscriptions: Sequence[tuple[str, int]], grant: Permissions) -> None:
         """Go on with the subscriptions of the session; those that are not allowed any more are removed from it."""
@@ -167,6 +175,10 @@ class PersistentSubscriptions(Subscriptions):
 
     @override
     def clear(self, session: SessionState) -> None:
+        # Now: what comes for a query from here on finds nobody.
+        asked = [(query.topic_filter, qos) for query, qos in self._queries if query.answers_due]
+        self._unasked = [*self._unasked, *asked]
+        self._left = list(self._filters.items())
         for topic_filter in self._leaving - self._filters.keys():
             self._unsubscribe(topic_filter)
         super().clear(session)
@@ -210,9 +222,9 @@ class PersistentSubscriptions(Subscriptions):
 
 
 def left_in_use(session: SessionState, subscriptions: Subscriptions) -> Identifiers:
-    """Return what a connection that ended leaves to the next one of its session."""
+    """Return what a connection that ended leaves to the next one of its session; its subscriptions are cleared."""
     used = session.identifiers()
-    used.retained += subscriptions.unanswered()
+    used.retained = subscriptions.unanswered(used.retained)
     return used
 
 

@@ -28,6 +28,8 @@ from weimq.session.v1 import session_pb2, session_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
+FRAME_BYTES = 1 << 20
+"""Size of the closings of a frame above which further ones go into the next."""
 MAX_FRAME_ITEMS = 1000
 """Openings and closings in one frame."""
 
@@ -243,11 +245,17 @@ class SessionLink:
             self._pulls.clear()
 
     def _add_closings(self, frame: session_pb2.LinkRequest) -> None:
-        channels = self._to_close[:MAX_FRAME_ITEMS]
-        del self._to_close[:MAX_FRAME_ITEMS]
+        channels: list[str] = []
         closings = frame.closings
-        for channel_id in channels:
-            self._closings[channel_id].write_closing(closings.add())
+        size = 0
+        for channel_id in self._to_close[:MAX_FRAME_ITEMS]:
+            closing = closings.add()
+            self._closings[channel_id].write_closing(closing)
+            channels.append(channel_id)
+            size += closing.ByteSize()
+            if size >= FRAME_BYTES:
+                break
+        del self._to_close[: len(channels)]
         if channels:
             self._sent_closings.append((self.link.next_frame, channels))
         if not self._to_close and not self._snapshot_complete:

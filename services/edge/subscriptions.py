@@ -72,8 +72,12 @@ class Subscriptions:
             self._unsubscribe(topic_filter)
         self._on_denied(denied)
 
-    def unanswered(self) -> list[tuple[str, int]]:
-        """Return topic filter and QoS of the retained messages that the next connection is to ask for."""
+    def unanswered(self, _sent: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Return topic filter and QoS of the retained messages that the next connection is to ask for; after `clear`.
+
+        Args:
+            _sent: those that were sent and not acknowledged.
+        """
         return []
 
     def clear(self, session: SessionState) -> None:

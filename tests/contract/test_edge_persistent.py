@@ -387,6 +387,47 @@ async def test_a_retained_message_without_its_acknowledgement_is_asked_for_on_th
         assert not w.session.closings[1].inflight.packet_identifiers
 
 
+async def test_of_too_many_retained_messages_without_acknowledgement_the_subscriptions_are_left() -> None:
+    async with world(STANDARD) as w:
+        device = await persistent(w)
+        await device.send(Subscribe(1, [("demo/#", 2), ("other", 0), ("$share/s/demo/#", 1)]))
+        assert await device.receive() == SubAck(1, [2, 0, 1])
+        query = next(each for each in w.router.queries if each.topic_filter == "demo/#")
+        batch = w.router.to_send.deliveries
+        for index in range(3):
+            batch.topics.append(f"demo/{index}/{'x' * 30_000}")
+            batch.target_counts.append(1)
+            batch.target_ids.append(query.query_id)
+            batch.topic_indexes.append(index)
+            batch.payloads.append(b"kept")
+            batch.flags += bytes((1 | 4,))
+        w.router.to_send.answered_query_ids.append(query.query_id)
+        w.router.link.wake()
+        for _ in range(3):
+            assert isinstance(await device.receive(), Publish)
+        device.abort()
+        await until(lambda: w.session.closings)
+        inflight = w.session.closings[0].inflight
+        assert [(each.topic_filter, each.qos) for each in inflight.retained] == [("demo/#", 2)]
+
+
+async def test_retained_messages_that_come_for_a_connection_that_has_ended_are_left_to_the_next_one() -> None:
+    async with world(STANDARD) as w:
+        w.router.acknowledges = False
+        device = await persistent(w)
+        await device.send(Subscribe(1, [("demo/#", 1)]), Publish("demo/x", b"", 2, False, False, 1))
+        assert await device.receive() == SubAck(1, [1])
+        await until(lambda: w.router.published)
+        device.abort()
+        await until(lambda: not interests(w))
+        assert not w.session.closings
+        w.router.to_send.answered_query_ids.append(w.router.queries[0].query_id)
+        w.router.link.wake()
+        await until(lambda: w.session.closings)  # it waits a second for PUBREC
+        inflight = w.session.closings[0].inflight
+        assert [(each.topic_filter, each.qos) for each in inflight.retained] == [("demo/#", 1)]
+
+
 async def test_a_clean_session_leaves_no_identifiers() -> None:
     async with world(STANDARD) as w:
         device = await w.connected(ME)
