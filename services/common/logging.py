@@ -46,6 +46,7 @@ class LineHandler(logging.Handler):
         self._stream = stream
         self._lines: list[str] = []
         self._line = formatter.line
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that writes what waits
         self.setFormatter(formatter)
 
     @override
@@ -69,11 +70,14 @@ class LineHandler(logging.Handler):
 
     def _put(self, line: str) -> None:
         self._lines.append(line)
-        if len(self._lines) == 1:
-            try:
-                asyncio.get_running_loop().call_soon(self.flush)
-            except RuntimeError:  # none runs in this thread
-                self._write()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # none runs in this thread
+            self._write()
+            return
+        if len(self._lines) == 1 or loop is not self._loop:
+            self._loop = loop
+            loop.call_soon(self.flush)
         elif len(self._lines) >= MAX_HELD:
             self._write()
 

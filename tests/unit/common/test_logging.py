@@ -113,6 +113,18 @@ async def test_a_warning_is_written_at_once_and_in_order(stream: Stream) -> None
         assert stream.writes == 1
 
 
+def test_lines_outlive_the_loop_that_was_to_write_them(stream: Stream) -> None:
+    with lines_to(stream) as logger:
+        for number in range(2):
+            loop = asyncio.new_event_loop()
+            loop.call_soon(loop.stop)  # at the end of this turn
+            loop.call_soon(tell, logger, "said", {"n": number})
+            loop.run_forever()
+            loop.close()
+        tell(logger, "said", {"n": 2})
+        assert [line["n"] for line in stream.lines] == [0, 1, 2]
+
+
 @pytest.mark.asyncio
 async def test_lines_that_wait_are_bounded(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     with lines_to(stream) as logger:
