@@ -145,6 +145,9 @@ class Hub:
         self._next_target_id = 1
         self.version = 0
         """Changes whenever the receivers of a topic filter do."""
+        self.on_changed: list[Callable[[], None]] = []
+        """What `sweep` calls after such changes, so that who remembers receivers lets go of those that are gone."""
+        self._swept_version = 0
         self._dirty: list[Receiver] = []
         self._paused: set[Receiver] = set()
         self._seen: dict[str, tuple[set[int], deque[int]]] = {}
@@ -297,6 +300,14 @@ class Hub:
         return False
 
     # --- writes and pauses ---------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Look round, now and then."""
+        self.credentials.sweep()
+        if self._swept_version != self.version:
+            self._swept_version = self.version
+            for each in self.on_changed:
+                each()
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Have something called after a while."""

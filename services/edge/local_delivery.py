@@ -49,7 +49,7 @@ class LocalDelivery:
         self._hub = hub
         self._ask = ask
         self._send = send
-        self._routes = Routes(is_logged=True)
+        self._routes = Routes(hub, is_logged=True)
         self.held_bytes = 0
         """Size of the messages that are held back."""
 

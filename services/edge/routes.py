@@ -129,6 +129,11 @@ class LocalRoute:
             self.receivers = hub.route(self.target_ids, self.topic) if self.target_ids else []
         return self.receivers
 
+    def forget_receivers(self) -> None:
+        """Find them anew when they are needed."""
+        self.version = -1
+        self.receivers = []
+
     def deliver(self, hub: Hub, publication: Publish) -> None:
         """Give a message to them."""
         receivers = self.receivers_in(hub)
@@ -143,10 +148,12 @@ class Routes:
     """Topics that are remembered.
 
     Args:
+        hub: knows the receivers.
         is_logged: whether they are those with a log.
     """
 
-    def __init__(self, *, is_logged: bool) -> None:
+    def __init__(self, hub: Hub, *, is_logged: bool) -> None:
+        hub.on_changed.append(self._let_go)
         self._is_logged = is_logged
         self._routes: dict[tuple[str, str], LocalRoute] = {}
         self._limit = 0
@@ -183,10 +190,16 @@ class Routes:
             if route.state != LONG and route.instance_id == instance_id and matches(topic_filter, route.topic)
         ]
 
+    def _let_go(self) -> None:
+        """Find receivers anew when they are needed: some are gone, and hold what they were to be sent."""
+        for route in self._routes.values():
+            route.forget_receivers()
+
     def _forget(self) -> None:
         busy = {key: route for key, route in self._routes.items() if route.is_busy}
         for route in self._routes.values():
             route.is_forgotten = not route.is_busy
+            route.forget_receivers()
         self._routes = busy
         # Those are as many as messages under way at the most, which are bounded.
         self._limit = 2 * len(busy)

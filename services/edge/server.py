@@ -214,7 +214,7 @@ async def _sweep(hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
             if time.monotonic() - began > SWEEP_TURN_S:
                 await asyncio.sleep(0)  # messages go on meanwhile
                 now, began = loop.time(), time.monotonic()
-        hub.credentials.sweep()
+        hub.sweep()
 
 
 async def _drain(hub: Hub, is_drained: Callable[[], bool], drain_s: float) -> None:

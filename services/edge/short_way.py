@@ -38,7 +38,7 @@ class ShortWay:
         self._hub = hub
         self._ask = ask
         self._send = send
-        self._routes = Routes(is_logged=False)
+        self._routes = Routes(hub, is_logged=False)
         self.held_bytes = 0
         """Size of the messages that wait for an answer."""
         self.delivered = 0

@@ -159,6 +159,20 @@ def test_messages_wait_no_longer_for_a_log_that_takes_nothing(edge: Edge) -> Non
     assert edge.sent[-1][1] == DELIVERED
 
 
+def test_a_route_does_not_keep_a_client_that_is_gone(edge: Edge) -> None:
+    edge.become_local()
+    edge.publish(1)
+    route = edge.rule.route
+    assert [receiver for receiver, _ in route.receivers] == [edge.client]
+    edge.hub.credentials = SimpleNamespace(sweep=lambda: None)  # type: ignore[assignment]  # no more is needed
+    edge.hub.unsubscribe(edge.client, "p/a")
+    edge.hub.sweep()
+    assert route.receivers == []
+    edge.subscribe()
+    edge.publish(1)
+    assert edge.payloads == [b"9", b"10"]
+
+
 def test_a_message_is_sent_with_the_flag_also_when_nobody_here_wants_it(edge: Edge) -> None:
     edge.publish(7)
     edge.acknowledge()
