@@ -24,6 +24,9 @@ _INHERITED_PREFIXES = ("PYTHON", "LC_")
 DRAIN_VARIABLE = "WEIMQ_DRAIN_S"
 DEFAULT_DRAIN_S = 5.0
 
+NATS_GOGC = "200"
+"""Growth of NATS's memory, in percent of what lives, after which its garbage is collected."""
+
 _TRANSPORTS = {"mqtt": "TCP", "mqtts": "TLS", "ws": "WS", "wss": "WSS"}
 """Label of an edge's endpoint -> transport, as in the names of the settings."""
 
@@ -207,7 +210,7 @@ def _nats(data: DataDir, ports: Ports, nats_server: str, nodes: int) -> list[Pro
         Process(
             name=name,
             argv=(nats_server, "-c", str(data.nats_conf)),
-            environ={**inherited(os.environ), **environ},
+            environ={**inherited(os.environ), **_go_runtime(os.environ), **environ},
             health=f"nats://{address}",
             listens=(address, *routes[index : index + 1]),
             stage=NATS_STAGE,
@@ -215,6 +218,17 @@ def _nats(data: DataDir, ports: Ports, nats_server: str, nodes: int) -> list[Pro
         )
         for index, (name, address, environ) in enumerate(zip(names, addresses, environs, strict=True))
     ]
+
+
+def _go_runtime(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return how NATS collects garbage, unless our environment says it.
+
+    Half as often as Go does by itself, which takes a sixth of its CPU time for a message; oftener again when it
+    approaches half of the memory of the machine.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    planned = {"GOGC": NATS_GOGC, "GOMEMLIMIT": str(memory // 2)}
+    return {name: environ.get(name, value) for name, value in planned.items()}
 
 
 def _backends(data: DataDir) -> Process:

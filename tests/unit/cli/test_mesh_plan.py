@@ -42,6 +42,15 @@ def test_every_process_is_planned_once(tmp_path: Path) -> None:
     assert sorted(names) == ["auth", "backends", "edge-0", "edge-1", "edge-2", "nats", "router", "session", "status"]
 
 
+def test_nats_collects_garbage_seldom_but_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nats = next(process for process in plan(tmp_path).processes if process.name == "nats")
+    assert nats.environ["GOGC"] == "200"
+    assert int(nats.environ["GOMEMLIMIT"]) > 64 << 20
+    monkeypatch.setenv("GOGC", "50")
+    nats = next(process for process in plan(tmp_path).processes if process.name == "nats")
+    assert nats.environ["GOGC"] == "50"
+
+
 def test_environment_of_each_service(tmp_path: Path) -> None:
     made, secrets = plan(tmp_path, edges=2), f"{tmp_path}/data/secrets"
     token = {"WEIMQ_CLUSTER_TOKEN_FILE": f"{secrets}/cluster.token"}
