@@ -117,6 +117,11 @@ class Delivery:
     def _others(self, legs: Sequence[Leg], source: Source, *, is_delivered: bool) -> Sequence[Leg]:
         return [leg for leg in legs if self._edges[leg.slot] is not source] if is_delivered else legs
 
+    def is_delivered_to_all(self, source: Source, route: Route) -> bool:
+        """Say whether nobody is left to get a message of QoS 1 that its edge has delivered to its own subscribers."""
+        legs = route.acknowledged_legs
+        return route.is_plain and (not legs or (len(legs) == 1 and self._edges[legs[0].slot] is source))
+
     def _deliver_to_shards(
         self, source: Source, route: Route, payload: bytes, qos: int, receipt: Receipt, log: str, log_sequence: int
     ) -> None:

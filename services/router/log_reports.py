@@ -76,6 +76,9 @@ class LogReports:
             route = self._shards.kept_route(instance_id, topic, edges)
         else:
             route = self._routing.route(publication.instance_id, publication.topic, is_p2p=publication.is_p2p)
+        if publication.is_delivered and self._delivery.is_delivered_to_all(publication.source, route):
+            publication.source.acknowledge(publication.sequence)
+            return
         if publication.shown_topic:
             route = route.shown_as(publication.shown_topic)
         self._delivery.deliver(

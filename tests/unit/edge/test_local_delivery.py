@@ -61,6 +61,18 @@ class Edge:
             if flags != TAKEN:
                 self._send(self.client, self.rule, packet, True, flags)
 
+    def publish_run(self, count: int, qos: int = 1) -> None:
+        numbers = range(self.number + 1, self.number + count + 1)
+        self.number += count
+        packets = [Publish("p/a", b"%d" % n, qos, False, False, n if qos else 0) for n in numbers]
+        frames = b"".join(map(encode, packets))
+        run = PublishRun("p/a", frames, count, len(b"%d" % self.number), list(numbers) if qos else None)
+        is_delivered = self.local.take_run(self.rule, run)
+        for packet in packets:
+            flags = DELIVERED if is_delivered else self.local.take(self.client, self.rule, packet, True)
+            if flags != TAKEN:
+                self._send(self.client, self.rule, packet, True, flags)
+
     def acknowledge(self) -> None:
         """Let the router acknowledge all that it got."""
         entries, self.unacknowledged = self.unacknowledged, []
@@ -357,6 +369,21 @@ def test_busy_topics_are_remembered_beyond_the_bound(edge: Edge, monkeypatch: py
     flood()
     edge.publish(1)
     assert edge.sent[-1] == (b"9", 0)  # it was forgotten
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_runs_are_delivered_together_and_sent_one_by_one(edge: Edge, qos: int) -> None:
+    target = edge.subscribe()
+    edge.publish_run(9, qos)
+    edge.acknowledge()
+    assert edge.asked == ["p/a"]
+    edge.answer(target)
+    edge.publish(1, qos)
+    edge.publish_run(5, qos)
+    assert edge.payloads == _numbers(8, 15)
+    assert {granted for *_, granted in edge.client.received} == {qos}
+    assert edge.sent == _sent(1, 7) + _sent(8, 15, DELIVERED)
+    assert len(edge.unacknowledged) == (8 if qos else 0)
 
 
 def test_a_long_topic_is_left_to_the_router(edge: Edge) -> None:
