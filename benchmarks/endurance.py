@@ -1,8 +1,10 @@
 """More than goes through, and for longer: `overload` (twice the peak) and `soak` (70 % of it, for half an hour).
 
-Overload: the peak of QoS 1 is found; then as much again is offered at QoS 0 beside it, and QoS 1 alone at twice its
-peak. Goodput is what is delivered, as a share of the peak. Soak: memory of every process must be flat while messages
-flow and clients come and go. Run `python -m benchmarks.endurance --help`; see README.md.
+Overload: the peak of QoS 1 is found; then twice as many publishers send at QoS 1, and the first ones beside as many
+that send QoS 0: at the rate of the peak, and as fast as TCP takes it. Goodput is what is delivered, as a share of the
+peak; QoS 1 must keep its part of it. QoS 1 is offered by publishers with windows: at a rate beyond what goes through,
+mqload turns without a rest, and what is measured is how much of the machine it takes. Soak: memory of every process
+must be flat while messages flow and clients come and go. Run `python -m benchmarks.endurance --help`; see README.md.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from benchmarks.rows import LOGGED_TOPIC, PAIRS
 
 LEAST_GOODPUT = 0.9
 """Of the peak, under overload."""
+LEAST_SHARE = 0.5
+"""Of its peak, for QoS 1 beside as much of QoS 0."""
 GROWTH_KIB_PER_HOUR = 8 * 1024
 """What a process may grow in the second half of a soak: fragmentation, not a leak of a message or a connection."""
 
@@ -113,37 +117,46 @@ class Load:
 def overload(console: Console, broker: Broker, options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     """Measure the peak, then offer twice as much; returns the figures, and whether they are good."""
     load = Load(broker, FREE_TOPIC)
-    peak = statistics.median(load.run(1, options.seconds)["delivered_per_s"] for _ in range(3))
-    console.print(f"peak: {peak:,.0f}/s at QoS 1")
+
+    def beside(qos: int, *more: str) -> list[dict[str, Any]]:
+        """Return the results of QoS 1 and of others beside it."""
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(load.run, 1, options.seconds)
+            other = pool.submit(load.run, qos, options.seconds, *more, base=1000, is_strict=qos > 0)
+            return [first.result(), other.result()]
+
+    peaks = [load.run(1, options.seconds)["delivered_per_s"] for _ in range(3)]
+    rate = ("--rate", str(int(statistics.median(peaks))))
     with watched(broker, 0.2) as memory:
         before = broker.rss_kib()
-        alone = load.run(1, options.seconds, "--rate", str(int(2 * peak)))
-        with ThreadPoolExecutor(2) as pool:
-            rate = ("--rate", str(int(peak)))
-            acknowledged = pool.submit(load.run, 1, options.seconds, *rate)
-            at_most_once = pool.submit(load.run, 0, options.seconds, *rate, base=1000, is_strict=False)
-            mixed = {1: acknowledged.result(), 0: at_most_once.result()}
+        runs = {
+            "as many at QoS 1": beside(1),
+            "QoS 0 at the rate of the peak": beside(0, *rate),
+            "QoS 0 without bound": beside(0, "--credit", "0"),
+        }
+    peaks.append(load.run(1, options.seconds)["delivered_per_s"])  # the machine may have become slower
+    peak = statistics.median(peaks)
     after = memory.peak()
-    together = sum(each["delivered_per_s"] for each in mixed.values())
-    figures = {
-        "peak_per_s": peak,
-        "qos1_twice_the_peak_per_s": alone["delivered_per_s"],
-        "mixed_qos1_per_s": mixed[1]["delivered_per_s"],
-        "mixed_qos0_per_s": mixed[0]["delivered_per_s"],
-        "mixed_qos0_lost": mixed[0].get("lost", 0),
-        "mixed_qos1_lost": mixed[1].get("lost", 0),
-        "rss_before_kib": before,
-        "rss_peak_kib": after,
-    }
-    table = Table("offered", "delivered/s", "of the peak", title="Overload")
-    table.add_row("QoS 1, twice the peak", f"{alone['delivered_per_s']:,.0f}", f"{alone['delivered_per_s'] / peak:.0%}")
-    table.add_row("QoS 1, the peak, beside", f"{mixed[1]['delivered_per_s']:,.0f}", "")
-    table.add_row("QoS 0, the peak", f"{mixed[0]['delivered_per_s']:,.0f}", "")
-    table.add_row("both", f"{together:,.0f}", f"{together / peak:.0%}")
+    figures: dict[str, Any] = {"peak_per_s": peak, "rss_before_kib": before, "rss_peak_kib": after}
+    table = Table("beside QoS 1", "QoS 1/s", "of its peak", "PUBACK p50 / p99 ms", "others/s", "both", title="Overload")
+    for name, (first, other) in runs.items():
+        own, others = first["delivered_per_s"], other["delivered_per_s"]
+        puback = [first["ack_latency"][each] / 1000 for each in ("p50_us", "p99_us")]
+        figures[name] = {"qos1_per_s": own, "others_per_s": others, "puback_ms": puback, "lost": other.get("lost", 0)}
+        table.add_row(
+            name,
+            f"{own:,.0f}",
+            f"{own / peak:.0%}",
+            f"{puback[0]:.1f} / {puback[1]:.1f}",
+            f"{others:,.0f}",
+            f"{(own + others) / peak:.0%}",
+        )
+    console.print(f"peak: {peak:,.0f}/s at QoS 1")
     console.print(table)
     console.print("RSS, MiB: " + ", ".join(f"{n} {before[n] >> 10} -> {after[n] >> 10}" for n in before))
-    is_good = min(alone["delivered_per_s"], together) >= LEAST_GOODPUT * peak
-    return figures, is_good
+    both = [sum(each["delivered_per_s"] for each in run) for run in runs.values()]
+    share = runs["QoS 0 at the rate of the peak"][0]["delivered_per_s"]
+    return figures, min(both) >= LEAST_GOODPUT * peak and share >= LEAST_SHARE * peak
 
 
 def soak(console: Console, broker: Broker, options: argparse.Namespace) -> tuple[dict[str, Any], bool]:

@@ -14,11 +14,12 @@ OVERHEAD_BYTES = 64
 MAX_UTF8_BYTES = 4
 """What a character takes at the most."""
 
+QOS = 3
 RETAIN = 4
 REPEATED = 8
 CLEAN_SESSION = 16
 RUN = 32
-"""Bits of `PublishBatch.flags` besides the QoS."""
+"""Bits of `PublishBatch.flags`."""
 
 
 class Unacknowledged:
@@ -63,6 +64,8 @@ class Columns:
         "bytes",
         "flags",
         "instance_index",
+        "is_awaited",
+        "is_first",
         "payloads",
         "publisher_index",
         "publisher_indexes",
@@ -93,6 +96,10 @@ class Columns:
         self.run_counts: list[int] = []
         self.run_payload_bytes: list[int] = []
         self.questions: list[LocalRoute] = []
+        self.is_awaited = False
+        """Whether somebody waits for the confirmation of the frame with it."""
+        self.is_first = False
+        """Whether it has messages that go before those of QoS 0."""
 
     @property
     def is_empty(self) -> bool:

@@ -113,7 +113,13 @@ class Connection(Entrance):
                 self._on_seldom(event)
             if self._closed:
                 return
-        if self._is_peer_slow or self._hub.router.is_congested or self._machine.wants_pause or self._waits_for_answers:
+        if (
+            self._is_peer_slow
+            or self._hub.router.is_congested
+            or self._machine.wants_pause
+            or self._waits_for_answers
+            or self._rooms_awaited
+        ):
             self._pause()
         if self._machine.has_output:
             self._mark_dirty()

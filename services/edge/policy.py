@@ -115,7 +115,7 @@ class Coverage:
 class TopicRule:
     """Verdict on a topic name that may be published to. One object for a grant and topic."""
 
-    __slots__ = ("flags", "instance_id", "is_ordered", "route", "router_index", "topic")
+    __slots__ = ("flags", "instance_id", "is_ordered", "last_qos0", "route", "router_index", "topic")
 
     def __init__(self, instance_id: str, topic: str, flags: int, *, is_ordered: bool = False) -> None:
         self.instance_id = instance_id
@@ -123,7 +123,9 @@ class TopicRule:
         self.flags = flags
         """`FLAG_LOGGED`, `FLAG_P2P` and `FLAG_RECEIVER_GROUP`."""
         self.is_ordered = is_ordered
-        """Whether its log keeps the order of all topics below its parent topic."""
+        """Whether its log keeps the order of all topics below its parent topic, whatever the QoS of messages."""
+        self.last_qos0 = 0
+        """Batch of QoS 0 that messages of QoS 1 and 2 must not overtake; see `lanes`."""
         self.router_index = -1
         """Of the router that the topic belongs to, once a group of routers has looked."""
         self.route: Any = None

@@ -123,6 +123,14 @@ class Client:
         """Read no more until all that the client published is taken over: a log that it publishes to is full."""
         raise NotImplementedError
 
+    def wait_for_room(self) -> None:
+        """Read no more until `have_room` was called as often: too many messages of QoS 0 wait for a router."""
+        raise NotImplementedError
+
+    def have_room(self) -> None:
+        """Go on after `wait_for_room`."""
+        raise NotImplementedError
+
     def evict(self) -> None:
         """Close the connection: the session service wants it."""
         raise NotImplementedError
@@ -251,7 +259,7 @@ class Router(Protocol):
 
     @property
     def is_congested(self) -> bool:
-        """Whether publishers must pause; `Hub.resume_publishers` is called when it is over."""
+        """Whether all publishers must pause; `Hub.resume_publishers` is called when it is over."""
 
     def add_target(self, target: Interest) -> None:
         """Have what the target stands for delivered to it."""

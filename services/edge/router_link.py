@@ -1,6 +1,6 @@
 """The edge's end of the link with the router: interests and publications up, deliveries down.
 
-Publications gather in columns (see `weimq.router.v1.PublishBatch`) while a frame is being sent. Those of QoS 1 and 2
+Publications gather in columns (see `lanes`) while a frame is being sent. Those of QoS 1 and 2
 stay in `_unacknowledged` until the router says that they are safe, and are sent again when it restarts. Hot path.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from grpc import aio
 
@@ -22,32 +22,26 @@ from services.edge.columns import (
     CLEAN_SESSION,
     MAX_UTF8_BYTES,
     OVERHEAD_BYTES,
+    QOS,
     REPEATED,
     RETAIN,
-    Columns,
     Entry,
     Unacknowledged,
 )
+from services.edge.flow import Flow
 from services.edge.hub import Hub
+from services.edge.lanes import FRAME_BYTES, Lanes
 from services.edge.local_delivery import TAKEN, LocalDelivery
 from services.edge.mqtt.outbound import OutboundMessage
 from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client, Interest
+from services.edge.pulse import Pulse
 from services.edge.receipts import Outcome
 from services.edge.returns import Returns, write_target
 from services.edge.routes import DELIVERED, LocalRoute
 from services.edge.short_way import ShortWay
 from weimq.router.v1 import router_pb2, router_pb2_grpc
-
-FRAME_BYTES = 1 << 20
-"""Payload after which a batch is full; the next message begins another."""
-FRAME_MESSAGES = 4096
-"""Messages after which a batch is full."""
-HIGH_WATER_BYTES = 8 << 20
-"""Gathered payload above which publishers pause: they are slowed by TCP, nothing is dropped."""
-LOW_WATER_BYTES = 2 << 20
-"""Gathered payload below which they go on."""
 
 
 class RouterLink:
@@ -96,15 +90,14 @@ class RouterLink:
         self._arrivals = Arrivals(hub, self._report)
         self._short = ShortWay(hub, self._ask, self._send)
         self._local = LocalDelivery(hub, self._ask, self._send)
-        self._columns = Columns()
-        self._full: deque[Columns] = deque()
-        self._gathered_bytes = 0
+        self._lanes = Lanes()
+        self._pulse = Pulse()
+        self._flow = Flow(hub, self._lanes, self._short, self._local)
         self._sequences = sequences
         self._unacknowledged: dict[int, Unacknowledged] = {}
         self._full_logs: set[tuple[str, str]] = set()  # instance and parent topic
         self._snapshot_complete = False
         self._goodbye = False
-        self.is_congested = False
         self.link: Link[router_pb2.LinkRequest, router_pb2.LinkResponse] = Link(
             build=self._build, bare=router_pb2.LinkRequest, take=self._take, confirmed=self._on_confirmed
         )
@@ -122,6 +115,11 @@ class RouterLink:
         )
 
     # --- the port ------------------------------------------------------------------------------
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether all publishers must pause; see `ports.Router`."""
+        return self._flow.is_congested
 
     def add_target(self, target: Interest) -> None:
         """Register an interest; see `ports.Router`."""
@@ -166,17 +164,18 @@ class RouterLink:
             flags = self._local.take(client, rule, publication, clean_session)
         if flags != TAKEN:
             self._send(client, rule, publication, clean_session, flags)
-        elif self._waiting_bytes > HIGH_WATER_BYTES:
-            self.is_congested = True
+        else:
+            self._flow.took(client, publication.qos)
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take messages over; see `ports.Router`."""
         if not rule.flags and self._short.take_run(client, rule, run, clean_session):
-            self.is_congested |= self._waiting_bytes > HIGH_WATER_BYTES
+            self._flow.took(client, 0 if run.identifiers is None else 1)
         elif not rule.flags and run.identifiers is None:
             flags = CLEAN_SESSION if clean_session else 0
             self._gather(rule, client.client_id, next(self._sequences), run.frames, flags, run)
             self._short.sent(rule, run.count)
+            self._flow.took(client, 0)
         elif rule.flags == FLAG_LOGGED and self._local.take_run(rule, run):
             for publication in run.publications():
                 self._send(client, rule, publication, clean_session, DELIVERED)
@@ -193,6 +192,7 @@ class RouterLink:
             if self._full_logs and (rule.instance_id, rule.log) in self._full_logs:
                 client.wait_for_answers()
         self._gather(rule, client.client_id, sequence, publication.payload, flags, None)
+        self._flow.took(client, qos)
 
     def say_goodbye(self) -> None:
         """Tell the router that this edge ends for good, after all that is to be sent."""
@@ -203,8 +203,8 @@ class RouterLink:
     def is_idle(self) -> bool:
         """Whether everything was sent, confirmed and acknowledged."""
         return not (
-            self._waiting_bytes
-            or not self._columns.is_empty
+            not self._lanes.is_empty
+            or self._flow.held_bytes
             or self._unacknowledged
             or self._removed
             or not self._returns.is_empty
@@ -212,30 +212,13 @@ class RouterLink:
             or self.link.has_unconfirmed
         )
 
-    @property
-    def _waiting_bytes(self) -> int:
-        """Size of the messages that are gathered or held back."""
-        return self._gathered_bytes + self._short.held_bytes + self._local.held_bytes
-
     # --- up ------------------------------------------------------------------------------------
 
     def _gather(
         self, rule: TopicRule, client_id: str, sequence: int, payload: bytes, flags: int, run: PublishRun | None
     ) -> None:
-        columns = self._columns
-        if not columns.sequences:
+        if self._lanes.add(rule, client_id, sequence, payload, flags, run):
             self.link.wake()
-        before = columns.bytes
-        if run is None:
-            columns.add(rule, client_id, sequence, payload, flags)
-        else:
-            columns.add_run(rule, client_id, sequence, run, flags)
-        self._gathered_bytes += columns.bytes - before
-        if columns.bytes >= FRAME_BYTES or len(columns.sequences) >= FRAME_MESSAGES:
-            self._full.append(columns)
-            self._columns = Columns()
-            if self._gathered_bytes > HIGH_WATER_BYTES:
-                self.is_congested = True
 
     def _build(self) -> router_pb2.LinkRequest | None:
         if self._returns.has_unsent and self._snapshot_complete:
@@ -243,40 +226,37 @@ class RouterLink:
         if self._reports and self._snapshot_complete:
             reports, self._reports = self._reports, {}
             return router_pb2.LinkRequest(receipt_ids=list(reports), receipt_outcomes=list(reports.values()))
-        columns = self._full[0] if self._full else self._columns
         has_changes = bool(self._added or self._removed or self._queries or self._notices)
-        if columns.is_empty and not has_changes and self._snapshot_complete:
-            if not self._goodbye:
-                return None
-            self._goodbye = False
-            return router_pb2.LinkRequest(goodbye=True)
         frame = router_pb2.LinkRequest()
         if has_changes and not self._add_changes(frame):
             return frame  # full, and what follows must not overtake the interests that are left
+        self._pulse.look(self._unacknowledged)
+        self._lanes.window.is_late = self._pulse.is_late
+        columns = self._lanes.take(self.link.next_frame)
+        if columns is None and not has_changes and self._snapshot_complete:
+            if not self._goodbye or not self._lanes.is_empty:
+                return None
+            self._goodbye = False
+            frame.goodbye = True
+            return frame
         if not self._snapshot_complete:
             self._snapshot_complete = frame.snapshot_complete = True
-        if not columns.is_empty:
+        if columns is not None:
             for route in columns.questions:
                 frame.route_questions.add(instance_id=route.instance_id, topic=route.topic, is_logged=route.is_logged)
+            if columns.is_awaited:
+                frame.is_awaited = True
+            if columns.is_first:
+                self._pulse.sent(columns, self._unacknowledged)
             if columns.sequences:
                 self.link.gather(len(columns.sequences))
                 columns.write_to(frame.publishes)
-            self._gathered_bytes -= columns.bytes
-            if self._full:
-                self._full.popleft()
-            else:
-                self._columns = Columns()
-            self._relieve()
+            self._flow.relieve()
         return frame
 
     def _ask(self, route: LocalRoute) -> None:
-        self._columns.questions.append(route)
+        self._lanes.ask(route)
         self.link.wake()
-
-    def _relieve(self) -> None:
-        if self.is_congested and self._waiting_bytes < LOW_WATER_BYTES:
-            self.is_congested = False
-            self._hub.resume_publishers()
 
     def _add_changes(self, frame: router_pb2.LinkRequest) -> bool:
         """Add changes of interests up to the size of a frame; return whether all are in it."""
@@ -304,6 +284,8 @@ class RouterLink:
         return True
 
     def _on_confirmed(self, through: int) -> None:
+        self._lanes.window.confirmed(through)
+        self._flow.relieve()
         self._returns.confirm(through)
         while self._waiting and self._waiting[0][0] <= through:
             _, notices = self._waiting.popleft()
@@ -348,49 +330,50 @@ class RouterLink:
             Entry(sequence, entry.rule, entry.client_id, entry.payload, entry.flags | REPEATED, None)
             for sequence, entry in self._unacknowledged.items()
         ]
-        for columns in (*self._full, self._columns):
-            again += [entry for entry in columns.entries() if entry.sequence not in self._unacknowledged]
-        self._full.clear()
-        self._columns = Columns()
-        self._gathered_bytes = 0
+        again += [entry for entry in self._lanes.clear() if entry.sequence not in self._unacknowledged]
         for each in sorted(again, key=operator.attrgetter("sequence")):
             self._gather(each.rule, each.client_id, each.sequence, each.payload, each.flags, each.run)
         self._short.start_anew()
         self._local.start_anew()
+        self._flow.relieve()
 
     # --- down ----------------------------------------------------------------------------------
 
     def _take(self, frame: router_pb2.LinkResponse) -> None:
-        is_awaited = False
         for revoked in frame.revoked_routes:
-            is_awaited = True
             self._short.revoke(revoked.instance_id, revoked.topic)
         if frame.acknowledged_sequences:
-            self.link.gather(len(frame.acknowledged_sequences))
-            unacknowledged = self._unacknowledged
-            for sequence in frame.acknowledged_sequences:
-                entry = unacknowledged.pop(sequence, None)
-                if entry is not None:
-                    entry.client.on_published(entry.packet_identifier, entry.flags & 3)
-                    if entry.route is not None:
-                        entry.route.under_way -= 1
-                        self._local.settle(entry.route)
+            self._acknowledge(frame.acknowledged_sequences)
         if frame.HasField("deliveries"):
-            flags = frame.deliveries.flags
-            self.link.gather(len(flags))
-            is_awaited = is_awaited or flags.count(0) < len(flags)  # publishers of QoS 1 and 2 wait
+            self.link.gather(len(frame.deliveries.flags))
             self._arrivals.deliver(frame.deliveries)
         if frame.route_answers:
             for answer in frame.route_answers:
                 (self._local if answer.is_logged else self._short).answer(answer)
-            self._relieve()
+            self._flow.relieve()
         for query_id in frame.answered_query_ids:
             if self._unanswered.pop(query_id, None) is not None:
                 self._hub.end_query(query_id)
         for state in frame.log_states:
             log = (state.instance_id, state.parent_topic)
             (self._full_logs.add if state.is_full else self._full_logs.discard)(log)
-        self.link.confirm(frame.frame, lazily=not is_awaited)
+        if frame.HasField("holds_qos0"):
+            self._lanes.window.is_held = frame.holds_qos0
+            self.link.wake()
+        self.link.confirm(frame.frame, lazily=not frame.is_awaited)
+
+    def _acknowledge(self, sequences: Sequence[int]) -> None:
+        self.link.gather(len(sequences))
+        unacknowledged = self._unacknowledged
+        for sequence in sequences:
+            entry = unacknowledged.pop(sequence, None)
+            if entry is not None:
+                entry.client.on_published(entry.packet_identifier, entry.flags & QOS)
+                if entry.route is not None:
+                    entry.route.under_way -= 1
+                    self._local.settle(entry.route)
+        if self._pulse.is_late:
+            self.link.wake()
 
     def _report(self, receipt_id: int, outcome: Outcome) -> None:
         self._reports[receipt_id] = outcome

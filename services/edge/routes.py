@@ -64,6 +64,7 @@ class LocalRoute:
         "is_logged",
         "is_stale",
         "is_stuck",
+        "last_qos0",
         "receivers",
         "state",
         "target_ids",
@@ -91,6 +92,8 @@ class LocalRoute:
         self.held: list[Held] = []
         self.under_way = 0
         """Messages of QoS 1 and 2 that the router is to deliver here and has not acknowledged; with a log only."""
+        self.last_qos0 = 0
+        """Batch of the messages of QoS 0 that were sent last; see `lanes`."""
         self.target_ids: list[int] = []
         self.added_ids: list[int] = []
         """Targets that were added since the question."""
@@ -157,6 +160,7 @@ class Routes:
         self._is_logged = is_logged
         self._routes: dict[tuple[str, str], LocalRoute] = {}
         self._limit = 0
+        self._last_qos0 = 0  # of those that were forgotten
 
     def of(self, rule: TopicRule) -> LocalRoute | None:
         """Return the route of a topic, and let its rule know it; None: the topic is too long."""
@@ -168,6 +172,7 @@ class Routes:
             if len(self._routes) >= MAX_ROUTES and len(self._routes) >= self._limit:
                 self._forget()
             route = self._routes[key] = LocalRoute(rule.instance_id, rule.topic, is_logged=self._is_logged)
+            route.last_qos0 = self._last_qos0
         rule.route = route
         return route
 
@@ -200,6 +205,7 @@ class Routes:
         for route in self._routes.values():
             route.is_forgotten = not route.is_busy
             route.forget_receivers()
+            self._last_qos0 = max(self._last_qos0, route.last_qos0)
         self._routes = busy
         # Those are as many as messages under way at the most, which are bounded.
         self._limit = 2 * len(busy)

@@ -53,6 +53,7 @@ class Wire(SharingClient):
         self._is_paused = False
         self._is_peer_slow = False
         self._waits_for_answers = False
+        self._rooms_awaited = 0
         self._is_stopping = False
         self._held: asyncio.TimerHandle | None = None
         self._closed = False
@@ -251,6 +252,8 @@ class Wire(SharingClient):
             return
         if self._is_peer_slow or self._machine.wants_pause or self._machine.state is State.CONNECTING:
             return
+        if self._rooms_awaited:
+            return
         if self._waits_for_answers:
             if self._machine.outstanding_received:
                 return
@@ -273,6 +276,17 @@ class Wire(SharingClient):
     def wait_for_answers(self) -> None:
         """Read no more until all publications are answered; see `ports.Client`."""
         self._waits_for_answers = True
+
+    @override
+    def wait_for_room(self) -> None:
+        """Read no more for now; see `ports.Client`."""
+        self._rooms_awaited += 1
+
+    @override
+    def have_room(self) -> None:
+        """Go on; see `ports.Client`."""
+        self._rooms_awaited -= 1
+        self.resume()
 
     def _answered(self) -> None:
         if self._is_paused:

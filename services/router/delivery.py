@@ -8,6 +8,8 @@ from services.router.domain.columns import KEPT_P2P, Run
 from services.router.domain.outbox import Receipt
 from services.router.domain.routing import Leg, Route
 from services.router.edge_link import EdgeLink
+from services.router.flooding import HIGH_BYTES as FLOOD_BYTES
+from services.router.flooding import Flooding
 from services.router.kept import Kept
 from services.router.ports import Source
 from services.router.pressure import Pressure
@@ -24,6 +26,7 @@ class Delivery:
         retained: the retained messages.
         shares: the shared subscriptions.
         pressure: is told when too much is pending for an edge.
+        flooding: is told when too much of QoS 0 waits for an edge.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Delivery:
         retained: Retained,
         shares: Shares,
         pressure: Pressure,
+        flooding: Flooding,
     ) -> None:
         self._edges = edges
         self._kept = kept
         self._retained = retained
         self._shares = shares
         self._pressure = pressure
+        self._flooding = flooding
         self._high_bytes = pressure.high_bytes
 
     def deliver(
@@ -84,8 +89,7 @@ class Delivery:
             edge.deliver(leg, payload, qos, origin, sequence, receipt)
             if source.wants_receipts:
                 edge.want_receipt(sequence)
-            if edge.pending_bytes > self._high_bytes:
-                self._pressure.hold_for_edge(source, edge)
+            self._measure(source, edge)
         if not route.is_plain:
             if receipt is not None:
                 log = self._kept.log(route.instance_id) if in_kept else route.log
@@ -108,8 +112,7 @@ class Delivery:
             edge = self._edges[leg.slot]
             assert edge is not None  # noqa: S101 - for the type checker, as above
             edge.deliver_run(leg, run)
-            if edge.pending_bytes > self._high_bytes:
-                self._pressure.hold_for_edge(source, edge)
+            self._measure(source, edge)
         if route.shares:
             for payload in run.payloads():
                 self._shares.deliver(source, route, payload, 0, None)
@@ -121,6 +124,12 @@ class Delivery:
         """Say whether nobody is left to get a message of QoS 1 that its edge has delivered to its own subscribers."""
         legs = route.acknowledged_legs
         return route.is_plain and (not legs or (len(legs) == 1 and self._edges[legs[0].slot] is source))
+
+    def _measure(self, source: Source, edge: EdgeLink) -> None:
+        if edge.qos0_bytes > FLOOD_BYTES:
+            self._flooding.slow(source, edge)
+        if edge.pending_bytes > self._high_bytes:
+            self._pressure.hold_for_edge(source, edge)
 
     def _deliver_to_shards(
         self, source: Source, route: Route, payload: bytes, qos: int, receipt: Receipt, log: str, log_sequence: int

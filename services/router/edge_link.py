@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from services.common.errors import DomainError
 from services.common.link import Link
+from services.common.qos0_window import Qos0Window
+from services.router.delivery_batch import fill
 from services.router.domain.columns import RUN, Run
 from services.router.domain.outbox import Batch, Outbox, Receipt, SharedDelivery
 from services.router.domain.routing import Leg
@@ -96,14 +98,15 @@ class EdgeLink:
         self.is_shard = shard_index >= 0
         self._on_taken = take
         self._on_confirmed = confirmed
-        self._outbox = Outbox()
+        self._qos0 = Qos0Window()
+        self._outbox = Outbox(self._qos0)
         self._owed: deque[_Owed] = deque()
         self._again: deque[_Owed] = deque()  # frames of an earlier numbering, to be sent first
         self._owed_bytes = 0
         self._acknowledged: list[int] = []
         self._log_states: dict[tuple[str, str], bool] = {}
-        self._revoked: list[router_pb2.RouteQuestion] = []
-        self._revocations: list[Receipt] = []
+        self._revoked: list[tuple[router_pb2.RouteQuestion, Receipt]] = []
+        self._holds_qos0 = False  # what the edge was told
         self.targets: dict[int, Kept] = {}
         """Interests by target id."""
         self.snapshot: set[int] | None = set()
@@ -123,6 +126,10 @@ class EdgeLink:
         """How many of its frames wait until routes of other edges are revoked; none is confirmed meanwhile."""
         self.is_congested = False
         """Whether more is pending for it than the high mark."""
+        self.is_flooded = False
+        """Whether more of QoS 0 is pending for it than the high mark."""
+        self.is_slowed = False
+        """Whether it is to send no messages of QoS 0 for now."""
         self.stream: Stream | None = None
         self.broken_s = 0.0
         """Seconds without a stream."""
@@ -143,6 +150,11 @@ class EdgeLink:
     def delivery_bytes(self) -> int:
         """Deliveries gathered and not confirmed."""
         return self._outbox.size + self._owed_bytes
+
+    @property
+    def qos0_bytes(self) -> int:
+        """Deliveries of QoS 0 gathered."""
+        return self._outbox.qos0_size
 
     @property
     def owes(self) -> bool:
@@ -218,14 +230,18 @@ class EdgeLink:
         self.link.wake()
 
     def answer_route(self, answer: router_pb2.RouteAnswer) -> None:
-        """Answer a question of the edge, after what was delivered before."""
-        self._outbox.answer_route(answer)
+        """Answer a question of the edge: a yes after what was delivered before."""
+        self._outbox.answer_route(answer, is_last=answer.is_local)
         self.link.wake()
 
     def revoke_route(self, route: router_pb2.RouteQuestion, receipt: Receipt) -> None:
         """Take back that the edge may serve a topic, ahead of all that waits; settles `receipt` when it knows."""
-        self._revoked.append(route)
-        self._revocations.append(receipt)
+        self._revoked.append((route, receipt))
+        self.link.wake()
+
+    def slow(self, *, is_slowed: bool) -> None:
+        """Have the edge send no more messages of QoS 0, or go on."""
+        self.is_slowed = is_slowed
         self.link.wake()
 
     def resume(self, received_through: int) -> None:
@@ -239,6 +255,8 @@ class EdgeLink:
         # What was sent and not confirmed stays owed: target ids are not reused while deliveries are on their way.
         self._again.extendleft(reversed(self._owed))
         self._owed.clear()
+        self._qos0.reset()
+        self._holds_qos0 = False
         self._log_states.clear()
         self._acknowledged.clear()  # the edge sends again what it has no acknowledgement of
         self._forget_queries()  # it asks again
@@ -281,11 +299,11 @@ class EdgeLink:
             Messages of shared subscriptions among it, whose receipts are not settled.
         """
         owed = [*self._again, *self._owed]
-        receipts = [receipt for each in owed for receipt in each.receipts] + self._revocations
+        receipts = [receipt for each in owed for receipt in each.receipts]
+        receipts += [receipt for _, receipt in self._revoked]
         self._revoked.clear()
-        self._revocations = []
         shared = [delivery for each in owed for delivery in each.shared]
-        while (batch := self._outbox.take()) is not None:
+        while (batch := self._outbox.take() or self._outbox.take_qos0()) is not None:
             receipts.extend(batch.receipts)
             shared.extend(batch.shared)
         self._again.clear()
@@ -300,21 +318,18 @@ class EdgeLink:
 
     def _build(self) -> router_pb2.LinkResponse | None:
         if self._again:
-            owed = self._again.popleft()
-            owed.frame = self.link.next_frame
-            del owed.response.acknowledged_sequences[:]
-            del owed.response.answered_query_ids[:]
-            del owed.response.log_states[:]
-            del owed.response.route_answers[:]
-            del owed.response.revoked_routes[:]
-            self._owed.append(owed)
-            return owed.response
-        batch = self._outbox.take()
+            return self._build_again()
+        outbox = self._outbox
+        has_turn = outbox.has_qos0 and self._qos0.has_turn(outbox.has_first)
+        batch = outbox.take_qos0() if has_turn else outbox.take()
         if batch is None and self._revoked:
             batch = Batch(0)
-        if batch is None and not self._acknowledged and not self._log_states:
+        is_told = self._holds_qos0 == self.is_slowed
+        if batch is None and is_told and not self._acknowledged and not self._log_states:
             return None
         response = router_pb2.LinkResponse()
+        if not is_told:
+            response.holds_qos0 = self._holds_qos0 = self.is_slowed
         if self._log_states:
             for (instance_id, parent_topic), is_full in self._log_states.items():
                 response.log_states.add(instance_id=instance_id, parent_topic=parent_topic, is_full=is_full)
@@ -324,26 +339,48 @@ class EdgeLink:
             response.acknowledged_sequences.extend(self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS])
             del self._acknowledged[:MAX_FRAME_ACKNOWLEDGEMENTS]
         if batch is not None:
-            response.answered_query_ids.extend(batch.answered)
-            response.route_answers.extend(batch.routes)
-            if self._revoked:
-                response.revoked_routes.extend(self._revoked)
-                batch.receipts.extend(self._revocations)
-                self._revoked.clear()
-                self._revocations = []
-            self.delivered += len(batch.payloads) - len(batch.runs) + sum(run.count for run in batch.runs)
-            if batch.payloads:
-                self.link.gather(len(batch.payloads))
-                _fill(response.deliveries, batch)
-            if not self._owed:
-                self.silent_s = 0.0
-            self._owed.append(_Owed(self.link.next_frame, response, batch))
-            self._owed_bytes += batch.size
+            self._add(batch, response)
         return response
+
+    def _build_again(self) -> router_pb2.LinkResponse:
+        owed = self._again.popleft()
+        owed.frame = self.link.next_frame
+        del owed.response.acknowledged_sequences[:]
+        del owed.response.answered_query_ids[:]
+        del owed.response.log_states[:]
+        del owed.response.route_answers[:]
+        del owed.response.revoked_routes[:]
+        owed.response.ClearField("holds_qos0")
+        self._owed.append(owed)
+        return owed.response
+
+    def _add(self, batch: Batch, response: router_pb2.LinkResponse) -> None:
+        response.answered_query_ids.extend(batch.answered)
+        response.route_answers.extend(batch.routes)
+        # Publishers wait for those with receipts, and what follows in answers to queries for every confirmation.
+        is_awaited = bool(batch.receipts or batch.shared or self._revoked or self.queries)
+        for route, receipt in self._revoked:
+            response.revoked_routes.append(route)
+            batch.receipts.append(receipt)
+        self._revoked.clear()
+        if batch.is_qos0:
+            is_awaited = self._qos0.sent(self.link.next_frame) or is_awaited
+        elif batch.payloads:
+            self._qos0.passed()
+        response.is_awaited = is_awaited
+        self.delivered += len(batch.payloads) - len(batch.runs) + sum(run.count for run in batch.runs)
+        if batch.payloads:
+            self.link.gather(len(batch.payloads))
+            fill(response.deliveries, batch)
+        if not self._owed:
+            self.silent_s = 0.0
+        self._owed.append(_Owed(self.link.next_frame, response, batch))
+        self._owed_bytes += batch.size
 
     def _confirm(self, through: int) -> None:
         self.silent_s = 0.0
         self.stalls = 0
+        self._qos0.confirmed(through)
         owed = self._owed
         if not owed or owed[0].frame > through:
             return
@@ -356,25 +393,3 @@ class EdgeLink:
                 if shared.receipt is not None:
                     shared.receipt.settle()
         self._on_confirmed(self)
-
-
-def _fill(deliveries: router_pb2.DeliveryBatch, batch: Batch) -> None:
-    deliveries.topics.extend(batch.topics)
-    deliveries.target_counts.extend(batch.target_counts)
-    deliveries.target_ids.extend(batch.target_ids)
-    deliveries.topic_indexes.extend(batch.topic_indexes)
-    deliveries.payloads.extend(batch.payloads)
-    deliveries.flags = bytes(batch.flags)
-    if batch.sequences:
-        deliveries.origins.extend(batch.origins)
-        deliveries.origin_indexes.extend(batch.origin_indexes)
-        deliveries.sequences.extend(batch.sequences)
-    if batch.runs:
-        deliveries.run_counts.extend([run.count for run in batch.runs])
-        deliveries.run_payload_bytes.extend([run.payload_bytes for run in batch.runs])
-    if batch.receipt_ids:
-        deliveries.receipt_ids.extend(batch.receipt_ids)
-    if batch.log_sequences:
-        deliveries.logs.extend(batch.logs)
-        deliveries.log_indexes.extend(batch.log_indexes)
-        deliveries.log_sequences.extend(batch.log_sequences)

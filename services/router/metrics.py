@@ -81,6 +81,7 @@ class RouterMetrics(Collector):
         yield _gauge("pending_bytes", "What edges and shards have not confirmed.", router.pending_bytes)
         yield _gauge("log_backlog_bytes", "What the logs have not stored.", self._log.backlog_bytes)
         yield _gauge("held_sources", "Edges and others that are held back.", router.pressure.held)
+        yield _gauge("slowed_edges", "Edges that hold their messages of QoS 0 for now.", router.flooding.slowed)
         yield _gauge("retained_messages", "Retained messages.", self._retained.messages)
 
 

@@ -23,6 +23,7 @@ from services.router.delivery import Delivery
 from services.router.domain.columns import DELIVERED, LOGGED, P2P, QOS, REPEATED, RETAIN, RUN, Columns
 from services.router.domain.routing import Route, Routing
 from services.router.edge_link import EdgeLink
+from services.router.flooding import Flooding
 from services.router.full_logs import FullLogs
 from services.router.interests import Interests, check_filter
 from services.router.kept import Kept
@@ -80,17 +81,24 @@ class Router:
         self._high_bytes = high_bytes
         self.pressure = Pressure(high_bytes, low_bytes)
         """Back-pressure, which is told when streams of links come and go."""
+        self.flooding = Flooding()
+        """Back-pressure on messages of QoS 0 alone."""
         self._routing = Routing()
         self._interests = Interests(self._routing)
         self._edges: list[EdgeLink | None] = []  # by slot
         self._free: list[int] = []
-        self.shares = Shares(self._routing, self._edges, self.pressure)
+        self.shares = Shares(self._routing, self._edges, self.pressure, self.flooding)
         """Shared subscriptions."""
         self.short_way = ShortWay(self._routing, self._edges, shards)
         """Topics that edges serve by themselves."""
         self._header_lines = HeaderLines()
         self._delivery = Delivery(
-            edges=self._edges, kept=kept, retained=retained, shares=self.shares, pressure=self.pressure
+            edges=self._edges,
+            kept=kept,
+            retained=retained,
+            shares=self.shares,
+            pressure=self.pressure,
+            flooding=self.flooding,
         )
         self.reports = LogReports(
             routing=self._routing,
@@ -186,6 +194,7 @@ class Router:
         for each in shared:
             self.shares.hand_on(each)
         self._end_receipts(edge)
+        self.flooding.leave(edge)
         self.pressure.leave(edge)
 
     def release(self, shard: EdgeLink) -> None:
@@ -247,6 +256,8 @@ class Router:
         """Note that an edge confirmed deliveries."""
         if edge.queries and self._log is not None:
             self._answers.answer(edge)
+        if edge.is_flooded:
+            self.flooding.confirmed(edge)
         if edge.is_congested:
             self.pressure.confirmed(edge)
 

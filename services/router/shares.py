@@ -16,6 +16,8 @@ from services.router.domain.columns import QOS
 from services.router.domain.outbox import Receipt, SharedDelivery
 from services.router.domain.routing import Leg, Route, Routing
 from services.router.edge_link import EdgeLink
+from services.router.flooding import HIGH_BYTES as FLOOD_BYTES
+from services.router.flooding import Flooding
 from services.router.ports import Source
 from services.router.pressure import Pressure
 from weimq.router.v1 import router_pb2
@@ -30,12 +32,16 @@ class Shares:
         routing: knows their members.
         edges: by slot.
         pressure: knows which edges should get nothing now.
+        flooding: is told when too much of QoS 0 waits for an edge.
     """
 
-    def __init__(self, routing: Routing, edges: Sequence[EdgeLink | None], pressure: Pressure) -> None:
+    def __init__(
+        self, routing: Routing, edges: Sequence[EdgeLink | None], pressure: Pressure, flooding: Flooding
+    ) -> None:
         self._routing = routing
         self._edges = edges
         self._pressure = pressure
+        self._flooding = flooding
         # Not that of the publication: an edge drops a message of QoS 2 that it had, whatever its targets were.
         self._origin = f"shared-{secrets.token_hex(8)}"
         self._sequence = 0
@@ -51,6 +57,8 @@ class Shares:
             if receipt is not None:
                 receipt.waiting += 1
             edge = self._send(leg, SharedDelivery(share.group, leg.topic, payload, qos, receipt))
+            if not qos and edge.qos0_bytes > FLOOD_BYTES:
+                self._flooding.slow(source, edge)
             if edge.pending_bytes > self._pressure.high_bytes:
                 self._pressure.hold_for_edge(source, edge)
 

@@ -62,6 +62,7 @@ async def test_router_reports_what_passes_and_what_is_dropped(mesh: Mesh, caplog
             "pending_bytes": 0,
             "log_backlog_bytes": 0,
             "held_sources": 0,
+            "slowed_edges": 0,
             "retained_messages": 0,
         }
         assert {name: reported[name] for name in expected} == expected

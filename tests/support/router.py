@@ -115,6 +115,7 @@ class FakeEdge:
         self.acknowledged: list[int] = []
         self.receipt_ids: list[int] = []
         self.full_logs: set[str] = set()
+        self.holds_qos0 = False
         self.routes: list[router_pb2.RouteAnswer] = []
         self.revoked: list[str] = []
         self.targets: dict[int, router_pb2.Target] = {}
@@ -219,6 +220,8 @@ class FakeEdge:
             self._unacknowledged.pop(sequence, None)
         for state in response.log_states:
             (self.full_logs.add if state.is_full else self.full_logs.discard)(state.parent_topic)
+        if response.HasField("holds_qos0"):
+            self.holds_qos0 = response.holds_qos0
         self.revoked.extend(route.topic for route in response.revoked_routes)
         batch = response.deliveries
         self.receipt_ids.extend(batch.receipt_ids)
@@ -287,6 +290,7 @@ class FakeEdge:
             self.router_incarnation = first.opened.router_incarnation
             self.link.reset()
             self.full_logs.clear()
+            self.holds_qos0 = False
             self._outgoing.clear()
             self.send(router_pb2.LinkRequest(added_targets=list(self.targets.values()), snapshot_complete=True))
             for request in self._unacknowledged.values():

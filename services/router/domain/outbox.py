@@ -1,17 +1,21 @@
-"""Deliveries to one edge, gathered in columns until its link takes them. Pure, hot path."""
+"""Deliveries to one edge, gathered in columns until its link takes them. Pure, hot path.
+
+Messages of QoS 1 and 2 have batches of their own, which go first: see `services.common.qos0_window`.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any, Protocol
 
+from services.common.qos0_window import Qos0Window
 from services.router.domain.columns import QOS, WANTS_RECEIPT, Run
 from services.router.domain.routing import Leg
 from services.router.domain.shared_groups import Group
 
 MAX_BATCH_BYTES = 1 << 20
 MAX_BATCH_MESSAGES = 4_096
-"""A batch is closed when it has reached one of these."""
+"""A batch of QoS 1 and 2 is closed when it has reached one of these."""
 
 _MESSAGE_BYTES = 8
 _TOPIC_BYTES = 8
@@ -65,6 +69,7 @@ class Batch:
     __slots__ = (
         "answered",
         "flags",
+        "is_qos0",
         "log_indexes",
         "log_sequences",
         "logs",
@@ -85,8 +90,9 @@ class Batch:
         "topics",
     )
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, is_qos0: bool = False) -> None:
         self.number = number
+        self.is_qos0 = is_qos0
         self.topics: list[str] = []
         self.target_counts: list[int] = []
         self.target_ids: list[int] = []
@@ -109,15 +115,34 @@ class Batch:
 
 
 class Outbox:
-    """Batches for one edge, oldest first."""
+    """Batches for one edge, oldest first: those of QoS 1 and 2, and those of QoS 0.
 
-    __slots__ = ("_batches", "_number", "size")
+    Args:
+        window: of the link that takes them.
+    """
 
-    def __init__(self) -> None:
-        self._batches: deque[Batch] = deque()
+    __slots__ = ("_first", "_last", "_number", "_qos0", "_window", "qos0_size", "size")
+
+    def __init__(self, window: Qos0Window) -> None:
+        self._window = window
+        self._first: deque[Batch] = deque()
+        self._qos0: deque[Batch] = deque()
+        self._last = Batch(0)  # the one that was added to last
         self._number = 0
         self.size = 0
         """Bytes gathered."""
+        self.qos0_size = 0
+        """Those of messages of QoS 0 among them."""
+
+    @property
+    def has_first(self) -> bool:
+        """Whether anything but messages of QoS 0 has gathered."""
+        return bool(self._first)
+
+    @property
+    def has_qos0(self) -> bool:
+        """Whether messages of QoS 0 have gathered."""
+        return bool(self._qos0)
 
     def add(self, leg: Leg, payload: bytes, flags: int, origin: str, sequence: int, receipt: Receipt | None) -> None:
         """Add a message.
@@ -130,34 +155,36 @@ class Outbox:
             sequence: of the message in that incarnation; used at QoS 2.
             receipt: settled when the edge has confirmed the message; None at QoS 0.
         """
-        if not self._batches:
-            batch = self._begin()
-        else:
-            batch = self._batches[-1]
-            if batch.size >= MAX_BATCH_BYTES or len(batch.payloads) >= MAX_BATCH_MESSAGES:
-                batch = self._begin()
         size = len(payload) + _MESSAGE_BYTES
-        if leg.batch != batch.number:
-            leg.batch = batch.number
-            leg.index = len(batch.topics)
-            batch.topics.append(leg.topic)
-            batch.target_counts.append(len(leg.target_ids))
-            batch.target_ids.extend(leg.target_ids)
-            size += len(leg.topic) + _TOPIC_BYTES + len(leg.target_ids) * _TARGET_BYTES
-        batch.topic_indexes.append(leg.index)
+        if flags & QOS:
+            batch = self._open(self._first, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES)
+            if leg.batch != batch.number:
+                leg.batch = batch.number
+                leg.index = len(batch.topics)
+                size += _add_topic(batch, leg)
+            batch.topic_indexes.append(leg.index)
+            if flags & QOS == 2:  # noqa: PLR2004 - exactly once: the edge drops repeats by origin and sequence
+                batch.origin_indexes.append(batch.origins.setdefault(origin, len(batch.origins)))
+                batch.sequences.append(sequence)
+            if receipt is not None:
+                batch.receipts.append(receipt)
+        else:
+            batch = self._open(self._qos0, self._window.frame_bytes, self._window.frame_messages)
+            if leg.qos0_batch != batch.number:
+                leg.qos0_batch = batch.number
+                leg.qos0_index = len(batch.topics)
+                size += _add_topic(batch, leg)
+            batch.topic_indexes.append(leg.qos0_index)
+            self.qos0_size += size
         batch.payloads.append(payload)
         batch.flags.append(flags)
-        if flags & QOS == 2:  # noqa: PLR2004 - exactly once: the edge drops repeats by origin and sequence
-            batch.origin_indexes.append(batch.origins.setdefault(origin, len(batch.origins)))
-            batch.sequences.append(sequence)
-        if receipt is not None:
-            batch.receipts.append(receipt)
         batch.size += size
         self.size += size
+        self._last = batch
 
     def place(self, log: str, sequence: int) -> None:
         """Say in which stream the message added last is, and where; for a session shard, with every message."""
-        batch = self._batches[-1]
+        batch = self._last
         batch.log_indexes.append(batch.logs.setdefault(log, len(batch.logs)))
         batch.log_sequences.append(sequence)
         batch.size += _POSITION_BYTES
@@ -165,46 +192,84 @@ class Outbox:
 
     def run(self, run: Run) -> None:
         """Say that what was added last, with the flag of a run, is this."""
-        self._batches[-1].runs.append(run)
+        self._last.runs.append(run)
 
     def want_receipt(self, receipt_id: int) -> None:
-        """Say that the message added last wants a receipt."""
-        batch = self._batches[-1]
+        """Say that the message added last, of QoS 1 or 2, wants a receipt."""
+        batch = self._last
         batch.flags[-1] |= WANTS_RECEIPT
         batch.receipt_ids.append(receipt_id)
 
     def share(self, shared: SharedDelivery) -> None:
         """Say that the message added last, without a receipt, is that of a shared subscription."""
-        self._batches[-1].shared.append(shared)
+        self._last.shared.append(shared)
 
     def answer(self, query_id: int) -> None:
         """Add the note that all retained messages of a query were added."""
-        batch = self._batches[-1] if self._batches else self._begin()
+        batch = self._newest()
         batch.answered.append(query_id)
         batch.size += _ANSWER_BYTES
         self.size += _ANSWER_BYTES
+        if batch.is_qos0:
+            self.qos0_size += _ANSWER_BYTES
 
-    def answer_route(self, answer: object) -> None:
-        """Add the answer to a question about a route."""
-        batch = self._batches[-1] if self._batches else self._begin()
+    def answer_route(self, answer: object, *, is_last: bool) -> None:
+        """Add the answer to a question about a route; `is_last`: after every delivery that was added."""
+        batch = self._newest() if is_last else self._open(self._first, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES)
         batch.routes.append(answer)
 
     def forget_answers(self) -> None:
         """Remove all that `answer` and `answer_route` added: the edge asks again."""
-        for batch in self._batches:
+        for batch in (*self._first, *self._qos0):
             batch.answered.clear()
             batch.routes.clear()
 
     def take(self) -> Batch | None:
-        """Return and forget the oldest batch; None when nothing has gathered."""
-        if not self._batches:
+        """Return and forget the oldest batch without messages of QoS 0; None: there is none."""
+        if not self._first:
             return None
-        batch = self._batches.popleft()
+        batch = self._first.popleft()
         self.size -= batch.size
         return batch
 
-    def _begin(self) -> Batch:
-        self._number += 1
-        batch = Batch(self._number)
-        self._batches.append(batch)
+    def take_qos0(self) -> Batch | None:
+        """Return and forget the oldest batch of messages of QoS 0; None: there is none."""
+        if not self._qos0:
+            return None
+        batch = self._qos0.popleft()
+        self.size -= batch.size
+        self.qos0_size -= batch.size
+        if self._first and (batch.answered or batch.routes):  # what they come after has not all been taken
+            last = self._first[-1]
+            size = len(batch.answered) * _ANSWER_BYTES
+            last.answered += batch.answered
+            last.routes += batch.routes
+            last.size += size
+            self.size += size
+            batch.answered = []
+            batch.routes = []
+            batch.size -= size
         return batch
+
+    def _open(self, batches: deque[Batch], max_bytes: int, max_messages: int) -> Batch:
+        if batches:
+            batch = batches[-1]
+            if batch.size < max_bytes and len(batch.payloads) < max_messages:
+                return batch
+        self._number += 1
+        batch = Batch(self._number, is_qos0=batches is self._qos0)
+        batches.append(batch)
+        return batch
+
+    def _newest(self) -> Batch:
+        """Return the batch that is taken last: those of QoS 0 come after the others, but for what `take_qos0` moves."""
+        if self._qos0:
+            return self._qos0[-1]
+        return self._open(self._first, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES)
+
+
+def _add_topic(batch: Batch, leg: Leg) -> int:
+    batch.topics.append(leg.topic)
+    batch.target_counts.append(len(leg.target_ids))
+    batch.target_ids.extend(leg.target_ids)
+    return len(leg.topic) + _TOPIC_BYTES + len(leg.target_ids) * _TARGET_BYTES

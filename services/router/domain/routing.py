@@ -31,15 +31,17 @@ _TARGET_MASK = (1 << 32) - 1
 class Leg:
     """The part of a route that goes to one edge."""
 
-    __slots__ = ("batch", "index", "slot", "target_ids", "topic")
+    __slots__ = ("batch", "index", "qos0_batch", "qos0_index", "slot", "target_ids", "topic")
 
     def __init__(self, topic: str, slot: int, target_ids: list[int]) -> None:
         self.topic = topic
         self.slot = slot
         self.target_ids = target_ids
-        # Place of the topic in the batch that the edge's outbox gathers: valid while `batch` is its number.
+        # Place of the topic in the batches that the edge's outbox gathers: valid while these are their numbers.
         self.batch = -1
         self.index = 0
+        self.qos0_batch = -1
+        self.qos0_index = 0
 
 
 class Share:

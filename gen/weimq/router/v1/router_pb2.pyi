@@ -371,8 +371,8 @@ class LinkRequest(_message.Message):
 
     @_builtins.property
     def route_questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteQuestion]:
-        """Topics that the edge publishes to and would serve by itself, taken after `publishes`. Until the answer the edge sends
-        no more messages of these topics.
+        """Topics that the edge publishes to and would serve by itself, taken after `publishes`, and sent after all earlier messages
+        of these topics. Until the answer the edge sends no more messages of these topics.
         """
 
     def __init__(
@@ -754,10 +754,18 @@ class LinkResponse(_message.Message):
     LOG_STATES_FIELD_NUMBER: _builtins.int
     ROUTE_ANSWERS_FIELD_NUMBER: _builtins.int
     REVOKED_ROUTES_FIELD_NUMBER: _builtins.int
+    IS_AWAITED_FIELD_NUMBER: _builtins.int
+    HOLDS_QOS0_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
     """Number of the last request frame taken over."""
+    is_awaited: _builtins.bool
+    """Whether somebody waits for the confirmation of this frame."""
+    holds_qos0: _builtins.bool
+    """Whether the edge sends no more messages of QoS 0 from now on: those that it sent wait for an edge that is behind. Absence:
+    as before; a link that is not resumed begins with false.
+    """
     @_builtins.property
     def opened(self) -> Global___LinkOpened:
         """Set in the first response only."""
@@ -787,7 +795,9 @@ class LinkResponse(_message.Message):
 
     @_builtins.property
     def route_answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteAnswer]:
-        """One for each question, in their order, after every delivery of messages that the edge sent before the question."""
+        """One for each question. That the edge may serve the topic comes after every delivery of messages that it sent before the
+        question, so answers may come in another order than questions.
+        """
 
     @_builtins.property
     def revoked_routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteQuestion]:
@@ -808,12 +818,16 @@ class LinkResponse(_message.Message):
         log_states: _abc.Iterable[Global___LogState] | None = ...,
         route_answers: _abc.Iterable[Global___RouteAnswer] | None = ...,
         revoked_routes: _abc.Iterable[Global___RouteQuestion] | None = ...,
+        is_awaited: _builtins.bool = ...,
+        holds_qos0: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_holds_qos0", b"_holds_qos0", "deliveries", b"deliveries", "holds_qos0", b"holds_qos0", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequences", b"acknowledged_sequences", "answered_query_ids", b"answered_query_ids", "deliveries", b"deliveries", "frame", b"frame", "log_states", b"log_states", "opened", b"opened", "received_through", b"received_through", "revoked_routes", b"revoked_routes", "route_answers", b"route_answers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_holds_qos0", b"_holds_qos0", "acknowledged_sequences", b"acknowledged_sequences", "answered_query_ids", b"answered_query_ids", "deliveries", b"deliveries", "frame", b"frame", "holds_qos0", b"holds_qos0", "is_awaited", b"is_awaited", "log_states", b"log_states", "opened", b"opened", "received_through", b"received_through", "revoked_routes", b"revoked_routes", "route_answers", b"route_answers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__holds_qos0: _TypeAlias = _typing.Literal["holds_qos0"]  # noqa: Y015
+    _WhichOneofArgType__holds_qos0: _TypeAlias = _typing.Literal["_holds_qos0", b"_holds_qos0"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__holds_qos0) -> _WhichOneofReturnType__holds_qos0 | None: ...
 
 Global___LinkResponse: _TypeAlias = LinkResponse  # noqa: Y015
 

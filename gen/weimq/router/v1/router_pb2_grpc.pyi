@@ -29,8 +29,10 @@ class RouterServiceStub:
     takes effect once, in order. `received_through` confirms the peer's frames cumulatively: by the router when it
     has taken the frame over, by the edge when it has handed the deliveries to its connections. It may wait for a message
     that goes anyway, up to 20 ms or four frames: by the router for a frame with `publishes` without `is_awaited`, by the
-    edge for one without deliveries of QoS 1 and 2 and `revoked_routes`. A
-    sender keeps unconfirmed frames and never has more than 8 MiB of them on their way.
+    edge for each without `is_awaited`. A sender keeps unconfirmed frames and never has more than 8 MiB of them on their way.
+
+    Order: messages of one publisher, topic and QoS keep their order. Messages of QoS 0 travel in frames apart from those of
+    QoS 1 and 2, which overtake them (`services/common/qos0_window.py`).
 
     Resumption: after a break the edge opens a new link. When `opened.router_incarnation` and the edge's own
     incarnation are those of the old link, both sides send their unconfirmed frames again. Otherwise numbering starts anew:
@@ -93,8 +95,10 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         takes effect once, in order. `received_through` confirms the peer's frames cumulatively: by the router when it
         has taken the frame over, by the edge when it has handed the deliveries to its connections. It may wait for a message
         that goes anyway, up to 20 ms or four frames: by the router for a frame with `publishes` without `is_awaited`, by the
-        edge for one without deliveries of QoS 1 and 2 and `revoked_routes`. A
-        sender keeps unconfirmed frames and never has more than 8 MiB of them on their way.
+        edge for each without `is_awaited`. A sender keeps unconfirmed frames and never has more than 8 MiB of them on their way.
+
+        Order: messages of one publisher, topic and QoS keep their order. Messages of QoS 0 travel in frames apart from those of
+        QoS 1 and 2, which overtake them (`services/common/qos0_window.py`).
 
         Resumption: after a break the edge opens a new link. When `opened.router_incarnation` and the edge's own
         incarnation are those of the old link, both sides send their unconfirmed frames again. Otherwise numbering starts anew:
