@@ -42,7 +42,7 @@ def _share_out(items: list[pytest.Item]) -> None:
 
     What takes longest comes first, so that the workers end together.
     """
-    places = {"e2e": 0, "clients": 0, "conformance": 1, "contract": 1}
+    places = {"e2e": 0, "clients": 0, "chaos": 1, "conformance": 1, "contract": 1}
     for item in items:
         place = item.path.parent.name
         shares_mesh = places.get(place) == 0 and "mesh" in getattr(item, "fixturenames", ())
