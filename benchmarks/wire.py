@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from typing_extensions import override
+
 from services.common.signature import sign
 from services.edge.mqtt import codec, packets
 
@@ -86,11 +88,13 @@ class Client(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         if self._websocket:
             self.transport.write(UPGRADE)
 
+    @override
     def data_received(self, data: bytes) -> None:
         if self._websocket:
             data = self._rest + data
@@ -107,15 +111,18 @@ class Client(asyncio.Protocol):
             elif self._on_packet is not None:
                 self._on_packet(packet)
 
+    @override
     def connection_lost(self, _error: Exception | None) -> None:
         if not self.lost.done():
             self.lost.set_result(None)
         if not self.let_in.done():
             self.let_in.set_result(-1)
 
+    @override
     def pause_writing(self) -> None:
         self._writable.clear()
 
+    @override
     def resume_writing(self) -> None:
         self._writable.set()
 
