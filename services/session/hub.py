@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from services.common.errors import NotServingError, StreamContractError
 from services.session.admission import Admission
 from services.session.clock import Clock
 from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe, PublishWills
-from services.session.domain.events import TCPCLEAN, Fold
+from services.session.domain.events import TCPCLEAN, Event, Fold
 from services.session.domain.outbox import Outbox
 from services.session.domain.presence import SLICE, Presence
 from services.session.domain.records import Connection
 from services.session.domain.sessions import Channel
 from services.session.edge_link import EdgeLink, FrameEvents
-from services.session.event_log import EventLog
+from services.session.event_log import Waiter
 from services.session.inquiries import Inquiries
 from services.session.keeper import Keeper
 from services.session.watches import Watches
@@ -32,6 +32,17 @@ MAX_WILL_BYTES = 65_535
 _CHANNEL_ID = re.compile(r"[0-9A-Fa-f]{32}\Z")
 
 
+class Events(Protocol):
+    """Where events are stored; see `EventLog`."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether events that no link bounds may be written."""
+
+    def write(self, event: Event, waiter: Waiter | None, *, may_repeat: bool) -> None:
+        """Have an event stored; `waiter.on_stored` is called when it is."""
+
+
 class Hub:
     """Owns the presence and the links of all edges; serves once `start` was called. Owned by one event loop.
 
@@ -45,7 +56,7 @@ class Hub:
         self._clock = clock
         self._presence = Presence(edge_grace_ms=int(edge_grace_s * 1000))
         self._links: dict[str, EdgeLink] = {}
-        self._events: EventLog | None = None
+        self._events: Events | None = None
         self._wills: WillPublisher | None = None
         self.watches = Watches()
         """Who watches groups."""
@@ -69,7 +80,7 @@ class Hub:
         """Whether what the events of the past tell is known."""
         return self._events is not None
 
-    def start(self, events: EventLog, wills: WillPublisher, fold: Fold) -> None:
+    def start(self, events: Events, wills: WillPublisher, fold: Fold) -> None:
         """Start from what the events of the past left behind."""
         self._events = events
         self._wills = wills

@@ -39,7 +39,7 @@ class StoredEvents:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def write(self, event: Event, waiter: Any) -> None:
+    def write(self, event: Event, waiter: Any, *, may_repeat: bool) -> None:
         self.events.append(event)
         if waiter is not None:
             waiter.on_stored()
