@@ -28,7 +28,11 @@ def _paho(name: str, *, clean_session: bool) -> paho.Client:
 
 
 class PahoPublisher:
-    """Publishes one lane, a message every `interval_s`; paho itself connects again and repeats."""
+    """Publishes one lane in order, a message every `interval_s`; paho itself connects again and repeats.
+
+    What is published after CONNECT is sent at once, but what is to be repeated only after CONNACK: paho would overtake
+    itself. So nothing is published from the one until paho has begun to repeat, as an acknowledgement tells.
+    """
 
     def __init__(self, name: str, port: int, lane: Lane, qos: int, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -41,16 +45,31 @@ class PahoPublisher:
         self._room = threading.Semaphore(PAHO_WINDOW)
         self._client.on_publish = self._on_publish
         self._client.on_connect = self._on_connect
+        self._client.on_pre_connect = self._on_pre_connect
+        self._client.on_disconnect = self._client.on_connect_fail = self._on_disconnect
         self._early: set[int] = set()
         self._lock = threading.Lock()
+        self._publishing = threading.Lock()
+        self._may_publish = threading.Event()
+        self._may_publish.set()
 
-    def _on_connect(self, *_: object) -> None:
+    def _on_pre_connect(self, *_: object) -> None:
+        with self._publishing:
+            self._may_publish.clear()
+
+    def _on_disconnect(self, *_: object) -> None:
+        self._may_publish.set()  # paho keeps it, and sends it in order after the next CONNACK
+
+    def _on_connect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
         """Note what paho is about to send again: all that was not acknowledged."""
         with self._lock:
             for number in self._numbers.values():
                 self._lane.sent_again[number] = 1
+            if not self._numbers and not reason.is_failure:
+                self._may_publish.set()
 
     def _on_publish(self, _client: object, _data: object, mid: int, *_more: object) -> None:
+        self._may_publish.set()
         with self._lock:
             number = self._numbers.pop(mid, None)
             if number is None:
@@ -59,6 +78,21 @@ class PahoPublisher:
         self._lane.acknowledge(number)
         self._room.release()
 
+    def _publish(self, number: int) -> bool:
+        """Publish a message, if that may be done now."""
+        with self._publishing:
+            if not self._may_publish.is_set():
+                return False
+            mid = self._client.publish(self._lane.topic, b"%d %d" % (self._lane.index, number), self._qos).mid
+            with self._lock:
+                if mid in self._early:
+                    self._early.discard(mid)
+                    self._lane.acknowledge(number)
+                    self._room.release()
+                else:
+                    self._numbers[mid] = number
+            return True
+
     def run(self) -> None:
         """Publish all, and wait for every acknowledgement."""
         self._client.connect_async("127.0.0.1", self._port, 30)
@@ -66,14 +100,8 @@ class PahoPublisher:
         for n in range(self._lane.total):
             time.sleep(self._interval_s)
             assert self._room.acquire(timeout=120), "publishing does not go on"
-            mid = self._client.publish(self._lane.topic, b"%d %d" % (self._lane.index, n), self._qos).mid
-            with self._lock:
-                if mid in self._early:
-                    self._early.discard(mid)
-                    self._lane.acknowledge(n)
-                    self._room.release()
-                else:
-                    self._numbers[mid] = n
+            while not self._publish(n):
+                assert self._may_publish.wait(120), "connecting does not end"
         for _ in range(PAHO_WINDOW):
             assert self._room.acquire(timeout=120), "publishing does not end"
         self._client.disconnect()
