@@ -10,12 +10,15 @@ from typing import cast
 import pytest
 
 from services.edge.columns import REPEATED, Unacknowledged
+from services.edge.credentials import Credentials
 from services.edge.hub import Hub
 from services.edge.local_delivery import TAKEN, LocalDelivery
 from services.edge.mqtt.codec import encode
 from services.edge.mqtt.packets import Publish, PublishRun
+from services.edge.policies import Policies
 from services.edge.policy import FLAG_LOGGED, TopicRule
-from services.edge.ports import Client, Interest
+from services.edge.ports import Client, Interest, TokenChecker
+from services.edge.roster import Roster
 from services.edge.routes import DELIVERED, LAST_ASK, LocalRoute
 from tests.unit.edge.test_short_way import FakeClient
 from weimq.router.v1 import router_pb2
@@ -176,7 +179,10 @@ def test_a_route_does_not_keep_a_client_that_is_gone(edge: Edge) -> None:
     edge.publish(1)
     route = edge.rule.route
     assert [receiver for receiver, _ in route.receivers] == [edge.client]
-    edge.hub.credentials = SimpleNamespace(sweep=lambda: None)  # type: ignore[assignment]  # no more is needed
+    roster, nobody = Roster(), cast("TokenChecker", None)
+    edge.hub.credentials = Credentials(
+        roster=roster, policies=Policies(roster, lambda *_: ()), checker=nobody, release=lambda _: None
+    )
     edge.hub.unsubscribe(edge.client, "p/a")
     edge.hub.sweep()
     assert route.receivers == []
