@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.edge.credentials import Credentials
+from services.edge.hub import Hub
 from services.edge.mqtt import packets
 from tests.support.edge_world import Device, World, until, world
 from weimq.auth.v1 import auth_pb2
@@ -255,13 +255,13 @@ async def test_an_expiry_that_is_announced_while_the_client_is_let_in_is_not_los
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sweeps: list[None] = []
-    sweep = Credentials.sweep
+    sweep = Hub.sweep
 
-    def spy(credentials: Credentials) -> None:
-        sweep(credentials)
+    def spy(hub: Hub) -> None:
+        sweep(hub)
         sweeps.append(None)
 
-    monkeypatch.setattr(Credentials, "sweep", spy)
+    monkeypatch.setattr(Hub, "sweep", spy)
     async with world(connect_timeout_s=10) as w:
         w.auth.issue("short", "R", "demo/#", seconds=60)
         w.router.confirms = False
