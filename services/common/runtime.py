@@ -18,6 +18,7 @@ from typing import TypeVar
 import uvloop
 
 from services import compiled
+from services.common import grpc_wakeups
 from services.common import logging as json_logging
 from services.common.settings import CommonSettings, SettingsError, load
 
@@ -115,6 +116,7 @@ def main(
         sys.stderr.write(f"weimq {service}: {error}\n")
         sys.exit(EXIT_WRONG_SETTINGS)
     json_logging.configure(service, settings.log_level)
+    grpc_wakeups.prepare()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_signalled(lambda stop: serve(settings, stop)))
