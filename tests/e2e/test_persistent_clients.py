@@ -61,7 +61,10 @@ def test_who_gets_what_online_and_offline(mesh: Mesh, qos: int, clean_session: b
         _send(mesh, topic, range(5), qos)
         client.wait_messages(5)
     assert _numbers(client) == list(range(5)), "online each comes once"
-    _send(mesh, topic, range(5, 10), qos)
+    with Client(mesh, edge=1) as witness:
+        witness.subscribe(topic, qos)
+        _send(mesh, topic, range(5, 10), qos)
+        witness.wait_messages(5)  # at QoS 0 nothing else tells that they are not on their way any more
     with Client(mesh, client_id=client.client_id, clean_session=clean_session, edge=1) as again:
         assert again.session_present is not clean_session
         if clean_session:

@@ -109,7 +109,11 @@ class Mesh:
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         with self._process as process:
-            status = process.wait(timeout=40)
+            try:
+                status = process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                process.kill()  # or the end of `with` would wait for ever; its children end with it
+                raise
             self._reader.join(5)
         self._process = None
         return status
