@@ -117,6 +117,8 @@ def _shown_number(name: str, value: int) -> str:
     if name.startswith("max_") and value == 0:
         return "no limit"
     if name.endswith("_time_ms"):
+        if value == 0:
+            return "-"  # there was none yet
         return datetime.fromtimestamp(value / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if name.endswith("_ms"):
         return duration(value // 1_000) if value % 1_000 == 0 else f"{value}ms"
