@@ -20,10 +20,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import nats.errors
 import pytest
 
 STARTUP_S = 15.0
 """How long a server may take until it answers."""
+
+REFUSALS = (nats.errors.Error, ConnectionResetError, BrokenPipeError)
+"""What `nats.connect` raises when the server refuses it: nats-py passes on what the socket says when the server closes
+the connection before the client has written its CONNECT out."""
 
 
 def unique(prefix: str) -> str:

@@ -39,6 +39,7 @@ from services.common.subjects import (
     log_subject,
 )
 from services.router.inbound_stream import dead_config, in_config
+from tests.support.nats import REFUSALS
 
 MINE, THEIRS = "mqtt-demo", "mqtt_b.c"
 """Instances; the second needs escaping."""
@@ -324,7 +325,7 @@ async def test_first_backend_of_an_instance_made_at_run_time_can_publish(broker:
 
 async def is_refused(url: str) -> None:
     client = Client()
-    with pytest.raises(nats.errors.Error):
+    with pytest.raises(REFUSALS):
         await client.connect(url, max_reconnect_attempts=0, allow_reconnect=False, connect_timeout=5)
     await client.close()
 
