@@ -672,8 +672,10 @@ class PublishBatch(_message.Message):
     With 64 the router sends the message to everyone else: the targets of this edge get none, but those of shared
     subscriptions. Never with QoS 2 or retain, nor of a P2P topic.
 
-    A run stands for several messages of QoS 0, without retain, of a topic without flags. Its entry in `payloads` holds
-    their PUBLISH packets (MQTT 3.1.1, without DUP) one behind another, all of one length. They go on as they are.
+    A run stands for several messages without retain: of QoS 0 and a topic without flags, or of QoS 1. Its entry in
+    `payloads` holds their PUBLISH packets (MQTT 3.1.1, without DUP) one behind another, all of one length; the packet
+    identifiers in those of QoS 1 mean nothing. Its entry in `sequences` is that of the first message, and the others have
+    the next ones; acknowledged under that of the first, all of them are safe.
     """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -776,8 +778,8 @@ class LinkResponse(_message.Message):
 
     @_builtins.property
     def acknowledged_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Sequences of messages of QoS 1 and 2 that are in their log, when they have one, and that every edge with a matching
-        interest confirmed: the edge answers PUBACK or PUBREC.
+        """Sequences of messages of QoS 1 and 2, and of runs, that are in their log, when they have one, and that every edge with a
+        matching interest confirmed: the edge answers PUBACK or PUBREC.
         """
 
     @_builtins.property
@@ -966,7 +968,7 @@ class DeliveryBatch(_message.Message):
     flags: _builtins.bytes
     """For each message a byte of flags: bits 0-1 QoS of the publication, 4 retain (an answer to a query, never a live
     message, [MQTT-3.3.1-9]), 8 a kept P2P message: for the client that its topic names, without a target, 16 wants a
-    receipt, 32 a run, as in `PublishBatch`.
+    receipt, 32 a run of QoS 0 or 1, as in `PublishBatch`; never to a session shard.
     """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
