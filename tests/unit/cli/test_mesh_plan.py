@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_nats_collects_garbage_seldom_but_within_bounds(tmp_path: Path, monkeypa
     monkeypatch.setenv("GOGC", "50")
     nats = next(process for process in plan(tmp_path).processes if process.name == "nats")
     assert nats.environ["GOGC"] == "50"
+
+
+def test_nats_leaves_processors_to_the_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for processors, share in ((1, "1"), (2, "1"), (8, "4")):
+        monkeypatch.setattr(os, "cpu_count", lambda count=processors: count)
+        (nats,) = (process for process in plan(tmp_path).processes if process.name == "nats")
+        assert nats.environ["GOMAXPROCS"] == share
 
 
 def test_environment_of_each_service(tmp_path: Path) -> None:
