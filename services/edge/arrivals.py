@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from services.common.link import LinkBrokenError
-from services.edge.columns import RETAIN, RUN
+from services.edge.columns import QOS, RETAIN, RUN
 from services.edge.hub import Hub, Receiver
 from services.edge.mqtt.outbound import Heads, OutboundMessage
 from services.edge.mqtt.packets import PublishRun
@@ -58,11 +58,11 @@ class Arrivals:
             route = routes[topic]
             if flags & RUN:
                 run = PublishRun(names[topic], payload, next(run_counts), next(run_payload_bytes))
-                _check(run, heads[topic])
+                _check(run, flags & QOS, heads[topic])
                 for receiver, granted in route:
                     receiver.deliver_run(run, granted)
                 continue
-            qos = flags & 3
+            qos = flags & QOS
             if qos == 2:  # noqa: PLR2004 - QoS 2
                 origin = batch.origins[batch.origin_indexes[exactly_once]]
                 sequence = batch.sequences[exactly_once]
@@ -90,7 +90,10 @@ class Arrivals:
         receiver.deliver_watched(message, qos if qos < granted else granted, receipt)
 
 
-def _check(run: PublishRun, heads: Heads) -> None:
-    head = heads.get(0, run.payload_bytes)
-    if not run.frames.startswith(head) or len(run.frames) != run.count * (len(head) + run.payload_bytes):
+def _check(run: PublishRun, qos: int, heads: Heads) -> None:
+    if qos > 1:
+        raise LinkBrokenError("a run of QoS 2")
+    head = heads.get(qos, run.payload_bytes)
+    step = len(head) + 2 * qos + run.payload_bytes  # with the packet identifier at QoS 1
+    if not run.frames.startswith(head) or len(run.frames) != run.count * step:
         raise LinkBrokenError("a run does not hold the packets that it should")

@@ -54,7 +54,7 @@ class Receiver(Client):
     def deliver_run(self, run: PublishRun, qos: int) -> None:
         """Send messages to the client, each at the QoS of its publication and at most at `qos`."""
         for message in run.messages():
-            self.deliver(message, 0 if run.identifiers is None else min(qos, 1))
+            self.deliver(message, min(run.qos, qos))
 
     def deliver_kept(self, message: OutboundMessage, qos: int, delivery_id: int, packet_identifier: int) -> None:
         """Send a message of the session shard.

@@ -148,7 +148,7 @@ class Wire(SharingClient):
         if not self._is_admitted:
             if len(self._early) < MAX_EARLY:
                 self._early.append(functools.partial(self.deliver_run, run, qos))
-        elif self._is_peer_slow and (run.identifiers is None or not qos):
+        elif self._is_peer_slow and not (run.qos and qos):
             self.dropped_count += run.count
         elif self._machine.deliver_run(run, qos):
             self._mark_dirty()

@@ -177,6 +177,7 @@ class PublishRun(PacketBase):
         "frames",
         "identifiers",
         "payload_bytes",
+        "qos",
         "topic",
     )
 
@@ -192,8 +193,9 @@ class PublishRun(PacketBase):
         """How many they are."""
         self.payload_bytes = payload_bytes
         """Length of each payload, with which a packet ends."""
+        self.qos = frames[0] >> 1 & 3
         self.identifiers = identifiers
-        """At QoS 1 the packet identifier of each; None: they are of QoS 0."""
+        """At QoS 1 the packet identifier of each; None: they are of QoS 0, or came from a router."""
         self._messages: list[OutboundMessage] | None = None
         self._renumbered = b""
         self._renumbered_first = 0
@@ -205,7 +207,7 @@ class PublishRun(PacketBase):
         return [frames[stop - self.payload_bytes : stop] for stop in range(step, len(frames) + 1, step)]
 
     def publications(self) -> list[Publish]:
-        """Return the packets one by one."""
+        """Return the packets that a client sent one by one."""
         topic = self.topic
         if self.identifiers is None:
             return [Publish(topic, payload, 0, False, False, 0) for payload in self.payloads()]  # noqa: FBT003 - no flags

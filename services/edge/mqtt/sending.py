@@ -134,7 +134,7 @@ class Sending:
         """Send the messages of a run, at most at `qos`; see `deliver`."""
         if self.state is not _CONNECTED:
             return self._is_connected()
-        if run.identifiers is None:
+        if not run.qos:
             self._output.append(run.frames)
             return True
         if qos:

@@ -1,4 +1,4 @@
-"""Runs of messages of QoS 0 on their way to a router and from it."""
+"""Runs of messages on their way to a router and from it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from tests.unit.edge.test_short_way import FakeClient, FakeRouter
 from weimq.router.v1 import router_pb2
 
 FRAMES = b"".join(encode(Publish("p/a", payload, 0, False, False, 0)) for payload in (b"1", b"2", b"3"))
+FRAMES_QOS1 = b"".join(encode(Publish("p/a", payload, 1, False, False, 7)) for payload in (b"1", b"2", b"3"))
 
 
-def batch(**changed: object) -> router_pb2.DeliveryBatch:
+def batch(qos: int = 0, **changed: object) -> router_pb2.DeliveryBatch:
     columns: dict[str, object] = {
         "topics": ["p/a"],
         "target_counts": [1],
         "target_ids": [1],
         "topic_indexes": [0, 0, 0],
-        "payloads": [b"0", FRAMES, b"4"],
-        "flags": bytes([0, RUN, 0]),
+        "payloads": [b"0", FRAMES_QOS1 if qos else FRAMES, b"4"],
+        "flags": bytes([0, RUN | qos, 0]),
         "run_counts": [3],
         "run_payload_bytes": [1],
     }
@@ -40,18 +41,36 @@ def client() -> FakeClient:
 
 
 @pytest.fixture
-def arrivals(client: FakeClient) -> Arrivals:
+def hub(client: FakeClient) -> Hub:
     hub = Hub(cast("asyncio.AbstractEventLoop", None))
     hub.router = FakeRouter()  # type: ignore[assignment]  # no more is needed
     hub.subscribe(client, "p/a", 1)
+    return hub
+
+
+@pytest.fixture
+def arrivals(hub: Hub) -> Arrivals:
     return Arrivals(hub, lambda _, __: None)
 
 
-def test_messages_of_a_run_arrive_in_their_place(arrivals: Arrivals, client: FakeClient) -> None:
-    arrivals.deliver(batch())
+@pytest.mark.parametrize("granted", [0, 1, 2])
+@pytest.mark.parametrize("qos", [0, 1])
+def test_messages_of_a_run_arrive_in_their_place(
+    arrivals: Arrivals, hub: Hub, client: FakeClient, qos: int, granted: int
+) -> None:
+    hub.subscribe(client, "p/a", granted)
+    arrivals.deliver(batch(qos))
     assert [payload for _, payload, _ in client.received] == [b"0", b"1", b"2", b"3", b"4"]
+    assert [qos for _, _, qos in client.received] == [0, *[min(qos, granted)] * 3, 0]
 
 
+def test_a_run_for_nobody_is_dropped(arrivals: Arrivals, hub: Hub, client: FakeClient) -> None:
+    hub.unsubscribe(client, "p/a")
+    arrivals.deliver(batch(1))
+    assert not client.received
+
+
+@pytest.mark.parametrize("qos", [0, 1])
 @pytest.mark.parametrize(
     "changed",
     [
@@ -62,14 +81,22 @@ def test_messages_of_a_run_arrive_in_their_place(arrivals: Arrivals, client: Fak
         {"run_payload_bytes": [2]},
         {"payloads": [b"0", b"", b"4"]},
         {"payloads": [b"0", FRAMES[:-1], b"4"]},
+        {"payloads": [b"0", FRAMES_QOS1[:-1], b"4"]},
         {"topics": ["p/b"]},
         {"topic_indexes": [0, 1, 0]},
         {"flags": bytes([0, RUN])},
+        {"flags": bytes([0, RUN | 2, 0])},
     ],
 )
-def test_columns_that_do_not_fit_break_the_link(arrivals: Arrivals, changed: dict[str, object]) -> None:
+def test_columns_that_do_not_fit_break_the_link(arrivals: Arrivals, qos: int, changed: dict[str, object]) -> None:
     with pytest.raises(LinkBrokenError):
-        arrivals.deliver(batch(**changed))
+        arrivals.deliver(batch(qos, **changed))
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_run_of_another_qos_than_it_says_breaks_the_link(arrivals: Arrivals, qos: int) -> None:
+    with pytest.raises(LinkBrokenError):
+        arrivals.deliver(batch(qos, flags=bytes([0, RUN | 1 - qos, 0])))
 
 
 def test_what_was_gathered_can_be_gathered_again() -> None:

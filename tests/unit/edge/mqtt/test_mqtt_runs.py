@@ -193,7 +193,8 @@ class Pair:
         """Take bytes of the publisher; without `answers` its publications are answered later."""
         for event in self.publisher.feed(data, 0):
             if isinstance(event, PublishRun):
-                self.failed = not self.subscriber.deliver_run(event, granted) or self.failed
+                run = PublishRun(event.topic, event.frames, event.count, event.payload_bytes)  # as a router gives it
+                self.failed = not self.subscriber.deliver_run(run, granted) or self.failed
                 if event.identifiers and answers:
                     self.publisher.acknowledge_run(event)
                 elif event.identifiers:
