@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.router.domain.columns import KEPT_P2P, Run
-from services.router.domain.outbox import Receipt
+from services.router.domain.outbox import Publisher, Receipt
 from services.router.domain.routing import Leg, Route
 from services.router.edge_link import EdgeLink
 from services.router.flooding import HIGH_BYTES as FLOOD_BYTES
@@ -106,16 +106,57 @@ class Delivery:
                 source.sent(sequence, receipt.waiting - 1, is_kept=route.is_kept)
             receipt.settle()
 
-    def deliver_run(self, source: Source, route: Route, run: Run) -> None:
+    def deliver_qos0_run(self, source: Source, route: Route, run: Run) -> None:
         """Send messages of QoS 0 to the edges of their route; each to one member of every shared subscription."""
         for leg in route.legs:
             edge = self._edges[leg.slot]
             assert edge is not None  # noqa: S101 - for the type checker, as above
-            edge.deliver_run(leg, run)
+            edge.deliver_run(leg, run, 0, None)
             self._measure(source, edge)
         if route.shares:
             for payload in run.payloads():
                 self._shares.deliver(source, route, payload, 0, None)
+
+    def deliver_run(
+        self,
+        source: Source,
+        publisher: Publisher,
+        route: Route,
+        run: Run,
+        sequence: int,
+        log_sequence: int = 0,
+        in_kept: bool = False,  # noqa: FBT001, FBT002 - hot path
+        is_delivered: bool = False,  # noqa: FBT001, FBT002 - hot path
+    ) -> None:
+        """Send messages of QoS 1 as `deliver` does; to shards and shared subscriptions one by one.
+
+        Args:
+            source: of the messages.
+            publisher: is told the sequence when all ways of all messages are confirmed.
+            route: as there.
+            run: the messages.
+            sequence: of the first one in the incarnation of its source.
+            log_sequence: of the first one in its log, where the others follow; 0: as there.
+            in_kept: as there.
+            is_delivered: as there.
+        """
+        legs = route.legs
+        if log_sequence or not route.shard_legs:
+            legs = route.acknowledged_legs
+        legs = self._others(legs, source, is_delivered=is_delivered)
+        receipt = Receipt(publisher, sequence, len(legs) + 1)
+        for leg in legs:
+            edge = self._edges[leg.slot]
+            assert edge is not None  # noqa: S101 - for the type checker, as above
+            edge.deliver_run(leg, run, 1, receipt)
+            self._measure(source, edge)
+        if not route.is_plain:
+            log = self._kept.log(route.instance_id) if in_kept else route.log
+            for offset, payload in enumerate(run.payloads()):
+                place = log_sequence + offset if log_sequence else 0
+                self._deliver_to_shards(source, route, payload, 1, receipt, log, place)
+                self._shares.deliver(source, route, payload, 1, receipt)
+        receipt.settle()
 
     def _others(self, legs: Sequence[Leg], source: Source, *, is_delivered: bool) -> Sequence[Leg]:
         return [leg for leg in legs if self._edges[leg.slot] is not source] if is_delivered else legs

@@ -168,9 +168,9 @@ class EdgeLink:
         self._outbox.add(leg, payload, flags, origin, sequence, receipt)
         self.link.wake()
 
-    def deliver_run(self, leg: Leg, run: Run) -> None:
-        """Send messages of QoS 0 to the targets of `leg`."""
-        self._outbox.add(leg, run.packets, RUN, "", 0, None)
+    def deliver_run(self, leg: Leg, run: Run, qos: int, receipt: Receipt | None) -> None:
+        """Send messages of QoS 0 or 1 to the targets of `leg`; `receipt` is that of all of them."""
+        self._outbox.add(leg, run.packets, RUN | qos, "", 0, receipt)
         self._outbox.run(run)
         self.link.wake()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from nats.js import api
 
 from services.common import subjects
+from services.router.ports import Log
 from services.router.streams import StreamMaker
 
 MAX_AGE_S = 3 * 86_400
@@ -29,6 +30,23 @@ class Kept:
         self._names: dict[str, tuple[str, str]] = {}
         self.streams = StreamMaker(self._config)
         """Makes them."""
+        self.messages = 0
+        """Messages that were written to them."""
+
+    def write(
+        self,
+        log: Log,
+        instance_id: str,
+        payload: bytes,
+        message_id: str,
+        lines: bytes,
+        token: object,
+        may_repeat: bool,  # noqa: FBT001 - hot path
+    ) -> None:
+        """Write a message to the stream of an instance; see `StreamMaker.write`."""
+        self.messages += 1
+        subject = self.subject(instance_id)
+        self.streams.write(log, instance_id, subject, payload, message_id, lines, token, may_repeat)
 
     def subject(self, instance_id: str) -> str:
         """Return the subject of the kept messages of an instance."""

@@ -55,7 +55,7 @@ class RouterMetrics(Collector):
         delivered.add_metric(["edge"], router.delivered(is_shard=False))
         delivered.add_metric(["shard"], router.delivered(is_shard=True))
         yield delivered
-        yield _counter("kept_messages", "Messages without a log that were written for sessions.", router.kept_messages)
+        yield _counter("kept_messages", "Messages without a log that were written for sessions.", router.kept.messages)
         dropped = CounterMetricFamily(
             "weimq_router_dropped_messages", "What did not get where it should, by reason.", labels=["reason"]
         )

@@ -33,6 +33,7 @@ from services.router.pressure import Pressure
 from services.router.publication import HeaderLines, Publication, columns_of
 from services.router.queries import Answers, Query
 from services.router.retained import Retained
+from services.router.runs import Runs
 from services.router.shards import Shards
 from services.router.shares import Shares
 from services.router.short_way import ShortWay
@@ -71,7 +72,8 @@ class Router:
         low_bytes: int = LOW_BYTES,
     ) -> None:
         self._retained = retained
-        self._kept = kept
+        self.kept = kept
+        """The streams of kept messages."""
         self._shards = shards
         self._index = index
         self._count = count
@@ -100,6 +102,13 @@ class Router:
             pressure=self.pressure,
             flooding=self.flooding,
         )
+        self._runs = Runs(
+            shards=shards,
+            kept=kept,
+            header_lines=self._header_lines,
+            delivery=self._delivery,
+            pressure=self.pressure,
+        )
         self.reports = LogReports(
             routing=self._routing,
             shards=shards,
@@ -117,8 +126,6 @@ class Router:
         self.on_receipt: Callable[[int, router_pb2.DeliveryOutcome.ValueType], None]
         self.published = 0
         """Messages to be routed."""
-        self.kept_messages = 0
-        """Messages without a log that were written for sessions."""
         self.unlogged_messages = 0
         """Messages of QoS 0 that were not written to their log while NATS was away."""
 
@@ -243,7 +250,7 @@ class Router:
         if edge.is_shard:
             raise StreamContractError("a session shard publishes nothing", rule="publishes")
         columns = columns_of(publishes)
-        edge.link.gather(len(columns.payloads))
+        edge.link.gather(columns.messages)
         if self._log is not None:
             self.publish(edge, columns)
             return
@@ -294,7 +301,7 @@ class Router:
         assert log is not None  # noqa: S101 - for the type checker
         shown_topics = shown_topics or None
         topic_flags = columns.topic_flags
-        self.published += len(columns.payloads)
+        self.published += columns.messages
         routes: list[Route | None] = [None] * len(topic_flags)
         keeps_all = self._shards.unknown > 0
         runs = iter(columns.runs)
@@ -311,9 +318,8 @@ class Router:
             if route is None:
                 route = routes[index] = self._route(columns, index)
             if flag & RUN:
-                run = next(runs)
-                self.published += run.count - 1
-                self._delivery.deliver_run(source, route, run)
+                client_id = columns.publishers[publisher]
+                self._runs.publish(log, source, route, next(runs), sequence, flag, topic_flags[index], client_id)
                 continue
             qos = flag & QOS
             topic_flag = topic_flags[index]
@@ -360,11 +366,7 @@ class Router:
         may_repeat: bool,  # noqa: FBT001 - hot path
     ) -> None:
         if publication is not None and publication.in_kept:
-            self.kept_messages += 1
-            subject = self._kept.subject(route.instance_id)
-            self._kept.streams.write(
-                log, route.instance_id, subject, payload, message_id, lines, publication, may_repeat
-            )
+            self.kept.write(log, route.instance_id, payload, message_id, lines, publication, may_repeat)
             self.pressure.written(publication.source)
             return
         log.write_lines(route.subject, payload, message_id, lines, publication, may_repeat)

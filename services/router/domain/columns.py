@@ -22,14 +22,14 @@ WANTS_RECEIPT = 16
 """Flags of a delivery; the first to a session shard only."""
 
 RUN = 32
-"""Flag of both: several messages of QoS 0, see `Run`."""
+"""Flag of both: several messages of QoS 0 or 1, see `Run`."""
 
 DELIVERED = 64
 """Flag of a message: its edge has given it to its own subscribers, other than shared ones."""
 
 
 class Run:
-    """Messages of QoS 0 of one topic, in packets one behind another that go on as they are."""
+    """Messages of one topic, all of QoS 0 or all of QoS 1, in packets one behind another that go on as they are."""
 
     __slots__ = ("count", "packets", "payload_bytes")
 
@@ -46,6 +46,11 @@ class Run:
         step = len(packets) // self.count
         return [packets[stop - self.payload_bytes : stop] for stop in range(step, len(packets) + 1, step)]
 
+    def part(self, offset: int) -> Run:
+        """Return the message with so many before it, as a run of its own."""
+        step = len(self.packets) // self.count
+        return Run(self.packets[offset * step : (offset + 1) * step], 1, self.payload_bytes)
+
 
 class Columns:
     """Published messages in columns, every index within its range.
@@ -57,6 +62,7 @@ class Columns:
     __slots__ = (
         "flags",
         "instances",
+        "messages",
         "payloads",
         "publisher_indexes",
         "publishers",
@@ -113,7 +119,9 @@ class Columns:
         if 0 in sequences:
             raise StreamContractError("sequences begin at 1", rule="sequences")
         self.runs: list[Run] = []
-        """In order, one for each message with the flag."""
+        """In order, one for each entry with the flag."""
+        self.messages = count
+        """Number of messages, with all those of runs."""
         if run_counts or run_payload_bytes or any(flag & RUN for flag in kinds):
             self._gather_runs(run_counts, run_payload_bytes)
 
@@ -123,11 +131,16 @@ class Columns:
             raise StreamContractError("the columns of the runs differ in length", rule="runs")
         for index, count, size in zip(indexes, counts, payload_bytes, strict=True):
             packets = self.payloads[index]
-            if self.flags[index] & (QOS | RETAIN) or self.topic_flags[self.topic_indexes[index]]:
-                raise StreamContractError("a run has QoS 0 and a topic without flags", rule="runs")
+            flag = self.flags[index]
+            if flag & RETAIN or flag & QOS > 1:
+                raise StreamContractError("a run has no retained messages and none of QoS 2", rule="runs")
+            if not flag & QOS and self.topic_flags[self.topic_indexes[index]]:
+                raise StreamContractError("a run of QoS 0 has a topic without flags", rule="runs")
+            # Each message is at least a byte of `packets`, so what is made of a run is in proportion to the frame.
             if not count or len(packets) % count or not size < len(packets) // count:
                 raise StreamContractError("a run holds packets of equal length", rule="runs")
             self.runs.append(Run(packets, count, size))
+            self.messages += count - 1
 
 
 class ColumnsBuilder:

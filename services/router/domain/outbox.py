@@ -73,6 +73,7 @@ class Batch:
         "log_indexes",
         "log_sequences",
         "logs",
+        "messages",
         "number",
         "origin_indexes",
         "origins",
@@ -111,6 +112,7 @@ class Batch:
         self.shared: list[SharedDelivery] = []
         self.answered: list[int] = []  # queries whose last delivery is in this batch or an earlier one
         self.routes: list[Any] = []  # answers after every delivery that was added before them
+        self.messages = 0  # entries; at QoS 1 and 2, the messages in them
         self.size = 0
 
 
@@ -178,6 +180,7 @@ class Outbox:
             self.qos0_size += size
         batch.payloads.append(payload)
         batch.flags.append(flags)
+        batch.messages += 1
         batch.size += size
         self.size += size
         self._last = batch
@@ -192,7 +195,10 @@ class Outbox:
 
     def run(self, run: Run) -> None:
         """Say that what was added last, with the flag of a run, is this."""
-        self._last.runs.append(run)
+        batch = self._last
+        batch.runs.append(run)
+        if not batch.is_qos0:
+            batch.messages += run.count - 1
 
     def want_receipt(self, receipt_id: int) -> None:
         """Say that the message added last, of QoS 1 or 2, wants a receipt."""
@@ -254,7 +260,7 @@ class Outbox:
     def _open(self, batches: deque[Batch], max_bytes: int, max_messages: int) -> Batch:
         if batches:
             batch = batches[-1]
-            if batch.size < max_bytes and len(batch.payloads) < max_messages:
+            if batch.size < max_bytes and batch.messages < max_messages:
                 return batch
         self._number += 1
         batch = Batch(self._number, is_qos0=batches is self._qos0)

@@ -364,7 +364,6 @@ def test_each_message_of_a_run_goes_to_one_member_of_a_shared_subscription(route
         {"run_counts": [4]},
         {"run_payload_bytes": [2]},
         {"flags": bytes([0, 0])},
-        {"flags": bytes([RUN | 1, 0])},
         {"flags": bytes([RUN | RETAIN, 0])},
         {"topic_flags": bytes([1])},
     ],
