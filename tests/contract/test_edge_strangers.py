@@ -27,7 +27,7 @@ async def _end_s(reader: asyncio.StreamReader) -> float:
     loop = asyncio.get_running_loop()
     started = loop.time()
     with contextlib.suppress(ConnectionResetError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             assert await reader.read() == b""
     return loop.time() - started
 
@@ -59,7 +59,7 @@ async def test_who_sends_no_connect_is_closed_in_time_however_slowly_it_comes() 
             *(_dribble(w, CONNECT, 0.2) for _ in range(50)),
         )
         assert min(took) > 0.4
-        assert max(took) < 3
+        assert max(took) < 10  # when nothing else runs, less than 2
 
 
 async def test_hundreds_of_strangers_delay_no_client_neither_open_nor_closed_together() -> None:
@@ -78,7 +78,7 @@ async def test_hundreds_of_strangers_delay_no_client_neither_open_nor_closed_tog
             await device.send(packets.Publish("fast/a", b"x", 1, False, False, n))
             assert await device.receive() == packets.PubAck(n)
             worst = max(worst, loop.time() - started)
-        assert worst < 0.5
+        assert worst < 3  # when nothing else runs, less than 0.1
 
 
 async def test_a_packet_beyond_the_limit_ends_the_connection_before_it_is_here() -> None:

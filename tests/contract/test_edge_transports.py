@@ -144,14 +144,14 @@ async def dial(port: int, tls: ssl.SSLContext | None = None) -> tuple[asyncio.St
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - a condition of the world has no event
             await asyncio.sleep(0.005)
 
 
 async def exchange(port: int, sent: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
     """Send `sent` on a new connection and return all that comes until its end."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         reader, writer = await dial(port, tls)
         writer.write(sent)
         try:
@@ -348,7 +348,7 @@ async def test_replaced_certificate_is_used_without_a_restart(authority: Authori
         reader, writer = await dial(port, trust)
         assert await name_seen(port) == "localhost"
         authority.issue("renewed", "server")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await name_seen(port) != "renewed":  # noqa: ASYNC110 - the reloader polls
                 await asyncio.sleep(0.01)
         writer.write(b"!")
@@ -467,7 +467,7 @@ async def test_proxy_header_in_front_of_tls_and_websocket(header: bytes, authori
 @pytest.mark.parametrize("sent", [V1 + b"no tls", V1, V1 + b"\x16\x03\x01\x02\x00\x01"])
 async def test_failed_tls_behind_a_proxy_header_ends_that_connection_only(sent: bytes, authority: Authority) -> None:
     context = build_context(server_files(authority))
-    async with listener(proxy_protocol=True, tls=context, handshake_timeout_s=0.3) as port:
+    async with listener(proxy_protocol=True, tls=context, handshake_timeout_s=2) as port:
         await exchange(port, sent)
         assert Echo.all == []
         async with forwarder(port, V1) as front:
@@ -476,8 +476,8 @@ async def test_failed_tls_behind_a_proxy_header_ends_that_connection_only(sent: 
 
 async def test_handshakes_in_progress_end_with_the_listener(authority: Authority) -> None:
     context = build_context(server_files(authority))
-    spec = ListenerSpec(name="test", host=HOST, port=0, proxy_protocol=True, tls=context)
-    async with asyncio.timeout(5):  # less than a handshake may take
+    spec = ListenerSpec(name="test", host=HOST, port=0, proxy_protocol=True, tls=context, handshake_timeout_s=60)
+    async with asyncio.timeout(20):  # less than a handshake may take
         async with open_listener(spec, Echo) as (port,):
             reader, writer = await asyncio.open_connection(HOST, port)
             writer.write(V1 + b"\x16\x03\x01\x02\x00\x01")
@@ -527,7 +527,7 @@ async def test_flash_policy_is_answered() -> None:
 
 
 async def test_connections_outlive_their_listener() -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         async with open_listener(ListenerSpec(name="test", host=HOST, port=0), Echo) as (port,):
             reader, writer = await asyncio.open_connection(HOST, port)
             await until(lambda: Echo.all)

@@ -108,7 +108,7 @@ async def test_health_follows_readiness() -> None:
         address = f"127.0.0.1:{port}"
         assert not await is_serving(address)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]  # set at run time
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             readiness.mark("nats", present=True)
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING

@@ -57,7 +57,7 @@ async def running(mesh: Mesh) -> AsyncGenerator[tuple[FakeEdge, Any]]:
         await edge.settled()
         await mesh.serving()
         stub: Any = router_pb2_grpc.RouterServiceStub(opened)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:  # until the router knows what exists
                 with contextlib.suppress(aio.AioRpcError):
                     call = stub.PublishStream(metadata=call_metadata(TOKEN))

@@ -434,7 +434,7 @@ async def test_a_duplicate_is_refused_when_the_probe_is_not_answered(mesh: Mesh)
         first.answers_probes = False
         began = time.monotonic()
         await second.refused(second.connect())
-        assert 2.5 < time.monotonic() - began < 5
+        assert 2.5 < time.monotonic() - began < 15
 
 
 async def test_takeover_across_edges_closes_the_first(mesh: Mesh) -> None:
@@ -767,7 +767,7 @@ async def _code(call: Awaitable[object]) -> grpc.StatusCode:
 
 async def _end(call: aio.StreamStreamCall[pb.LinkRequest, pb.LinkResponse]) -> grpc.StatusCode:
     """Return the status of a stream; it only comes after what was sent before it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with contextlib.suppress(aio.AioRpcError):
             while isinstance(await call.read(), pb.LinkResponse):
                 pass

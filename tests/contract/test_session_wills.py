@@ -300,7 +300,7 @@ async def test_a_will_that_no_connect_can_hold_breaks_the_contract(mesh: WillMes
         connection = pb.Connection(channel_id="0" * 32, instance_id=INSTANCE, client_id=CLIENT)
         opening = pb.Opening(connection=connection, will=pb.Will(topic="t", payload=b"x" * 65_536))
         await call.write(pb.LinkRequest(frame=1, openings=[opening]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with contextlib.suppress(aio.AioRpcError):
                 while isinstance(await call.read(), pb.LinkResponse):
                     pass

@@ -67,7 +67,7 @@ class Caller:
 
     async def call(self, path: str, parameters: dict[str, str], form: str = "GET") -> dict[str, object]:
         """Return the body of an answer, which must be HTTP 200."""
-        async with httpx.AsyncClient(base_url=self.url) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=30) as client:
             if form == "GET":
                 answer = await client.get(f"/token/{path}", params=parameters)
             elif form == "urlencoded":
@@ -189,7 +189,7 @@ async def test_who_guesses_signatures_is_not_checked_for_a_while(nats_of_module:
 async def test_who_guesses_can_not_claim_another_address(nats_of_module: str) -> None:
     async with running_auth(nats_of_module, free_failures=2) as service:
         caller = await make_caller(service)
-        async with httpx.AsyncClient(base_url=caller.url) as client:
+        async with httpx.AsyncClient(base_url=caller.url, timeout=30) as client:
             for number in range(3):
                 guess = Caller(service, caller.instance_id, f"unknown{number}", "guess").applying()
                 headers = {"X-Forwarded-For": f"192.0.2.{number}"}
@@ -245,7 +245,7 @@ async def test_410_could_not_revoke(nats_server: NatsServer) -> None:
 
 
 async def test_bodies_are_bounded_in_size_fields_and_time(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with httpx.AsyncClient(base_url=caller.url) as client:
+    async with httpx.AsyncClient(base_url=caller.url, timeout=30) as client:
         path = "/token/query"
         assert (await client.post(path, data={"token": "x" * token_http.MAX_BODY_BYTES})).status_code == 413
         files = {"token": (None, b"x" * token_http.MAX_BODY_BYTES)}
@@ -296,7 +296,7 @@ async def test_the_same_over_https(nats_of_module: str, tmp_path: Path) -> None:
         https_key_file=key,
     )
     trusted = ssl.create_default_context(cafile=str(authority.path))
-    async with app.running(chosen, asyncio.Event()) as ports, httpx.AsyncClient(verify=trusted) as client:
+    async with app.running(chosen, asyncio.Event()) as ports, httpx.AsyncClient(verify=trusted, timeout=30) as client:
         answer = await client.get(f"https://localhost:{ports.https}/token/query")
         assert (answer.status_code, answer.json()["code"]) == (200, 400)
 
@@ -313,13 +313,13 @@ async def test_https_without_usable_files_is_a_wrong_setting(tmp_path: Path, fil
 
 
 async def test_other_methods_and_paths(caller: Caller) -> None:
-    async with httpx.AsyncClient(base_url=caller.url) as client:
+    async with httpx.AsyncClient(base_url=caller.url, timeout=30) as client:
         assert (await client.put("/token/apply")).status_code == 405
         assert (await client.get("/token")).status_code == 404
 
 
 async def test_the_openapi_document_describes_every_call(caller: Caller) -> None:
-    async with httpx.AsyncClient(base_url=caller.url) as client:
+    async with httpx.AsyncClient(base_url=caller.url, timeout=30) as client:
         document = (await client.get("/openapi.json")).json()
         assert (await client.get("/docs")).status_code == 200
     assert set(document["paths"]) == {"/token/apply", "/token/revoke", "/token/query"}

@@ -150,7 +150,7 @@ def test_a_repeated_publish_is_delivered_but_a_qos_2_repeat_is_not(mesh: Mesh) -
     client_id = mesh.client_id(secrets.token_hex(4))
     user, password = mesh.login(client_id)
     topic = f"{mesh.topic}/{secrets.token_hex(4)}"
-    with socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=30) as sock:
         sock.sendall(codec.encode(Connect(4, client_id, True, 60, user, password.encode(), None)))
         assert sock.recv(4) == b"\x20\x02\x00\x00"
         for dup in (False, True, True):
@@ -189,7 +189,7 @@ def test_backend_of_another_instance_made_at_run_time(mesh: Mesh) -> None:
         try:
             await js.publish(subjects.in_subject(instance, topic), b"hello", headers={"mqttSecondTopic": "/x"})
             # The new topic is in the account within a second.
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 messages = await js.pull_subscribe("", durable="app", stream=subjects.log_stream(instance, topic))
                 while True:
                     with contextlib.suppress(nats.errors.Error, TimeoutError):

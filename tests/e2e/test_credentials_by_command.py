@@ -35,10 +35,10 @@ def test_a_token_from_apply_to_revoke(mesh: Mesh) -> None:
         assert reader.subscribe(topic, 1) == [1]
         writer.publish_and_wait(topic, b"hello")
         assert reader.wait_messages(1) == [(topic, b"hello", 1)]
-        begin = time.monotonic()
         assert mesh.json("token", "revoke", reading["token"])["revoked"] == 1
+        begin = time.monotonic()
         reader.wait_disconnected()
-        assert time.monotonic() - begin < LATEST_S + 3  # the command itself takes a second or two to start
+        assert time.monotonic() - begin < LATEST_S + 4  # others may take the CPU meanwhile
         notice, payload, _ = reader.messages[-1]
         assert (notice, json.loads(payload)) == (INVALID_NOTICE, {"code": 3, "type": "R"})
         writer.publish_and_wait(topic, b"still here")
@@ -63,7 +63,7 @@ def test_a_token_applied_for_over_http(mesh: Mesh) -> None:
         "accessKey": mesh.credentials["access_key"],
         "signature": sign(mesh.credentials["secret"], string_to_sign(signed)),
     }
-    answer = httpx.post(f"http://127.0.0.1:{mesh.base + 5}/token/apply", data=asked).json()
+    answer = httpx.post(f"http://127.0.0.1:{mesh.base + 5}/token/apply", data=asked, timeout=30).json()
     assert answer["code"] == 200
     login = {
         "username": f"Token|{mesh.credentials['access_key']}|{mesh.instance}",

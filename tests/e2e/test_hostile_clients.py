@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 def _connect(mesh: Mesh, keep_alive_s: int = 60) -> socket.socket:
     client_id = mesh.client_id(secrets.token_hex(4))
     user, password = mesh.login(client_id)
-    sock = socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=30)
     sock.sendall(codec.encode(Connect(4, client_id, True, keep_alive_s, user, password.encode(), None)))
     assert sock.recv(4) == b"\x20\x02\x00\x00"
     return sock
@@ -50,7 +50,7 @@ def _is_closed(sock: socket.socket) -> bool:
     ],
 )
 def test_bytes_that_are_no_connect_close_the_connection(mesh: Mesh, data: bytes) -> None:
-    with Client(mesh) as witness, socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=10) as sock:
+    with Client(mesh) as witness, socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=30) as sock:
         sock.sendall(data)
         assert _is_closed(sock)
         witness.publish_and_wait(f"{mesh.topic}/x", b"x")
@@ -82,7 +82,7 @@ def test_silence_beyond_the_keep_alive_closes_the_connection(mesh: Mesh) -> None
 def test_a_connect_may_come_byte_by_byte(mesh: Mesh) -> None:
     client_id = mesh.client_id(secrets.token_hex(4))
     user, password = mesh.login(client_id)
-    with socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=30) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in codec.encode(Connect(4, client_id, True, 60, user, password.encode(), None)):
             sock.sendall(bytes((byte,)))
@@ -95,7 +95,7 @@ def test_packets_sent_with_connect_are_handled_after_it(mesh: Mesh) -> None:
     client_id = mesh.client_id(secrets.token_hex(4))
     user, password = mesh.login(client_id)
     connect = codec.encode(Connect(4, client_id, True, 60, user, password.encode(), None))
-    with socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=30) as sock:
         sock.sendall(connect + codec.encode(PingReq()))
         received = b""
         while len(received) < 6:
@@ -150,21 +150,21 @@ def test_half_open_connections_leave_others_alone(mesh: Mesh, transport: str, da
     with contextlib.ExitStack() as stack:
         witness = stack.enter_context(Client(mesh))
         for _ in range(300):
-            sock = socket.create_connection(("127.0.0.1", mesh.mqtt_port(transport=transport)), timeout=10)
+            sock = socket.create_connection(("127.0.0.1", mesh.mqtt_port(transport=transport)), timeout=30)
             stack.enter_context(sock).sendall(data)
         started = time.monotonic()
         with Client(mesh, transport=transport) as late:
             for n in range(20):
                 late.publish_and_wait(f"{mesh.topic}/x", b"%d" % n)
                 witness.publish_and_wait(f"{mesh.topic}/x", b"%d" % n)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 25  # one or two when nothing else runs
 
 
 def test_strangers_share_a_budget_for_what_they_make_the_edge_hold(mesh: Mesh) -> None:
     large = b"\x10" + bytes.fromhex("a0ff13") + b"\0\4MQTT\4\2\0\0\xff\xff" + bytes(65_536)
     with contextlib.ExitStack() as stack, _growth_below(mesh, 60 << 20):
         sockets = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=10))
+            stack.enter_context(socket.create_connection(("127.0.0.1", mesh.mqtt_port()), timeout=30))
             for _ in range(500)
         ]
         refused = 0
@@ -231,7 +231,7 @@ def test_a_reader_that_stops_costs_bounded_memory_and_others_nothing(mesh: Mesh)
                     seen.append(packet.topic)
             return seen[-1] == f"{topic}/end"
 
-        until(has_caught_up, seconds=20, what="the reader that stopped gets messages again")
+        until(has_caught_up, what="the reader that stopped gets messages again")
         assert len(seen) < 1100
 
 
@@ -247,4 +247,4 @@ def test_a_subscriber_of_qos_1_that_acknowledges_nothing_loses_its_connection_on
                 for _ in range(500):
                     assert isinstance(sender.receive(), PubAck)
         assert len(reader.wait_messages(12_000, seconds=120)) == 12_000
-        until(lambda: mesh.json("status", stuck.client_id)["online"] == 0, seconds=20, what="it is closed")
+        until(lambda: mesh.json("status", stuck.client_id)["online"] == 0, what="it is closed")

@@ -30,7 +30,7 @@ def _query(mesh: Mesh, client_id: str, **changes: str | None) -> httpx.Response:
     for name, value in changes.items():
         if value is None:
             del fields[name]
-    return httpx.get(mesh.status_url + PATH, params=fields)
+    return httpx.get(mesh.status_url + PATH, params=fields, timeout=30)
 
 
 def _online(mesh: Mesh, client_id: str) -> int:
@@ -58,7 +58,7 @@ def test_a_missing_parameter_is_400_code_1(mesh: Mesh, missing: str) -> None:
 
 
 def test_a_wrong_url_is_400(mesh: Mesh) -> None:
-    assert httpx.get(mesh.status_url + "/route/clientId/nothing").status_code == 400
+    assert httpx.get(mesh.status_url + "/route/clientId/nothing", timeout=30).status_code == 400
 
 
 def test_a_wrong_signature_is_403_code_2(mesh: Mesh) -> None:
@@ -95,6 +95,6 @@ def test_questions_about_clients_over_two_edges(mesh: Mesh) -> None:
         values = {"instanceId": mesh.instance, "groupId": mesh.credentials["group"], "action": "listGroupClients"}
         values |= {"accessKey": mesh.credentials["access_key"], "timestamp": str(int(time.time() * 1000))}
         values["signature"] = sign(mesh.credentials["secret"], string_to_sign(values))
-        answer = httpx.get(f"{mesh.status_url}/v1/listGroupClients", params=values)
+        answer = httpx.get(f"{mesh.status_url}/v1/listGroupClients", params=values, timeout=30)
         assert answer.status_code == 200
         assert {client["clientId"] for client in answer.json()["clients"]} >= set(both)

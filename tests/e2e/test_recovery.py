@@ -106,8 +106,8 @@ def test_a_link_that_breaks_by_silence_is_resumed(mesh: Mesh, process: str, qos:
         flow.wait_more()
         os.kill(mesh.pid(process), signal.SIGSTOP)
         try:
-            until(lambda: not mesh.is_healthy("edge-0"), seconds=20, what="the edge misses its link")
-            until(lambda: not mesh.is_healthy("edge-1"), seconds=20, what="the edge misses its link")
+            until(lambda: not mesh.is_healthy("edge-0"), what="the edge misses its link")
+            until(lambda: not mesh.is_healthy("edge-1"), what="the edge misses its link")
         finally:
             os.kill(mesh.pid(process), signal.SIGCONT)
         mesh.wait_healthy()
@@ -129,7 +129,7 @@ def test_the_death_of_an_edge_is_announced(mesh: Mesh) -> None:
             events = [json.loads(message.data) for message in found]
             return [str(event["eventType"]) for event in events if event["clientId"] == lost.client_id]
 
-        until(lambda: seen() == ["connect", "tcpclean"], seconds=20, what="tcpclean of a client of the dead edge")
+        until(lambda: seen() == ["connect", "tcpclean"], what="tcpclean of a client of the dead edge")
         other.publish_and_wait(f"{mesh.topic}/p2p/{other.client_id}", b"alive")
         other.wait_messages(1)
     mesh.wait_healthy()

@@ -18,6 +18,7 @@ from services.auth.settings import AuthSettings
 from services.common import errors, grpc_client, grpc_errors
 from services.common.healthcheck import is_serving
 from services.common.settings import Secret
+from tests.support.wait import WAIT_S
 from weimq.auth.v1 import (
     auth_pb2,
     auth_pb2_grpc,
@@ -35,7 +36,7 @@ MASTER_KEY = Secret(base64.b64encode(bytes(range(32))).decode())
 async def in_time(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     """Wait until an async condition is true."""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while not await condition():  # noqa: ASYNC110 - a condition of the world has no event
                 await asyncio.sleep(0.02)
     except TimeoutError:

@@ -13,9 +13,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.support.mesh import Mesh
-from tests.support.wait import until
-
-TIMEOUT_S = 10.0
+from tests.support.wait import WAIT_S, until
 
 
 def close_sockets(client: paho.Client) -> None:
@@ -132,7 +130,7 @@ class Client:
         """Connect and wait for CONNACK, whatever it says."""
         self._paho.connect("127.0.0.1", self._port, self._keepalive)
         self._paho.loop_start()
-        assert self._connected.wait(TIMEOUT_S), "no CONNACK"
+        assert self._connected.wait(WAIT_S), "no CONNACK"
         return self
 
     def __enter__(self) -> Self:
@@ -163,14 +161,14 @@ class Client:
     def subscribe(self, topic_filter: str, qos: int = 0) -> list[int]:
         """Subscribe and return the codes of SUBACK."""
         self._paho.subscribe(topic_filter, qos)
-        return self._granted.get(timeout=TIMEOUT_S)
+        return self._granted.get(timeout=WAIT_S)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Unsubscribe and wait for UNSUBACK."""
         done = threading.Event()
         self._paho.on_unsubscribe = lambda *_: done.set()
         self._paho.unsubscribe(topic_filter)
-        assert done.wait(TIMEOUT_S), "no UNSUBACK"
+        assert done.wait(WAIT_S), "no UNSUBACK"
 
     def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> paho.MQTTMessageInfo:
         """Publish without waiting; `wait_for_publish` of the result waits for the acknowledgement."""
@@ -179,14 +177,14 @@ class Client:
     def publish_and_wait(self, topic: str, payload: bytes, qos: int = 1, *, retain: bool = False) -> None:
         """Publish and wait until the broker acknowledged it."""
         info = self.publish(topic, payload, qos, retain=retain)
-        info.wait_for_publish(TIMEOUT_S)
+        info.wait_for_publish(WAIT_S)
         assert info.is_published(), "not acknowledged"
 
-    def wait_messages(self, count: int, seconds: float = TIMEOUT_S) -> list[tuple[str, bytes, int]]:
+    def wait_messages(self, count: int, seconds: float = WAIT_S) -> list[tuple[str, bytes, int]]:
         """Wait for at least `count` messages and return all."""
         until(lambda: len(self.messages) >= count, seconds=seconds, what=f"{count} messages at {self.client_id}")
         return list(self.messages)
 
-    def wait_disconnected(self, seconds: float = TIMEOUT_S) -> None:
+    def wait_disconnected(self, seconds: float = WAIT_S) -> None:
         """Wait until the connection is gone."""
         assert self._disconnected.wait(seconds), "still connected"

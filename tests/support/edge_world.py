@@ -20,6 +20,7 @@ from services.edge.settings import EdgeSettings
 from tests.support.auth_for_edges import FakeAuth
 from tests.support.fakes import FakeRouter, FakeSession
 from tests.support.ports import free_ports
+from tests.support.wait import WAIT_S
 from weimq.auth.v1 import auth_pb2, auth_pb2_grpc
 from weimq.router.v1 import router_pb2_grpc
 from weimq.session.v1 import session_pb2_grpc
@@ -27,7 +28,7 @@ from weimq.session.v1 import session_pb2_grpc
 TOKEN = Secret("0123456789abcdef")
 
 
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+async def until(condition: Callable[[], object], seconds: float = WAIT_S) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - a condition of the world has no event
@@ -53,7 +54,7 @@ class Device:
 
     async def receive(self) -> packets.Packet | None:
         """Return the next packet, None at the end of the connection."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while not self._packets:
                 data = await self._reader.read(65536)
                 if not data:
@@ -128,7 +129,7 @@ async def world(profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ, **ch
             auth=address,
             session=(address,),
             router=(address,),
-            connect_timeout_s=1,
+            connect_timeout_s=10,
             max_queued=2000,
             slow_consumer_s=1,
         )

@@ -11,6 +11,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import ServiceUnavailableError
 
 from tests.support.mesh import Mesh
+from tests.support.wait import WAIT_S
 
 
 async def _read(url: str, stream: str, subject: str, count: int, seconds: float) -> list[Msg]:
@@ -38,6 +39,6 @@ async def _read(url: str, stream: str, subject: str, count: int, seconds: float)
         await client.close()
 
 
-def read(mesh: Mesh, stream: str, subject: str, count: int, seconds: float = 10.0) -> list[Any]:
+def read(mesh: Mesh, stream: str, subject: str, count: int, seconds: float = WAIT_S) -> list[Any]:
     """Return up to `count` messages of `subject`, from the first one on, waiting at most `seconds`."""
     return asyncio.run(_read(mesh.credentials["nats_url"], stream, subject, count, seconds))

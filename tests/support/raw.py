@@ -9,6 +9,7 @@ from typing import Self
 
 from services.edge.mqtt import codec, packets
 from tests.support.mesh import Mesh
+from tests.support.wait import WAIT_S
 
 
 class RawClient:
@@ -17,7 +18,7 @@ class RawClient:
     def __init__(self, mesh: Mesh, *, edge: int = 0, keep_alive_s: int = 60) -> None:
         self.client_id = mesh.client_id(secrets.token_hex(4))
         user, password = mesh.login(self.client_id)
-        self.socket = socket.create_connection(("127.0.0.1", mesh.mqtt_port(edge)), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", mesh.mqtt_port(edge)), timeout=WAIT_S)
         self._decoder = codec.Decoder(1 << 24)
         self._packets: list[packets.Packet] = []
         self.send(packets.Connect(4, self.client_id, True, keep_alive_s, user, password.encode(), None))
@@ -31,7 +32,7 @@ class RawClient:
         """Return the next packet.
 
         Raises:
-            TimeoutError: none came within ten seconds.
+            TimeoutError: none came within `WAIT_S`.
             ConnectionError: the connection was closed.
         """
         while not self._packets:

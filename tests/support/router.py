@@ -28,6 +28,7 @@ from services.common.settings import Secret
 from services.router.app import serve
 from services.router.settings import RouterSettings
 from tests.support.nats import NatsServer
+from tests.support.wait import WAIT_S
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 TOKEN = Secret("cluster-token-of-tests")
@@ -37,7 +38,7 @@ CLEAN_SESSION = 16
 RETAIN = 4
 
 
-async def until(condition: Callable[[], bool], deadline_s: float = 20) -> None:
+async def until(condition: Callable[[], bool], deadline_s: float = WAIT_S) -> None:
     async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.002)
@@ -75,7 +76,7 @@ class Mesh:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def serving(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while not await self.is_serving():  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.01)
 
@@ -329,7 +330,7 @@ async def read_log(url: str, parent: str) -> list[Msg]:
 
 
 async def until_not_serving(mesh: Mesh) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while await mesh.is_serving():  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
 
@@ -351,7 +352,7 @@ async def raw_call(opened: aio.Channel, **opening: Any) -> Any:
 
 
 async def has_violated(call: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
 
     async def read_to_the_end() -> None:

@@ -19,6 +19,7 @@ from services.common import grpc_client
 from services.common.settings import Secret
 from services.edge.mqtt import codec, packets
 from tests.support.mesh import Mesh
+from tests.support.wait import WAIT_S
 from weimq.auth.v1 import auth_pb2, token_pb2, token_pb2_grpc
 
 TYPES = {
@@ -78,7 +79,7 @@ class SwarmClient(asyncio.Protocol):
         self._transport.abort()
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+async def until(condition: Callable[[], object], what: str, seconds: float = WAIT_S) -> None:
     """Wait for a condition."""
     try:
         async with asyncio.timeout(seconds):
@@ -134,7 +135,7 @@ class Tokens:
                 resources=resources,
                 expire_time_ms=int((time.time() + seconds) * 1000),
             ),
-            timeout=10,
+            timeout=WAIT_S,
             wait_for_ready=True,
         )
         return response.token
@@ -143,7 +144,7 @@ class Tokens:
         """Revoke tokens."""
         for start in range(0, len(tokens), MAX_REVOKED):
             request = token_pb2.RevokeTokensRequest(tokens=tokens[start : start + MAX_REVOKED])
-            response = await self._stub.RevokeTokens(request, timeout=10, wait_for_ready=True)
+            response = await self._stub.RevokeTokens(request, timeout=WAIT_S, wait_for_ready=True)
             assert not any(response.codes), response.codes
 
 

@@ -9,8 +9,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+WAIT_S = 30.0
+"""How long to wait for what takes milliseconds on an idle machine: others may take the CPU for seconds."""
 
-def until(condition: Callable[[], T], *, seconds: float = 10.0, what: str = "the condition") -> T:
+
+def until(condition: Callable[[], T], *, seconds: float = WAIT_S, what: str = "the condition") -> T:
     """Return the first true value of `condition`.
 
     Raises:
@@ -26,7 +29,7 @@ def until(condition: Callable[[], T], *, seconds: float = 10.0, what: str = "the
         time.sleep(0.01)
 
 
-async def eventually(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], *, seconds: float = WAIT_S) -> None:
     """Wait for a condition of what runs in this event loop.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from services.common.subjects import (
 )
 from services.router.inbound_stream import dead_config, in_config
 from tests.support.nats import REFUSALS
+from tests.support.ports import free_ports
 
 MINE, THEIRS = "mqtt-demo", "mqtt_b.c"
 """Instances; the second needs escaping."""
@@ -71,7 +71,7 @@ async def refused(work: Awaitable[object]) -> None:
 async def _greeted(address: str) -> None:
     """Wait until NATS answers there."""
     host, port = split_address(address)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(OSError):
                 reader, writer = await asyncio.open_connection(host, port)
@@ -90,8 +90,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     other = Backend(instance=THEIRS, name="app", user="other.app", password="0123")
     data.write_backends([other])
     data.backend_topics.write_text(f'{{"{MINE}": ["demo"], "{THEIRS}": ["demo", "a_b"]}}')
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     nats_config.write_files(data, listen=address, address=address, store=data.nats_store)
     assert data.nats_conf.stat().st_mode & 0o777 == 0o600
     passwords = data.read_nats_passwords()
@@ -147,17 +146,17 @@ async def fill(broker: Broker) -> None:
 
 async def read_one(client: Client, stream: str, consumer: str = "app") -> bytes:
     """Return the first message of a stream as an application reads it."""
-    js = client.jetstream(timeout=5)
+    js = client.jetstream(timeout=20)
     subscription = await js.pull_subscribe("", durable=consumer, stream=stream)
-    (message,) = await subscription.fetch(1, timeout=5)
-    await message.ack_sync(timeout=5)
+    (message,) = await subscription.fetch(1, timeout=20)
+    await message.ack_sync(timeout=20)
     assert (await subscription.consumer_info()).num_ack_pending == 0
     return message.data
 
 
 async def test_backend_reads_the_logs_and_events_of_its_instance(broker: Broker) -> None:
     for client, instance, topics in ((broker.backend, MINE, ["demo"]), (broker.other, THEIRS, ["demo", "a_b"])):
-        js = client.jetstream(timeout=5)
+        js = client.jetstream(timeout=20)
         own = {event_stream(instance), *(log_stream(instance, topic) for topic in topics)}
         assert {info.config.name for info in await js.streams_info()} == own
         assert await read_one(client, event_stream(instance)) == f"event of {instance}".encode()
@@ -175,9 +174,9 @@ async def test_backend_reads_the_logs_and_events_of_its_instance(broker: Broker)
 
 
 async def test_backend_publishes_to_topics_of_its_instance_only(broker: Broker) -> None:
-    js = broker.backend.jetstream(timeout=1)
+    js = broker.backend.jetstream(timeout=20)
     assert (await js.publish(in_subject(MINE, "demo"), b"")).stream == "MQ_IN"
-    await refused(js.publish(in_subject(THEIRS, "demo"), b""))
+    await refused(broker.backend.jetstream(timeout=1).publish(in_subject(THEIRS, "demo"), b""))
     assert (await broker.weimq.jetstream().stream_info("MQ_IN")).state.messages == 1
 
 
@@ -254,7 +253,7 @@ async def test_backend_changes_nothing_but_the_inbound_queue(broker: Broker) -> 
 async def test_answers_to_a_fetch_can_not_be_sent_into_a_stream(broker: Broker) -> None:
     """The forgery that one account could not prevent: NATS does not check reply subjects."""
     mine = log_stream(MINE, "demo")
-    js = broker.backend.jetstream(timeout=5)
+    js = broker.backend.jetstream(timeout=20)
     await js.add_consumer(mine, api.ConsumerConfig(durable_name="app", ack_policy=api.AckPolicy.EXPLICIT))
     forged = log_subject(THEIRS, "demo/forged")
     for subject in (forged, in_subject(THEIRS, "demo"), "mq.dead.mqtt-demo.demo"):
@@ -269,7 +268,7 @@ async def test_answers_to_a_fetch_can_not_be_sent_into_a_stream(broker: Broker) 
 
 
 async def test_backend_reads_its_own_dead_letters_only(broker: Broker) -> None:
-    js = broker.backend.jetstream(timeout=1)
+    js, hasty = broker.backend.jetstream(timeout=20), broker.backend.jetstream(timeout=0.3)
     name = dead_consumer(MINE)
 
     def config(durable: str, subject: str | None) -> api.ConsumerConfig:
@@ -282,23 +281,24 @@ async def test_backend_reads_its_own_dead_letters_only(broker: Broker) -> None:
         ("app", "mq.dead.mqtt-demo.>"),
         (dead_consumer(THEIRS), "mq.dead.mqtt-demo.>"),
     ):
-        await refused(js.add_consumer("MQ_DEAD", config(durable, subject)))
-    await refused(js.stream_info("MQ_DEAD"))
-    await refused(js.get_msg("MQ_DEAD", 2, direct=True))
+        await refused(hasty.add_consumer("MQ_DEAD", config(durable, subject)))
+    await refused(hasty.stream_info("MQ_DEAD"))
+    await refused(hasty.get_msg("MQ_DEAD", 2, direct=True))
     await js.add_consumer("MQ_DEAD", config(name, "mq.dead.mqtt-demo.>"))
     subscription = await js.pull_subscribe_bind(name, "MQ_DEAD")
-    assert [each.data for each in await subscription.fetch(10, timeout=1)] == [b"my dead letter"]
+    assert [each.data for each in await subscription.fetch(1, timeout=20)] == [b"my dead letter"]
+    await refused(subscription.fetch(1, timeout=0.3))
     other = await broker.other.jetstream(timeout=0.3).pull_subscribe_bind(name, "MQ_DEAD")
     await refused(other.fetch(1, timeout=0.3))
 
 
 async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> None:
     await broker.weimq.jetstream().add_stream(name=log_stream(MINE, "new"), subjects=log_filter(MINE, "new"))
-    js = broker.backend.jetstream(timeout=1)
+    js = broker.backend.jetstream(timeout=20)
     subscription = await js.pull_subscribe("", durable="app", stream=log_stream(MINE, "demo"))
-    await (await subscription.fetch(1, timeout=1))[0].ack()
+    await (await subscription.fetch(1, timeout=20))[0].ack()
     async with asyncio.TaskGroup() as group:
-        waiting = group.create_task(subscription.fetch(1, timeout=10))
+        waiting = group.create_task(subscription.fetch(1, timeout=30))
         made = Backend(instance=MINE, name="more", user="more", password="4567")
         broker.data.write_backends([*broker.data.read_backends()[1:], made])
         await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}, None))
@@ -306,7 +306,7 @@ async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> N
             await broker.weimq.jetstream().publish(log_subject(MINE, subject), b"after")
         (message,) = await waiting
         assert message.data == b"after"
-        await message.ack_sync(timeout=1)
+        await message.ack_sync(timeout=20)
     async with await nats.connect(nats_config.backend_url(broker.data, made)) as client:
         assert await read_one(client, log_stream(MINE, "new")) == b"after"
     assert broker.weimq.is_connected
@@ -326,7 +326,7 @@ async def test_first_backend_of_an_instance_made_at_run_time_can_publish(broker:
 async def is_refused(url: str) -> None:
     client = Client()
     with pytest.raises(REFUSALS):
-        await client.connect(url, max_reconnect_attempts=0, allow_reconnect=False, connect_timeout=5)
+        await client.connect(url, max_reconnect_attempts=0, allow_reconnect=False, connect_timeout=30)
     await client.close()
 
 

@@ -294,7 +294,7 @@ async def test_error_of_the_callback_ends_the_pump(nats_url: str) -> None:
         await add_stream(client, name)
         writer = LogWriter(client, stored=stored, stream_tokens=2)
         put(writer, name, 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with pytest.raises(RuntimeError, match="a bug"):
                 await writer.run()
 
@@ -309,7 +309,7 @@ async def test_closed_client_ends_the_pump(nats_url: str, reports: Reports) -> N
         put(writer, unique("s"), 0)
         await asyncio.Event().wait()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with pytest.raises(nats.errors.ConnectionClosedError):
             await first_of(writer.run(), close())
 

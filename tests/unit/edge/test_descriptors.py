@@ -62,11 +62,11 @@ async def test_a_connection_without_room_is_closed_and_the_next_one_served() -> 
     async with open_listener(spec, inner, refusal=lambda: next(answers)) as (port,):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 20) == b""
         writer.close()
         assert not made
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not made:  # noqa: ASYNC110 - the accept has no event here
                 await asyncio.sleep(0.01)
         writer.close()

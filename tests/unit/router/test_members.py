@@ -49,7 +49,7 @@ class Mesh:
 
 
 async def is_ended_by(stream: Stream) -> type[BaseException]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         with pytest.raises((NotServingError, SupersededError)) as error:
             await stream.ended()
     return error.type

@@ -28,7 +28,7 @@ async def test_an_acknowledgement_is_not_confirmed_before_the_edge_has_what_may_
     edge = EdgeLink("edge-1", "1", take=take, on_room=lambda: None)
     edge.outbox.add("channel", 1, "a", b"", 1, 0)
     requests.put_nowait(pb.LinkRequest(frame=1))
-    async with background(edge.link.exchange(requests.get, write)), asyncio.timeout(10):
+    async with background(edge.link.exchange(requests.get, write)), asyncio.timeout(30):
         await taken.wait()
         while not written:  # noqa: ASYNC110 - the writer's turn
             await asyncio.sleep(0)

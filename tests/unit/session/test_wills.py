@@ -56,7 +56,7 @@ def _error(code: grpc.StatusCode) -> aio.AioRpcError:
 
 async def published(router: Router, publisher: WillPublisher) -> list[str]:
     """Return the ids that the router has taken once all is done."""
-    async with asyncio.timeout(10), background(publisher.run()):
+    async with asyncio.timeout(30), background(publisher.run()):
         await publisher.drained()
     return router.taken
 
@@ -143,7 +143,7 @@ async def test_each_will_goes_to_the_router_of_its_topic() -> None:
     publisher = WillPublisher(RouterGroup([router.publish for router in routers]))
     topics = [f"t{n}/a" for n in range(20)]
     publisher.add(Will("i", "c", topic, topic, b"", qos=0, retain=False, clean_session=False) for topic in topics)
-    async with asyncio.timeout(10), background(publisher.run()):
+    async with asyncio.timeout(30), background(publisher.run()):
         await publisher.drained()
     for index, router in enumerate(routers):
         expected = [f"will-{topic}" for topic in topics if router_of("i", topic.partition("/")[0], 2) == index]

@@ -86,7 +86,7 @@ async def test_a_running_request_is_finished_when_stopping() -> None:
         return PlainTextResponse("done")
 
     async def ask(port: int) -> None:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             answers.append((await client.get(f"http://127.0.0.1:{port}/slow")).text)
             answered.set()
 
@@ -98,14 +98,14 @@ async def test_a_running_request_is_finished_when_stopping() -> None:
         go_on.set()
 
     app = Starlette(routes=[Route("/slow", slow)])
-    server = http_server.serving(listen="127.0.0.1:0", app=app, drain_s=10)
+    server = http_server.serving(listen="127.0.0.1:0", app=app, drain_s=60)
     port = await server.__aenter__()
     async with background(ask(port)):
         await begun.wait()
         async with background(release()):
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(30):
                 await server.__aexit__(None, None, None)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await answered.wait()
     assert answers == ["done"]
 
