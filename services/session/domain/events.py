@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from json.encoder import encode_basestring as _quoted
 from typing import Final
 
@@ -20,9 +21,8 @@ MAX_GROUP_BYTES: Final = 64
 """Longest group id that is taken from a client id. A group is part of a NATS subject, whose length the server limits,
 and a `standard` client may choose any client id."""
 
-GENERATION_CHANNELS: Final = 65_536
-"""How many ended connections are remembered at least; the last that may be reported again after a restart."""
-
+RECENT_CHANNELS: Final = 65_536
+"""How many ended connections are remembered; the last that may be reported again after a restart."""
 
 INDEX_BITS: Final = 12
 """An event index is its time in milliseconds, so many bits to the left, or the next number: it rises over restarts
@@ -94,24 +94,26 @@ def group_of(client_id: str) -> str:
 
 
 class RecentChannels:
-    """The channel ids that were added last: the latest 65,536 for certain, and at most twice as many."""
+    """The channel ids that were added last. Once it is full, its memory neither grows nor shrinks."""
 
-    __slots__ = ("_newer", "_older", "_size")
+    __slots__ = ("_ids", "_order", "_size")
 
-    def __init__(self, size: int = GENERATION_CHANNELS) -> None:
+    def __init__(self, size: int = RECENT_CHANNELS) -> None:
         self._size = size
-        self._newer: set[str] = set()
-        self._older: set[str] = set()
+        self._ids: set[str] = set()
+        self._order: deque[str] = deque()  # the ids, oldest first
 
     def add(self, channel_id: str) -> None:
-        """Remember a channel id."""
-        if len(self._newer) >= self._size:
-            self._older = self._newer
-            self._newer = set()
-        self._newer.add(channel_id)
+        """Remember a channel id; one that is known keeps its place."""
+        if channel_id in self._ids:
+            return
+        if len(self._order) >= self._size:
+            self._ids.remove(self._order.popleft())
+        self._ids.add(channel_id)
+        self._order.append(channel_id)
 
     def __contains__(self, channel_id: str) -> bool:
-        return channel_id in self._newer or channel_id in self._older
+        return channel_id in self._ids
 
 
 class Opened:
