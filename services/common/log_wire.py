@@ -43,6 +43,20 @@ def command(head: bytes, reply: bytes, block: bytes, payload_size: int, follows:
     return b"%b%b%d %d\r\n%b" % (head, reply, size, size + payload_size, block)
 
 
+def run_edges(head: bytes, ids: str, lines: bytes, block_size: int, payload_size: int) -> tuple[bytes, bytes]:
+    """Return the command of each message of a run up to the number in its `Nats-Msg-Id`, and what is behind that.
+
+    Args:
+        head: as of `command`.
+        ids: what comes before the number.
+        lines: as of `header_block`.
+        block_size: length of the block of headers, the same for all.
+        payload_size: in bytes.
+    """
+    sizes = b"%d %d" % (block_size, block_size + payload_size)
+    return b"%b%b\r\nNATS/1.0\r\nNats-Msg-Id: %b" % (head, sizes, _safe(ids).encode()), b"\r\n%b\r\n" % lines
+
+
 def stored_at(data: bytes) -> int:
     """Return the sequence that an acknowledgement names; 0: the answer is none."""
     match = _STORED.match(data)

@@ -17,33 +17,24 @@ form a *group*, and only the last one has a reply subject: NATS and this process
 - A new connection to NATS sends every lane back at once.
 - A message that can never be stored (too large for the server or the stream) is reported as failed, in its turn.
 
-A message that JetStream fails while it stores those behind it (a change of leader, a stream that was full or missing)
-is stored after them, except in an *ordered* lane. There each message that is sent behind others in flight says which
-one it follows (`Nats-Expected-Last-Msg-Id`), and JetStream refuses it when that one is not the last of the stream;
-the lane is then sent back like after any other failure. The first in flight has no predecessor that could be missing.
-This needs one writer for the stream. It was chosen over one message in flight at a time, some 2,000 messages/s. In a
-cluster there is no other way: a message that does not meet that header ends the stream on all servers until they are
-restarted (nats-server 2.15), and `Nats-Expected-Last-Sequence` does not hold when leaders change. Reports come in the
-order of writing in every lane. A broken connection alone is no danger: what was stored is a prefix of what was sent.
-
-Repeats are harmless within the duplicate window of the stream, since every message in a group has a `Nats-Msg-Id`.
+Reports come in the order of writing in every lane, and `log_lanes` says what order the streams have. Repeats are
+harmless within the duplicate window of the stream, since every message in a group has a `Nats-Msg-Id`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.common import log_lanes
-from services.common.log_lanes import REFUSED, WAITING, Fullness, Group, Lane, Lanes, Message
+from services.common.log_lanes import REFUSED, WAITING, Group, Lane, Message
 from services.common.log_pump import pump
-from services.common.log_wire import MESSAGE_ID, fault, header_block, header_lines, is_duplicate, stored_at
+from services.common.log_queue import LogQueue
+from services.common.log_wire import fault, is_duplicate, stored_at
 from services.common.raw_nats import is_clustered, write
 
 logger = logging.getLogger(__name__)
@@ -57,7 +48,7 @@ BURST = 256
 _PERMANENT = frozenset({10054, 10097})
 
 
-class LogWriter:
+class LogWriter(LogQueue):
     """Writes messages to JetStream streams. Owned by one event loop; `run` is its pump.
 
     Bounded by its caller: `write` takes everything, `backlog_bytes` tells what has not been reported yet, and whoever
@@ -95,99 +86,24 @@ class LogWriter:
         is_gone: Callable[[str], bool] | None = None,
         is_full: Callable[[str, bool], None] | None = None,
     ) -> None:
-        self._client = client
+        super().__init__(client, stream_tokens=stream_tokens, is_ordered=is_ordered, is_ours=is_ours, is_full=is_full)
         self._stored = stored
         self._failed = failed
         self._window_messages = window_messages
         self._window_bytes = window_bytes
         self._ack_timeout_s = ack_timeout_s
         self._is_gone = is_gone
-        self._fullness = Fullness(is_full) if is_full is not None else None
-        self._inbox = f"{client.new_inbox()}."
-        self._inbox_size = len(self._inbox)
         self._inbox_bytes = self._inbox.encode()
-        self._number = 0
         self._asked: dict[int, Message] = {}  # by number; not reported, and at some time sent with a reply subject
-        self._lanes = Lanes(stream_tokens, is_ordered, is_ours)
-        self._queue: deque[Lane] = deque()  # lanes with messages to send now
         self._paused: list[Lane] = []  # lanes that wait for `retry_at`
         self._flight_messages = 0
         self._flight_bytes = 0
         self._connection = -1  # the client's count of reconnects when the messages in flight were sent
-        self._wake = asyncio.Event()
         self._error: Exception | None = None
-        self.backlog_messages = 0
-        """Messages written and not reported yet."""
-        self.backlog_bytes = 0
-        """Size of those messages with their headers."""
         self.stored_messages = 0
         """Messages reported as stored."""
         self.failures = 0
         """How often a lane was sent back."""
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether NATS answers, so that the backlog shrinks."""
-        return self._client.is_connected
-
-    def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
-        """Queue a message; never blocks.
-
-        Args:
-            subject: made by `services.common.subjects`, so that it is a valid one.
-            payload: of the message.
-            headers: `Nats-Msg-Id` and others; control characters in values become `%XX`.
-            token: given to `stored`; None: nobody is told.
-        """
-        self.write_lines(subject, payload, headers.get(MESSAGE_ID, ""), header_lines(headers), token, False)  # noqa: FBT003 - hot path
-
-    def write_lines(
-        self,
-        subject: str,
-        payload: bytes,
-        message_id: str,
-        lines: bytes,
-        token: object,
-        may_repeat: bool,  # noqa: FBT001 - hot path
-    ) -> None:
-        """Queue a message as `write` does.
-
-        Args:
-            subject: as there.
-            payload: of the message.
-            message_id: its `Nats-Msg-Id`; empty: it has none.
-            lines: the other headers, made by `log_wire.header_lines`.
-            token: as there.
-            may_repeat: the stream may have the message already: from the process before this one, or by another call.
-        """
-        name, head = self._lanes.subject(subject)
-        lane = self._lanes.lane(name)
-        block = header_block(message_id, lines)
-        number = self._number = self._number + 1
-        message = Message(lane, number, message_id, head, block, payload, token, may_repeat)
-        lane.check(message, self._inbox_size, self._client.max_payload)
-        self.backlog_messages += 1
-        self.backlog_bytes += message.size
-        lane.waiting.append(message)
-        if self._fullness is not None:
-            self._fullness.grew(lane, message.size, is_connected=self._client.is_connected)
-        if not lane.is_queued and lane.retry_at == 0.0 and not lane.is_held():
-            self._enqueue(lane)
-            self._wake.set()
-
-    def is_stuck(self, subject: str) -> bool:
-        """Say whether the stream of a subject takes nothing for now, and its lane is full."""
-        lane = self._lanes.lane(self._lanes.subject(subject)[0])
-        return lane.is_full and (lane.is_probing or not self._client.is_connected)
-
-    def probe(self, subject: str) -> None:
-        """Send what is written next alone until it is acknowledged: the stream may be about to be made.
-
-        Otherwise the messages behind it, sent when the stream is there, would be stored before it.
-        """
-        lane = self._lanes.lane(self._lanes.subject(subject)[0])
-        if not lane.flight:
-            lane.is_probing = True
 
     def run(self) -> Coroutine[object, object, None]:
         """Send what is written until cancelled; then nothing more is sent or reported.
@@ -234,12 +150,6 @@ class LogWriter:
                     self._enqueue(lane)
             self._paused = [lane for lane in self._paused if lane.retry_at]
 
-    def _enqueue(self, lane: Lane) -> None:
-        """Let a lane be sent, unless it pauses or is about to be sent."""
-        if not lane.is_queued and lane.retry_at == 0.0:
-            lane.is_queued = True
-            self._queue.append(lane)
-
     def _send(self, now: float) -> None:
         """Send from each lane in turn as far as the window allows."""
         parts: list[bytes] = []
@@ -258,15 +168,18 @@ class LogWriter:
     def _send_lane(self, lane: Lane, parts: list[bytes], now: float) -> None:
         if not lane.flight:
             lane.progress = now
-            lane.sent = None
+            lane.sent = ""
         budget = min(BURST, self._window_messages - self._flight_messages)
         group: list[Message] = []
         while lane.waiting and budget > 0 and self._flight_bytes < self._window_bytes and not lane.is_held():
             message = lane.waiting.popleft()
+            if message.sequence == WAITING and not lane.may_send_whole(message):
+                lane.waiting.extendleft(reversed(message.split()))
+                continue
             lane.flight.append(message)
-            self._flight_messages += 1
+            self._flight_messages += message.count
             self._flight_bytes += message.size
-            budget -= 1
+            budget -= message.count
             if message.sequence != WAITING:  # answered while it waited to be sent again, or refused
                 self._publish(lane, group, parts)
                 lane.groups.append(Group(message, 1, is_end=False))
@@ -339,24 +252,29 @@ class LogWriter:
                 return
             groups.popleft()
             lane.note_end(group)
-            for before in range(group.count - 1, -1, -1):
-                self._pop(lane, last.sequence - before)
+            sequence = last.sequence - group.count + 1
+            while True:
+                message = lane.flight.popleft()
+                self._end(message, sequence)
+                sequence += message.count
+                if message is last:
+                    break
         lane.progress = now
         lane.is_probing = False
         lane.pause_s = log_lanes.FIRST_PAUSE_S
 
-    def _pop(self, lane: Lane, sequence: int) -> None:
-        """Report the oldest message in flight."""
-        message = lane.flight.popleft()
+    def _end(self, message: Message, sequence: int) -> None:
+        """Report a message that is not in flight any more."""
         self._asked.pop(message.number, None)
-        self._flight_messages -= 1
+        self._flight_messages -= message.count
         self._flight_bytes -= message.size
-        self.backlog_messages -= 1
+        self.backlog_messages -= message.count
         self.backlog_bytes -= message.size
+        lane = message.lane
         if self._fullness is not None:
             self._fullness.shrank(lane, message.size)
         if sequence != REFUSED:
-            self.stored_messages += 1
+            self.stored_messages += message.count
             if message.token is not None:
                 self._stored(message.token, sequence, message.is_duplicate)
         else:
@@ -391,8 +309,14 @@ class LogWriter:
     def _send_back(self, lane: Lane) -> None:
         """Move what is in flight back in front of what waits."""
         self.failures += 1
-        self._flight_messages -= len(lane.flight)
-        self._flight_bytes -= sum(message.size for message in lane.flight)
+        flight = lane.flight
+        for _ in range(len(flight)):
+            message = flight.popleft()
+            self._flight_messages -= message.count
+            self._flight_bytes -= message.size
+            flight.extend(message.split())
+            if message.number in self._asked:  # the answer to a run is that to its last message
+                self._asked[message.number] = flight[-1]
         lane.take_back()
         if lane.is_queued:
             lane.is_queued = False

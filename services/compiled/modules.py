@@ -13,6 +13,7 @@ MODULES = (
     "services.auth.domain.signatures",
     "services.common.log_lanes",
     "services.common.log_lines",
+    "services.common.log_queue",
     "services.common.log_runs",
     "services.common.log_wire",
     "services.common.log_writer",

@@ -51,6 +51,8 @@ class LogReports:
         """Deliver a message that its log has, also when the log had it before: its edge did not hear of it."""
         if isinstance(token, Publication):
             self._deliver(token, sequence)
+        elif isinstance(token, RunPublication):
+            self._deliver_run(token, token.source, token.run, 0, sequence)
         elif isinstance(token, Part):
             self._deliver_part(token, sequence)
         elif isinstance(token, RetainedWrite):
@@ -64,9 +66,11 @@ class LogReports:
 
         Who is connected gets it from the edge; shards hear of it, since it is lost for those who are not.
         """
-        self.refused_messages += 1
+        self.refused_messages += token.run.count if isinstance(token, RunPublication) else 1
         if isinstance(token, Publication):
             self._deliver(token, 0)
+        elif isinstance(token, RunPublication):
+            self._deliver_run(token, token.source, token.run, 0, 0)
         elif isinstance(token, Part):
             self._deliver_part(token, 0)
         elif isinstance(token, RetainedWrite):

@@ -30,6 +30,18 @@ class Log(Protocol):
         may_repeat: bool,  # noqa: FBT001 - hot path
     ) -> None: ...
 
+    def write_run(  # noqa: D102
+        self,
+        subject: str,
+        packets: bytes,
+        count: int,
+        payload_bytes: int,
+        ids: str,
+        first: int,
+        lines: bytes,
+        token: object,
+    ) -> None: ...
+
 
 class Source(Protocol):
     """Where published messages come from: an edge, or the callers of `Publish`."""

@@ -117,6 +117,10 @@ class Runs:
         self._pressure.written(source)
         lines = self._header_lines.of(route, flags, topic_flags, client_id, source.origin, "", in_kept)
         publication = RunPublication(source, route, run, flags, sequence, topic_flags, in_kept)
+        if not in_kept and not flags & REPEATED:
+            ids = f"{source.incarnation}-"
+            log.write_run(route.subject, run.packets, run.count, run.payload_bytes, ids, sequence, lines, publication)
+            return
         may_repeat = flags & REPEATED != 0
         for offset, payload in enumerate(run.payloads()):
             message_id = f"{source.incarnation}-{sequence + offset}"

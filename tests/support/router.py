@@ -36,6 +36,7 @@ LOGGED = 1
 P2P = 2
 CLEAN_SESSION = 16
 RETAIN = 4
+RUN = 32
 
 
 async def until(condition: Callable[[], bool], deadline_s: float = WAIT_S) -> None:
@@ -178,6 +179,32 @@ class FakeEdge:
         self.send(request)
         return self._sequence
 
+    def publish_run(
+        self, topic: str, payloads: list[bytes], *, topic_flags: int = 0, flags: int = 0, client_id: str = "c"
+    ) -> int:
+        """Publish messages of QoS 1, all of one length, as a run and return the sequence of the first."""
+        first = self._sequence + 1
+        self._sequence += len(payloads)
+        request = router_pb2.LinkRequest(
+            publishes=router_pb2.PublishBatch(
+                instances=["i"],
+                topics=[topic],
+                topic_instances=[0],
+                topic_flags=bytes([topic_flags]),
+                publishers=[client_id],
+                topic_indexes=[0],
+                sequences=[first],
+                payloads=[b"".join(b"head" + payload for payload in payloads)],
+                flags=bytes([1 | RUN | flags]),
+                publisher_indexes=[0],
+                run_counts=[len(payloads)],
+                run_payload_bytes=[len(payloads[0])],
+            )
+        )
+        self._unacknowledged[first] = request
+        self.send(request)
+        return first
+
     async def ask_route(self, topic: str, *, is_logged: bool = False) -> list[int] | None:
         """Ask for a topic and return its targets; None: it may not be served by this edge."""
         count = len(self.routes) + 1
@@ -231,8 +258,17 @@ class FakeEdge:
             starts.append(starts[-1] + count)
         before = len(self.deliveries)
         exactly_once = iter(zip(batch.origin_indexes, batch.sequences, strict=True))
+        runs = iter(zip(batch.run_counts, batch.run_payload_bytes, strict=True))
         for index, payload, flags in zip(batch.topic_indexes, batch.payloads, batch.flags, strict=True):
             targets = list(batch.target_ids[starts[index] : starts[index + 1]])
+            if flags & RUN:
+                count, size = next(runs)
+                step = len(payload) // count
+                for stop in range(step, len(payload) + 1, step):
+                    self.deliveries.append(
+                        Delivery(batch.topics[index], targets, payload[stop - size : stop], flags - RUN)
+                    )
+                continue
             delivery = Delivery(batch.topics[index], targets, payload, flags)
             if flags & 3 == 2:
                 origin, sequence = next(exactly_once)

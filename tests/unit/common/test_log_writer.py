@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 
 import nats
 import nats.errors
@@ -314,20 +314,29 @@ async def test_closed_client_ends_the_pump(nats_url: str, reports: Reports) -> N
             await first_of(writer.run(), close())
 
 
+async def put_all(writer: LogWriter, name: str, total: int) -> None:
+    """Write messages 0 to `total`, a few at a time."""
+    for number in range(total):
+        put(writer, name, number)
+        if number % 50 == 49:
+            await asyncio.sleep(0)
+
+
 async def fill_and_drain(
-    client: Client, name: str, reports: Reports, writer: LogWriter, total: int, *, replicas: int = 1
+    client: Client,
+    name: str,
+    reports: Reports,
+    writer: LogWriter,
+    total: int,
+    *,
+    replicas: int = 1,
+    produce: Callable[[LogWriter, str, int], Coroutine[object, object, None]] = put_all,
 ) -> None:
     """Write while the stream takes some messages, is full for a moment, and takes some again."""
     js = client.jetstream()
     config = StreamConfig(
         name=name, subjects=[f"t.{name}.>"], duplicate_window=120, discard=DiscardPolicy.NEW, num_replicas=replicas
     )
-
-    async def produce() -> None:
-        for number in range(total):
-            put(writer, name, number)
-            if number % 50 == 49:
-                await asyncio.sleep(0)
 
     async def toggle() -> None:
         limit = 0
@@ -336,7 +345,7 @@ async def fill_and_drain(
             for max_msgs in (limit, limit + 53):
                 await js.update_stream(dataclasses.replace(config, max_msgs=max_msgs))
 
-    async with background(writer.run(), produce(), toggle()):
+    async with background(writer.run(), produce(writer, name, total), toggle()):
         await until(lambda: len(reports.stored) == total)
 
 

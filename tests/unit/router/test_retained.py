@@ -106,6 +106,19 @@ class FakeLog:
         headers = dict(line.split(": ", 1) for line in lines.decode().splitlines())
         self.written.append((subject, payload, headers, token))
 
+    def write_run(
+        self,
+        subject: str,
+        packets: bytes,
+        count: int,
+        payload_bytes: int,
+        ids: str,
+        first: int,
+        lines: bytes,
+        token: object,
+    ) -> None:
+        raise AssertionError(subject)
+
     def take(self) -> RetainedWrite:
         return self.written.pop(0)[3]
 

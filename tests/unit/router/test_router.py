@@ -49,6 +49,19 @@ class FakeLog:
             self.repeats.append(payload)
         self.written.append((payload, token))
 
+    def write_run(
+        self,
+        subject: str,
+        packets: bytes,
+        count: int,
+        payload_bytes: int,
+        ids: str,
+        first: int,
+        lines: bytes,
+        token: object,
+    ) -> None:
+        self.written.append((packets, token))
+
     def store(self, router: Router) -> None:
         _, token = self.written.pop(0)
         if token is not None:
