@@ -42,6 +42,7 @@ MODULES = (
     "services.edge.receipts",
     "services.edge.roster",
     "services.edge.router_link",
+    "services.edge.sequences",
     "services.edge.session_codec",
     "services.edge.session_link",
     "services.edge.routes",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import secrets
 import time
 
@@ -24,6 +23,7 @@ from services.edge.offline_pull import OfflinePull
 from services.edge.policies import Policies
 from services.edge.roster import Roster
 from services.edge.router_link import RouterLink
+from services.edge.sequences import Sequences
 from services.edge.server import listening, specs
 from services.edge.session_link import SessionLink
 from services.edge.settings import EdgeSettings
@@ -78,7 +78,7 @@ async def serve(settings: EdgeSettings, stop: asyncio.Event) -> None:
             release=lambda client: hub.sessions.of(client.instance_id, client.client_id).release(client),
         )
         hub.commands.add(UPLOAD_TOKEN, credentials.upload)
-        sequences = itertools.count(1)
+        sequences = Sequences()
         shards = [
             SessionLink(
                 channel=await enter(grpc_client.channel(address, token)),

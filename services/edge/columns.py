@@ -23,22 +23,42 @@ RUN = 32
 
 
 class Unacknowledged:
-    """A publication of QoS 1 or 2 that the router has not acknowledged."""
+    """A publication of QoS 1 or 2, or a run, that the router has not acknowledged."""
 
-    __slots__ = ("client", "client_id", "flags", "packet_identifier", "payload", "route", "rule")
+    __slots__ = ("_packet_identifier", "client", "client_id", "flags", "payload", "route", "rule", "run")
 
-    def __init__(self, client: Client, rule: TopicRule, publication: Publish, flags: int) -> None:
+    def __init__(self, client: Client, rule: TopicRule, publication: Publish | PublishRun, flags: int) -> None:
         self.client = client
         self.client_id = client.client_id
         self.rule = rule
-        self.payload = publication.payload
-        self.packet_identifier = publication.packet_identifier
         self.flags = flags
+        self.run: PublishRun | None = None
+        self._packet_identifier = 0
+        if isinstance(publication, PublishRun):
+            self.run = publication
+            self.payload = publication.frames
+        else:
+            self.payload = publication.payload
+            self._packet_identifier = publication.packet_identifier
         self.route: LocalRoute | None = None
         """That counts it as under way, since the router is to deliver it here."""
         if rule.flags == FLAG_LOGGED and not flags & DELIVERED and rule.route is not None:
             self.route = rule.route
-            rule.route.under_way += 1
+            rule.route.under_way += self.count
+
+    @property
+    def count(self) -> int:
+        """Messages."""
+        return 1 if self.run is None else self.run.count
+
+    def acknowledged(self) -> None:
+        """Tell the publisher."""
+        if self.run is None:
+            self.client.on_published(self._packet_identifier, self.flags & QOS)
+        else:
+            self.client.on_run_published(self.run)
+        if self.route is not None:
+            self.route.under_way -= self.count
 
 
 class Entry:
@@ -66,6 +86,7 @@ class Columns:
         "instance_index",
         "is_awaited",
         "is_first",
+        "messages",
         "payloads",
         "publisher_index",
         "publisher_indexes",
@@ -82,6 +103,8 @@ class Columns:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.messages = 0
+        """How many there are: those of a run of QoS 0, which goes on as it is, count as one."""
         self.topic_index: dict[TopicRule, int] = {}
         self.topics: list[str] = []
         self.topic_instances: list[int] = []
@@ -124,11 +147,14 @@ class Columns:
         self.payloads.append(payload)
         self.flags.append(flags)
         self.publisher_indexes.append(publisher)
+        self.messages += 1
         self.bytes += len(payload) + OVERHEAD_BYTES
 
     def add_run(self, rule: TopicRule, client_id: str, sequence: int, run: PublishRun, flags: int) -> None:
-        """Append messages of QoS 0 that go on as they are."""
+        """Append messages whose packets go on as they are."""
         self.add(rule, client_id, sequence, run.frames, flags | RUN)
+        if run.qos:
+            self.messages += run.count - 1
         self.run_counts.append(run.count)
         self.run_payload_bytes.append(run.payload_bytes)
 

@@ -33,7 +33,7 @@ class Lane:
     def __init__(self, max_bytes: int, max_messages: int) -> None:
         self.max_bytes = max_bytes
         self.max_messages = max_messages
-        """Bounds of a batch, the second in messages or runs."""
+        """Bounds of a batch, the second in what `Columns.messages` counts; one more may be a whole run."""
         self._full: deque[Columns] = deque()
         self.open = Columns()
         """The batch that is added to."""
@@ -60,7 +60,7 @@ class Lane:
         else:
             columns.add_run(rule, client_id, sequence, run, flags)
         self.bytes += columns.bytes - before
-        if columns.bytes >= self.max_bytes or len(columns.sequences) >= self.max_messages:
+        if columns.bytes >= self.max_bytes or columns.messages >= self.max_messages:
             self._full.append(columns)
             self._begin()
 
@@ -116,6 +116,8 @@ class Lanes:
                 lane = self.first
             else:
                 rule.last_qos0 = lane.number
+                if rule.route is not None:
+                    rule.route.last_qos0 = lane.number
         elif rule.is_ordered:
             lane = self.first
         else:

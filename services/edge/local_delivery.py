@@ -81,14 +81,24 @@ class LocalDelivery:
             self._end(route)
         return TAKEN
 
-    def take_run(self, rule: TopicRule, run: PublishRun) -> bool:
-        """Deliver messages if that may be done: then they are to be sent with the flag; else each comes to `take`."""
+    def take_run(self, rule: TopicRule, run: PublishRun) -> int:
+        """Deliver messages if that may be done; return the flags with which they are to be sent.
+
+        `TAKEN`: some of them are to be held back, so each must come to `take`.
+        """
         route = rule.route
-        if route is None or route.is_forgotten or route.state != LOCAL:
-            return False
-        for receiver, granted in route.receivers_in(self._hub):
-            receiver.deliver_run(run, granted)
-        return True
+        if route is None or route.is_forgotten:
+            route = self._routes.of(rule)
+            if route is None:
+                return 0
+        if route.state == LOCAL:
+            for receiver, granted in route.receivers_in(self._hub):
+                receiver.deliver_run(run, granted)
+            return DELIVERED
+        if route.state == LONG and (route.count + run.count < route.ask_at or route.is_stuck):
+            route.count += run.count
+            return 0
+        return TAKEN
 
     def answer(self, answer: router_pb2.RouteAnswer) -> None:
         """Take the answer to a question."""

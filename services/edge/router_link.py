@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from grpc import aio
 
@@ -22,7 +22,6 @@ from services.edge.columns import (
     CLEAN_SESSION,
     MAX_UTF8_BYTES,
     OVERHEAD_BYTES,
-    QOS,
     REPEATED,
     RETAIN,
     Entry,
@@ -39,7 +38,8 @@ from services.edge.ports import Client, Interest
 from services.edge.pulse import Pulse
 from services.edge.receipts import Outcome
 from services.edge.returns import Returns, write_target
-from services.edge.routes import DELIVERED, LocalRoute
+from services.edge.routes import LocalRoute
+from services.edge.sequences import Sequences
 from services.edge.short_way import ShortWay
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
@@ -56,7 +56,7 @@ class RouterLink:
         readiness: Readiness,
         edge_id: str,
         edge_incarnation: str,
-        sequences: Iterator[int],
+        sequences: Sequences,
         name: str = "router",
     ) -> None:
         """Make the end of a link; `run` keeps it up.
@@ -68,7 +68,7 @@ class RouterLink:
             readiness: told, by `name`, whether the link is up.
             edge_id: name of this edge.
             edge_incarnation: of this process.
-            sequences: rising numbers, shared by the links with all routers, since message ids are made of them.
+            sequences: shared by the links with all routers.
             name: of the router, in logs and for `readiness`.
         """
         self._stub = router_pb2_grpc.RouterServiceStub(channel)
@@ -169,30 +169,46 @@ class RouterLink:
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take messages over; see `ports.Router`."""
-        if not rule.flags and self._short.take_run(client, rule, run, clean_session):
-            self._flow.took(client, 0 if run.identifiers is None else 1)
-        elif not rule.flags and run.identifiers is None:
-            flags = CLEAN_SESSION if clean_session else 0
-            self._gather(rule, client.client_id, next(self._sequences), run.frames, flags, run)
-            self._short.sent(rule, run.count)
-            self._flow.took(client, 0)
-        elif rule.flags == FLAG_LOGGED and self._local.take_run(rule, run):
-            for publication in run.publications():
-                self._send(client, rule, publication, clean_session, DELIVERED)
-        else:
+        flags = 0
+        if not rule.flags:
+            if self._short.take_run(client, rule, run, clean_session):
+                self._flow.took(client, run.qos)
+                return
+        elif rule.flags == FLAG_LOGGED and not rule.is_ordered:
+            flags = self._local.take_run(rule, run)
+        if flags == TAKEN:
             for publication in run.publications():
                 self.publish(client, rule, publication, clean_session)
+        elif rule.flags and not run.qos:
+            for publication in run.publications():
+                self._send(client, rule, publication, clean_session, flags)
+        else:
+            self._send_run(client, rule, run, clean_session, flags)
+            if not rule.flags:
+                self._short.sent(rule, run.count)
+
+    def _send_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool, flags: int) -> None:  # noqa: FBT001 - hot path
+        qos = run.qos
+        flags |= qos | (CLEAN_SESSION if clean_session else 0)
+        sequence = self._sequences.take(run.count)
+        if qos:
+            self._keep(sequence, Unacknowledged(client, rule, run, flags))
+        self._gather(rule, client.client_id, sequence, run.frames, flags, run)
+        self._flow.took(client, qos)
 
     def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool, flags: int) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos
         flags |= qos | (RETAIN if publication.retain else 0) | (CLEAN_SESSION if clean_session else 0)
-        sequence = next(self._sequences)
+        sequence = self._sequences.take(1)
         if qos:
-            self._unacknowledged[sequence] = Unacknowledged(client, rule, publication, flags)
-            if self._full_logs and (rule.instance_id, rule.log) in self._full_logs:
-                client.wait_for_answers()
+            self._keep(sequence, Unacknowledged(client, rule, publication, flags))
         self._gather(rule, client.client_id, sequence, publication.payload, flags, None)
         self._flow.took(client, qos)
+
+    def _keep(self, sequence: int, entry: Unacknowledged) -> None:
+        self._unacknowledged[sequence] = entry
+        if self._full_logs and (entry.rule.instance_id, entry.rule.log) in self._full_logs:
+            entry.client.wait_for_answers()
 
     def say_goodbye(self) -> None:
         """Tell the router that this edge ends for good, after all that is to be sent."""
@@ -327,7 +343,7 @@ class RouterLink:
         # Messages of QoS 0 that had been gathered are kept; those in lost frames are gone, as QoS 0 may be. All in the
         # order of publishing, which the logs of ordered topics promise.
         again = [
-            Entry(sequence, entry.rule, entry.client_id, entry.payload, entry.flags | REPEATED, None)
+            Entry(sequence, entry.rule, entry.client_id, entry.payload, entry.flags | REPEATED, entry.run)
             for sequence, entry in self._unacknowledged.items()
         ]
         again += [entry for entry in self._lanes.clear() if entry.sequence not in self._unacknowledged]
@@ -368,9 +384,8 @@ class RouterLink:
         for sequence in sequences:
             entry = unacknowledged.pop(sequence, None)
             if entry is not None:
-                entry.client.on_published(entry.packet_identifier, entry.flags & QOS)
+                entry.acknowledged()
                 if entry.route is not None:
-                    entry.route.under_way -= 1
                     self._local.settle(entry.route)
         if self._pulse.is_late:
             self.link.wake()

@@ -70,10 +70,7 @@ class ShortWay:
         return False
 
     def take_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> bool:  # noqa: FBT001 - hot path
-        """Take messages of a topic without a log over; False: they are to go the long way.
-
-        After that those of QoS 0 are told to `sent`, and each one of QoS 1 comes to `take`.
-        """
+        """Take messages of a topic without a log over; False: they are to go the long way, and be told to `sent`."""
         route = rule.route
         if route is None or route.is_forgotten:
             route = self._routes.of(rule)
@@ -83,7 +80,7 @@ class ShortWay:
             self.delivered += run.count
             for receiver, granted in route.receivers_in(self._hub):
                 receiver.deliver_run(run, granted)
-            if run.identifiers is not None:
+            if run.qos:
                 client.on_run_published(run)
             return True
         if route.state == ASKED:

@@ -243,7 +243,8 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
             publisher = batch.publishers[batch.publisher_indexes[n]]
             flags = batch.flags[n]
             payloads = Run(batch.payloads[n], *next(runs)).payloads() if flags & RUN else [batch.payloads[n]]
-            self.published += [(topic, payload, flags & ~RUN, sequence, publisher) for payload in payloads]
+            for number, payload in enumerate(payloads, sequence):
+                self.published.append((topic, payload, flags & ~RUN, number, publisher))
             if self.acknowledges and batch.flags[n] & 3:
                 self.to_send.acknowledged_sequences.append(sequence)
         for question in frame.route_questions:

@@ -261,3 +261,23 @@ def test_runs_wait_with_qos_0(world: World) -> None:
     world.sequence = 1
     world.add(1)
     assert world.frames() == [[2], [1]]
+
+
+def test_runs_of_qos_1_go_first_and_fill_a_frame_with_their_messages(world: World) -> None:
+    count = lanes.FRAME_MESSAGES // 2
+    run = PublishRun("p/a", b"\x32\x08\x00\x03p/a\x00\x011" * count, count, 1)
+    world.add(0)
+    for sequence in (10, 20, 30):
+        world.lanes.add(world.rule, "c", sequence, run.frames, 1, run)
+    assert world.frames() == [[10, 20], [30], [1]]
+
+
+def test_a_question_follows_messages_that_wait_for_one_of_qos_0(world: World) -> None:
+    route = world.rule.route = LocalRoute("i", "p/a", is_logged=False)
+    world.flood()
+    world.frames()
+    world.add(RETAIN)
+    world.add(1)  # behind it
+    world.lanes.ask(route)
+    assert world.take() is None
+    assert world.lanes.qos0.open.questions == [route]
