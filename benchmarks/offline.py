@@ -13,22 +13,21 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 import uvloop
 from rich.console import Console
 from rich.table import Table
-from typing_extensions import override
 
+from benchmarks.offline_client import WAIT_S, Client, MissingError
 from benchmarks.peers import Mesh
 from benchmarks.report import HERE, commit, machine
 from benchmarks.wire import Login, raise_file_limit
-from services.common.signature import sign
-from services.edge.mqtt import codec, packets
+from services.edge.mqtt import packets
 
 EDGES = 2
 AT_ONCE = 200
@@ -36,95 +35,26 @@ AT_ONCE = 200
 PUBLISHERS = 8
 WINDOW = 500
 """Publications of a publisher without PUBACK."""
-LONGEST_S = 600.0
 LATENCY_RATE = 500
 """Kept P2P messages in a second."""
 
 
-class Client(asyncio.Protocol):
-    """A persistent client of the bootstrap group.
+async def all_received(clients: Sequence[Client], wanted: Callable[[], int], total: int) -> None:
+    """Wait until `wanted` returns `total`, as long as it grows and every client has its connection.
 
-    Attributes:
-        received: messages so far.
-        first_at: when the first one came, by `time.perf_counter`; 0: none has.
-        begun_at: when it began to connect.
+    Raises:
+        MissingError: a client lost its connection, or nothing more came for `WAIT_S`.
     """
-
-    def __init__(self, login: Login, name: str, take: Callable[[packets.Publish], None] | None = None) -> None:
-        self.client_id = f"{login.group}@@@{name}"
-        user = f"Signature|{login.access_key}|{login.instance}"
-        password = sign(login.secret, self.client_id).encode()
-        self._hello = codec.encode(packets.Connect(4, self.client_id, False, 0, user, password, None))
-        self._take = take
-        self._decoder: codec.Decoder
-        self._transport: asyncio.Transport
-        self._answers: dict[type[object], asyncio.Event] = {}
-        self.received = 0
-        self.first_at = self.begun_at = 0.0
-        self.unanswered: set[int] = set()
-        self.room = asyncio.Event()
-        self.lost = asyncio.Event()
-
-    async def connect(self, port: int) -> None:
-        """Connect and wait for CONNACK."""
-        self.received, self.first_at, self.begun_at = 0, 0.0, time.perf_counter()
-        self._decoder = codec.Decoder(1 << 20)
-        self.lost.clear()
-        answer = self._expect(packets.ConnAck)
-        await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", port)
-        await answer
-
-    def _expect(self, kind: type[object]) -> Awaitable[bool]:
-        event = self._answers[kind] = asyncio.Event()
-        return asyncio.wait_for(event.wait(), LONGEST_S)
-
-    async def subscribe(self, topic_filter: str) -> None:
-        """Subscribe at QoS 1 and wait for SUBACK."""
-        answer = self._expect(packets.SubAck)
-        self._transport.write(codec.encode(packets.Subscribe(1, [(topic_filter, 1)])))
-        await answer
-
-    def publish(self, topic: str, payload: bytes, identifier: int) -> None:
-        """Publish at QoS 1."""
-        self.unanswered.add(identifier)
-        self._transport.write(codec.encode(packets.Publish(topic, payload, 1, False, False, identifier)))
-
-    async def leave(self) -> None:
-        """Disconnect."""
-        self._transport.write(codec.encode(packets.Disconnect()))
-        self._transport.close()
-        await self.lost.wait()
-
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(self._hello)
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        answers = []
-        for packet in self._decoder.feed(data):
-            if isinstance(packet, packets.Publish):
-                if not self.received:
-                    self.first_at = time.perf_counter()
-                self.received += 1
-                if self._take is not None:
-                    self._take(packet)
-                answers.append(codec.encode(packets.PubAck(packet.packet_identifier)))
-            elif isinstance(packet, packets.PubAck):
-                self.unanswered.discard(packet.packet_identifier)
-                self.room.set()
-            else:
-                if isinstance(packet, packets.ConnAck):
-                    assert not packet.return_code, packet
-                if (answer := self._answers.get(type(packet))) is not None:
-                    answer.set()
-        if answers:
-            self._transport.write(b"".join(answers))
+    before, deadline = -1, 0.0
+    while (count := wanted()) < total:
+        for client in clients:
+            client.check(f"its messages ({count:,} of {total:,} of all clients are here)")
+        now = time.perf_counter()
+        if count > before:
+            before, deadline = count, now + WAIT_S
+        elif now > deadline:
+            raise MissingError(f"{total - count:,} of {total:,} messages are missing: none came for {WAIT_S:g} s")
+        await asyncio.sleep(0.05)
 
 
 async def each(clients: Iterable[Client], work: Callable[[int, Client], Awaitable[None]]) -> None:
@@ -184,12 +114,9 @@ class Run:
             for number in range(first, self._options.clients, PUBLISHERS):
                 identifier = identifier % 65_535 + 1
                 publisher.publish(f"{self._parent}/away/{number}", b"%064d" % number, identifier)
-                while len(publisher.unanswered) >= WINDOW:
-                    publisher.room.clear()
-                    await publisher.room.wait()
-        while publisher.unanswered:
-            publisher.room.clear()
-            await publisher.room.wait()
+                if len(publisher.unanswered) >= WINDOW:
+                    await publisher.until_unanswered(WINDOW - 1)
+        await publisher.until_unanswered(0)
 
     async def _drain(self) -> dict[str, float]:
         """Have all clients connect at once; return how fast they get what waits for them."""
@@ -197,9 +124,7 @@ class Run:
         await asyncio.gather(*(client.connect(self._port(number + 1)) for number, client in enumerate(self._clients)))
         connected = time.perf_counter() - began
         wanted = self._options.clients * self._options.messages
-        async with asyncio.timeout(LONGEST_S):
-            while sum(client.received for client in self._clients) < wanted:  # noqa: ASYNC110 - no event for all
-                await asyncio.sleep(0.05)
+        await all_received(self._clients, lambda: sum(client.received for client in self._clients), wanted)
         took = time.perf_counter() - began
         first = sorted(client.first_at - client.begun_at for client in self._clients)
         await each(self._clients, lambda _, client: client.leave())
@@ -229,9 +154,7 @@ class Run:
             payload = b"%064d" % number
             sent[payload] = time.perf_counter()
             sender.publish(topic, payload, number % 65_535 + 1)
-        async with asyncio.timeout(60):
-            while len(latencies) < total:  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.02)
+        await all_received([receiver, sender], lambda: len(latencies), total)
         await asyncio.gather(receiver.leave(), sender.leave())
         cut = statistics.quantiles(latencies, n=100)
         return {"kept_p2p_p50_ms": cut[49] * 1e3, "kept_p2p_p99_ms": cut[98] * 1e3}
@@ -253,6 +176,8 @@ def main() -> None:
             mesh = Mesh(Path(directory), options.port_base, EDGES)
             try:
                 rounds.append(uvloop.run(Run(mesh, options).measure()))
+            except MissingError as error:
+                sys.exit(f"the round failed: {error}")
             finally:
                 mesh.stop()
     medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}

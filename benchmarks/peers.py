@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -76,8 +77,11 @@ class Mesh:
             [*command, "--edges", str(edges), "--routers", str(routers)], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
+        too_long = threading.Timer(START_S, self._process.kill)
+        too_long.start()
         if not any(line.strip() == "weimq ready" for line in self._process.stdout):
-            sys.exit("the mesh did not start")
+            sys.exit(f"the mesh did not start within {START_S:g} s")
+        too_long.cancel()
         self.credentials: dict[str, str] = json.loads(self.command("credentials", "--json"))
         self.command("topic", "create", FREE_TOPIC, "--no-log")
 
@@ -94,7 +98,7 @@ class Mesh:
     def command(self, *args: str) -> str:
         """Run a `weimq` command on it; return what it printed."""
         command = [sys.executable, "-m", "services.cli", *args, "--data", str(self._data)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=START_S).stdout
 
     def pids(self) -> dict[str, int]:
         """Return process ids by name."""
