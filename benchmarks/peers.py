@@ -80,7 +80,7 @@ class Mesh:
         too_long = threading.Timer(START_S, self._process.kill)
         too_long.start()
         if not any(line.strip() == "weimq ready" for line in self._process.stdout):
-            sys.exit(f"the mesh did not start within {START_S:g} s")
+            sys.exit("the mesh did not start")
         too_long.cancel()
         self.credentials: dict[str, str] = json.loads(self.command("credentials", "--json"))
         self.command("topic", "create", FREE_TOPIC, "--no-log")

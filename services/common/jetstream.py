@@ -7,12 +7,15 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 from nats.js.kv import KeyValue
+from typing_extensions import override
 
 from services.common.errors import UnavailableError
 from services.common.readiness import Readiness
@@ -34,12 +37,41 @@ PENDING_BYTES = 32 << 20
 """What nats-py may hold while NATS is away; writers keep their own bounds below it."""
 
 
+API = "$JS.API."
+"""How the subjects of JetStream's management calls begin."""
+
+RELOAD_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Pauses before a management call is made again that found nobody there."""
+
+
 class _Client(Client):
-    """A client that knows how many replicas streams and buckets are to have."""
+    """A client that knows how many replicas streams and buckets are to have, and outlasts reloads of NATS.
+
+    While NATS reloads its accounts, as it does when topics and backends come and go, nobody answers JetStream's calls
+    for a moment.
+    """
 
     def __init__(self, replicas: int) -> None:
         super().__init__()
         self.replicas = replicas
+
+    @override
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        for pause_s in RELOAD_PAUSES_S:
+            try:
+                return await super().request(subject, payload, timeout, old_style, headers)
+            except nats.errors.NoRespondersError:
+                if not subject.startswith(API):
+                    raise
+            await asyncio.sleep(pause_s)
+        return await super().request(subject, payload, timeout, old_style, headers)
 
 
 def _replicas(js: JetStreamContext) -> int:
@@ -175,7 +207,7 @@ async def stream_names(client: Client, subject: str) -> list[str]:
     while True:
         request = json.dumps({"offset": len(names), "subject": subject}).encode()
         try:
-            answer = json.loads((await client.request("$JS.API.STREAM.NAMES", request, timeout=NAMES_S)).data)
+            answer = json.loads((await client.request(f"{API}STREAM.NAMES", request, timeout=NAMES_S)).data)
         except (nats.errors.Error, TimeoutError) as error:
             raise UnavailableError(f"streams of {subject}: {error!r}", dependency=DEPENDENCY) from error
         if "error" in answer:

@@ -25,8 +25,11 @@ from services.cli.mesh import find_nats_server
 from services.cli.nats_config import WEIMQ_USER, config_text
 from services.cli.ports import split_address
 from services.cli.secrets import Backend, DataDir
+from services.common import jetstream
 from services.common.jetstream import INBOX_PREFIX
+from services.common.readiness import Readiness
 from services.common.runtime import background
+from services.common.settings import Secret
 from services.common.subjects import (
     dead_consumer,
     event_filter,
@@ -313,6 +316,28 @@ async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> N
     broker.data.write_backends([])
     await _reload(broker.data, config_text(broker.data, {MINE: ["demo", "new"]}, None))
     await is_refused(nats_config.backend_url(broker.data, made))
+
+
+async def test_reloads_fail_no_management_call_of_a_service(broker: Broker) -> None:
+    url = Secret(broker.data.read_text(broker.data.nats_url))
+    client = await jetstream.connect(url, name="test", readiness=Readiness())
+    async with jetstream.closing(client):
+        js = client.jetstream(timeout=20)
+        bucket = await js.key_value("resources")
+        is_over = False
+
+        async def ask() -> None:
+            while not is_over:
+                await js.stream_info("MQ_IN")
+                assert (await bucket.get("key")).value == b"secret"
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(ask())
+            for count in range(10):
+                topics = ["demo", *(f"t{n}" for n in range(count))]
+                await _reload(broker.data, config_text(broker.data, {MINE: topics}, None))
+            is_over = True
 
 
 async def test_first_backend_of_an_instance_made_at_run_time_can_publish(broker: Broker) -> None:
