@@ -246,5 +246,6 @@ def test_a_subscriber_of_qos_1_that_acknowledges_nothing_loses_its_connection_on
                 sender.send(*(Publish(topic, bytes(2000), 1, False, False, n) for n in range(start, start + 500)))
                 for _ in range(500):
                     assert isinstance(sender.receive(), PubAck)
-        assert len(reader.wait_messages(12_000, seconds=120)) == 12_000
+                # Else it would be closed, too, when it is that far behind on a busy machine.
+                assert len(reader.wait_messages(start + 499)) == start + 499
         until(lambda: mesh.json("status", stuck.client_id)["online"] == 0, what="it is closed")
