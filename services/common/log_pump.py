@@ -19,7 +19,13 @@ SETTLE_S = 0.002
 
 
 async def pump(
-    client: Client, subject: str, *, take: Callable[[Msg], None], turn: Callable[[], bool], wake: asyncio.Event
+    client: Client,
+    subject: str,
+    *,
+    take: Callable[[Msg], None],
+    turn: Callable[[], bool],
+    ended: Callable[[], None],
+    wake: asyncio.Event,
 ) -> None:
     """Take the answers on `subject`, and call `turn` whenever there is something to do, until cancelled.
 
@@ -28,6 +34,7 @@ async def pump(
         subject: of the answers.
         take: called with each of them.
         turn: sends; returns whether it must be called again by the clock.
+        ended: called at the end, before no more answers are taken.
         wake: set when there is something to send.
 
     Raises:
@@ -47,6 +54,7 @@ async def pump(
                 async with asyncio.timeout(TICK_S):
                     await wake.wait()
     finally:
+        ended()
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()
 

@@ -33,6 +33,7 @@ class LogQueue:
         self._lanes = Lanes(stream_tokens, is_ordered, is_ours)
         self._queue: deque[Lane] = deque()  # lanes with messages to send now
         self._wake = asyncio.Event()
+        self._written = 0  # messages since the last turn
         self.backlog_messages = 0
         """Messages written and not reported yet."""
         self.backlog_bytes = 0
@@ -114,6 +115,7 @@ class LogQueue:
             for part in message.split():
                 self._add(part)
             return
+        self._written += message.count
         self.backlog_messages += message.count
         self.backlog_bytes += message.size
         lane.waiting.append(message)

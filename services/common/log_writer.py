@@ -43,6 +43,8 @@ GONE_PAUSE_S = 0.8
 """Pause from which on is asked whether a stream is gone for good: about a second of failures."""
 BURST = 256
 """Messages of one lane sent before the next lane has its turn."""
+MANY = 256
+"""Messages that are worth sending while others are still being written: more than the socket takes at a time."""
 
 # Answers of JetStream that sending again cannot change: message and header too large for the stream.
 _PERMANENT = frozenset({10054, 10097})
@@ -100,6 +102,8 @@ class LogWriter(LogQueue):
         self._flight_bytes = 0
         self._connection = -1  # the client's count of reconnects when the messages in flight were sent
         self._error: Exception | None = None
+        self._is_running = False  # answers are taken, so something may be sent
+        self._is_reporting = False  # what calls `push` may have been called from here
         self.stored_messages = 0
         """Messages reported as stored."""
         self.failures = 0
@@ -111,17 +115,42 @@ class LogWriter(LogQueue):
         Raises:
             nats.errors.ConnectionClosedError: the client was closed for good.
         """
-        return pump(self._client, f"{self._inbox}*", take=self._on_answer, turn=self._turn, wake=self._wake)
+        return pump(
+            self._client,
+            f"{self._inbox}*",
+            take=self._on_answer,
+            turn=self._on_turn,
+            ended=self._on_end,
+            wake=self._wake,
+        )
+
+    def push(self) -> None:
+        """Send what was written when it is much, so that NATS works on it while more is written.
+
+        To be called between messages, by whom `stored` and `failed` may call back meanwhile.
+        """
+        if self._written >= MANY and self._is_running and not self._is_reporting and self._error is None:
+            self._turn()
+
+    def _on_turn(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        self._is_running = True
+        return self._turn()
+
+    def _on_end(self) -> None:
+        self._is_running = False
 
     def _turn(self) -> bool:
         """Send what can be sent; return whether something is not reported yet."""
-        if self._error is not None:
-            raise self._error
+        self._written = 0
+        self._is_reporting = True
         now = time.monotonic()
         self._check(now)
         self._end_pauses(now)
         if self._client.is_connected:
             self._send(now)
+        self._is_reporting = False
         return self.backlog_messages > 0
 
     def _check(self, now: float) -> None:
@@ -203,8 +232,10 @@ class LogWriter(LogQueue):
         group.clear()
 
     def _on_answer(self, answer: Msg) -> None:
+        self._is_reporting = True
         try:
             self._take(answer)
+            self._is_reporting = False
         except Exception as error:  # noqa: BLE001 - nats-py would stop reading; `run` raises it
             self._error = error
             self._wake.set()

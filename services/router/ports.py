@@ -18,6 +18,8 @@ class Log(Protocol):
 
     def probe(self, subject: str) -> None: ...  # noqa: D102
 
+    def push(self) -> None: ...  # noqa: D102
+
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None: ...  # noqa: D102
 
     def write_lines(  # noqa: D102

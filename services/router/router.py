@@ -320,6 +320,7 @@ class Router:
             if flag & RUN:
                 client_id = columns.publishers[publisher]
                 self._runs.publish(log, source, route, next(runs), sequence, flag, topic_flags[index], client_id)
+                log.push()
                 continue
             qos = flag & QOS
             topic_flag = topic_flags[index]
@@ -349,6 +350,7 @@ class Router:
                         source, route, payload, flag, sequence, retained_by, topic_flag, in_kept, shown_topic
                     )
                 self._write(log, route, payload, message_id, lines, publication, flag & REPEATED != 0)
+                log.push()
                 if qos:
                     continue  # `reports` delivers it
             if shown_topic:

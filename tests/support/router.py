@@ -36,6 +36,7 @@ LOGGED = 1
 P2P = 2
 CLEAN_SESSION = 16
 RETAIN = 4
+REPEATED = 8
 RUN = 32
 
 
@@ -331,6 +332,7 @@ class FakeEdge:
             self._outgoing.clear()
             self.send(router_pb2.LinkRequest(added_targets=list(self.targets.values()), snapshot_complete=True))
             for request in self._unacknowledged.values():
+                request.publishes.flags = bytes(flags | REPEATED for flags in request.publishes.flags)
                 self.send(request)
         self.links += 1
         await self.link.exchange(read, call.write)

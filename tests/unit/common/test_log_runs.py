@@ -362,3 +362,50 @@ async def test_ordered_runs_keep_the_order_in_a_cluster_that_refuses_messages(na
         await fill_and_drain(client, "s", reports, writer, total, replicas=3, produce=put_mixed)
         assert [number for number, _ in await positions(client, "s")] == list(range(total))
         assert reports.order == [("s", number) for number in range(total)]
+
+
+@pytest.mark.asyncio
+async def test_much_is_sent_while_more_is_written(nats_url: str) -> None:
+    name = unique("s")
+    reports = RunReports()
+    async with connected(nats_url) as client, connected(nats_url) as other:
+        await add_stream(client, name)
+        writer = reports.writer(client)
+        put_one(writer, name, 0)
+        writer.push()
+        async with background(writer.run()):
+            await until(lambda: not writer.backlog_messages)
+            for first in range(1, 1_001, 10):
+                put_run(writer, name, first, 10)
+                writer.push()
+            assert writer._flight_messages > 500  # within one turn of the loop
+            await until(lambda: not writer.backlog_messages)
+        for number in range(1_001, 2_001):  # nobody takes answers any more
+            put_one(writer, name, number)
+            writer.push()
+        assert (await other.jetstream().stream_info(name)).state.messages == 1_001
+        await check(client, name, reports, 1_001)
+
+
+@pytest.mark.asyncio
+async def test_what_is_written_by_reports_may_be_pushed(nats_url: str) -> None:
+    name = unique("s")
+    total = 3_000
+    seen: list[object] = []
+
+    def stored(token: object, _sequence: int, _is_duplicate: bool) -> None:
+        seen.append(token)
+        if len(seen) <= total - 3_00:
+            put_one(writer, name, 300 + len(seen) - 1)
+            writer.push()
+
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = LogWriter(client, stored=stored, stream_tokens=2, is_ours=lambda _lane: True)
+        async with background(writer.run()):
+            for number in range(300):
+                put_one(writer, name, number)
+                writer.push()
+            await until(lambda: len(seen) == total)
+        assert seen == [(name, number) for number in range(total)]
+        assert [number for number, _ in await positions(client, name)] == list(range(total))

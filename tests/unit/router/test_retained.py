@@ -95,6 +95,9 @@ class FakeLog:
     def probe(self, subject: str) -> None:
         pass
 
+    def push(self) -> None:
+        pass
+
     def write(self, subject: str, payload: bytes, headers: dict[str, str], token: object) -> None:
         raise AssertionError(subject)
 
