@@ -142,7 +142,8 @@ async def closing(client: Client) -> AsyncGenerator[Client]:
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             if client.is_connected:
                 await client.flush(timeout=1)
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+        # `RuntimeError` is uvloop's for a transport that broke, which nats-py does not look at.
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError, RuntimeError):
             async with asyncio.timeout(1):
                 await client.close()
 
