@@ -59,19 +59,22 @@ def run(
     except subprocess.TimeoutExpired:
         raise LoadError(f"mqload did not end within {timeout_s:.0f} s") from None
     if done.returncode and (is_strict or not done.stdout.startswith("{")):
-        raise LoadError(f"mqload exited with {done.returncode}: {_faults(done.stdout) or done.stderr.strip()}")
+        raise LoadError(f"mqload exited with {done.returncode}: {_faults_in(done.stdout) or done.stderr.strip()}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
-def _faults(text: str) -> str:
-    """Return the counters of a failed run that are not as they must be."""
-    try:
-        result = json.loads(text)
-    except ValueError:
-        return ""
+def faults(result: dict[str, Any]) -> str:
+    """Return the counters of a run that are not as they must be; empty: it lost, repeated and reordered nothing."""
     names = (
         "error", "lost", "dup", "order_violations", "corrupt", "disconnects", "pub_rejected", "unacked", "conn_fail",
         "conn_refused", "conn_timeout", "conn_error", "conn_closed", "closed_while_held", "pingresp_late", "sub_fail",
     )  # fmt: skip
     return ", ".join(f"{name} {result[name]}" for name in names if result.get(name))
+
+
+def _faults_in(text: str) -> str:
+    try:
+        return faults(json.loads(text))
+    except ValueError:
+        return ""
