@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import ssl
 import struct
 from collections.abc import AsyncGenerator, Callable
@@ -21,7 +22,7 @@ from services.common.runtime import background
 from services.edge.transports import strangers as strangers_module
 from services.edge.transports.flash_policy import REQUEST, FlashPolicyProtocol, policy
 from services.edge.transports.layer import ByteProtocol
-from services.edge.transports.listen import ListenerSpec, open_listener
+from services.edge.transports.listen import ACCEPTED_AT_ONCE, ListenerSpec, open_listener
 from services.edge.transports.strangers import Strangers
 from services.edge.transports.tls import ClientCertificates, Reloader, TlsFiles, build_context
 from services.edge.transports.websocket import WebSocketLayer
@@ -472,6 +473,44 @@ async def test_failed_tls_behind_a_proxy_header_ends_that_connection_only(sent: 
         assert Echo.all == []
         async with forwarder(port, V1) as front:
             assert await exchange(front, b"!", tls=trusting(authority)) == b"!"
+
+
+async def test_connections_that_come_together_are_accepted_together() -> None:
+    loop = asyncio.get_running_loop()
+    turn = 0
+    turns: list[int] = []
+    done = asyncio.Event()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if not done.is_set():
+            loop.call_soon(count)
+
+    class Noting(Echo):
+        @override
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            turns.append(turn)
+            if len(turns) == 2 * ACCEPTED_AT_ONCE:
+                done.set()
+
+    spec = ListenerSpec(name="test", host=HOST, port=0)
+    async with asyncio.timeout(15), open_listener(spec, Noting) as (port,):
+        with contextlib.ExitStack() as stack:
+            for _ in range(2 * ACCEPTED_AT_ONCE):  # the kernel takes them; nothing is accepted before the loop goes on
+                stack.enter_context(socket.create_connection((HOST, port)))
+            count()
+            await done.wait()
+    assert len(set(turns)) <= ACCEPTED_AT_ONCE
+
+
+async def test_a_closed_listener_accepts_nothing() -> None:
+    async with asyncio.timeout(15):
+        async with listener() as port:
+            assert await exchange(port, b"!") == b"!"
+        with pytest.raises(OSError, match="refused"):
+            await asyncio.open_connection(HOST, port)
 
 
 async def test_handshakes_in_progress_end_with_the_listener(authority: Authority) -> None:

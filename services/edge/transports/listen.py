@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
 
@@ -18,6 +19,10 @@ from services.edge.transports.websocket import WebSocketLayer
 from services.edge.transports.websocket_handshake import WebSocketOptions
 
 logger = logging.getLogger(__name__)
+
+ACCEPTED_AT_ONCE = 8
+"""Connections that are accepted in one turn of the loop. libuv accepts one for each handle that listens, and a storm in
+which each connection takes a turn costs more and waits longer; so several handles listen at each socket."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,19 +88,20 @@ async def open_listener(
             factory = _tls_factory(loop, factory, handshakes, strangers)
         if spec.proxy_protocol:
             factory = _proxy_factory(loop, factory, spec.handshake_timeout_s, strangers)
+
+        def protocol() -> asyncio.BaseProtocol:
+            return as_protocol(refusal() or factory())
+
         server = await loop.create_server(
-            lambda: as_protocol(refusal() or factory()),
-            spec.host,
-            spec.port,
-            backlog=spec.backlog,
-            reuse_port=spec.reuse_port,
+            protocol, spec.host, spec.port, backlog=spec.backlog, reuse_port=spec.reuse_port
         )
-        try:
-            ports = [socket.getsockname()[1] for socket in server.sockets]
-            logger.info("listening", extra={"listener": spec.name, "host": spec.host, "ports": ports})
-            yield ports
-        finally:
-            server.close()
+        stack.callback(server.close)
+        ports = [each.getsockname()[1] for each in server.sockets]
+        for each in server.sockets * (ACCEPTED_AT_ONCE - 1):
+            same = socket.socket(fileno=socket.dup(each.fileno()))
+            stack.callback((await loop.create_server(protocol, sock=same, backlog=spec.backlog)).close)
+        logger.info("listening", extra={"listener": spec.name, "host": spec.host, "ports": ports})
+        yield ports
 
 
 def _websocket_factory(

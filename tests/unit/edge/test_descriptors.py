@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import resource
+from types import SimpleNamespace
 
 import pytest
 
-from services.edge.descriptors import ENOUGH, Descriptors, raise_limit, refuse
+from services.edge import descriptors
+from services.edge.descriptors import ENOUGH, MOST_UNSEEN, Descriptors, raise_limit, refuse
 from services.edge.transports.listen import ListenerSpec, open_listener
 
 
@@ -28,6 +30,34 @@ def test_the_reserve_is_not_given_to_connections(caplog: pytest.LogCaptureFixtur
     assert len(caplog.records) == 1, "one line in ten seconds"
     assert not full.has_room(110.0)
     assert len(caplog.records) == 2
+
+
+def test_with_room_for_many_not_every_connection_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    dup = os.dup
+
+    def look(descriptor: int) -> int:
+        looks.append(descriptor)
+        return dup(descriptor)
+
+    monkeypatch.setattr(os, "dup", look)
+    roomy = Descriptors(limit=_lowest_free() + 10_000)
+    looks.clear()
+    assert all(roomy.has_room(100.0) for _ in range(4 * MOST_UNSEEN + 4))
+    assert len(looks) == 4
+
+
+def test_no_connection_gets_a_descriptor_of_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+    # Those of a process full of other tests come and go.
+    monkeypatch.setattr(descriptors, "os", SimpleNamespace(dup=lambda _: taken, close=lambda _: None))
+    room = 3 * MOST_UNSEEN
+    counted = Descriptors(limit=room + 10, reserve=10)
+    while taken < 2 * room:
+        taken += 1  # by the connection
+        if not counted.has_room(100.0):
+            break
+    assert taken == room
 
 
 def test_no_descriptor_at_all_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
