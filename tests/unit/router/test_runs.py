@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.common.errors import StreamContractError
 from services.common.log_runs import Part
@@ -418,3 +420,123 @@ def test_a_run_that_breaks_the_contract_is_refused(router: Router, changed: dict
         publish(edge, **changed)  # type: ignore[arg-type]  # as above
     assert edge.link.confirmed_through == 0
     assert not router.published
+
+
+class World:
+    """A publisher, two subscribers and a log; what is acknowledged is safe at that moment."""
+
+    def __init__(self, topic_kind: int, kind: int) -> None:
+        self.topic_kind = topic_kind
+        self.kind = kind
+        self.router = new_router()
+        self.log = FakeLog()
+        self.router.begin(self.log)
+        self.publisher = join(self.router, "publisher")
+        self.subscribers = [join(self.router, name) for name in ("one", "two")]
+        for subscriber in self.subscribers:
+            subscribe(subscriber, 1, "a")
+        if kind & DELIVERED:
+            subscribe(self.publisher, 1, "a")
+        self.entries: dict[int, list[bytes]] = {}
+        self.number = 0
+        self.stored: set[bytes] = set()
+        self.confirmed: dict[EdgeLink, list[bytes]] = {each: [] for each in self.subscribers}
+        self.seen = 0
+
+    def publish(self, count: int) -> None:
+        """Publish so many messages as a run, or one alone (0)."""
+        messages = [b"%04d" % number for number in range(self.number, self.number + max(count, 1))]
+        self.entries[self.number + 1] = messages
+        columns: dict[str, Any] = {
+            "topic_indexes": [0],
+            "sequences": [self.number + 1],
+            "payloads": [b"".join(b"head" + each for each in messages) if count else messages[0]],
+            "flags": bytes([1 | self.kind | (RUN if count else 0)]),
+            "publisher_indexes": [0],
+            "run_counts": [count] if count else [],
+            "run_payload_bytes": [4] if count else [],
+        }
+        self.number += len(messages)
+        publish(self.publisher, topic_kind=self.topic_kind, **columns)
+
+    def store(self, *, is_apart: bool) -> None:
+        """Store what was written first, or the first message of it."""
+        if not self.log.written:
+            return
+        payload, token = self.log.written.pop(0)
+        if isinstance(token, RunPublication):
+            if is_apart:
+                parts = [Part(token, offset) for offset in range(token.run.count)]
+                payloads = token.run.payloads()
+                self.log.written[:0] = zip(payloads, parts, strict=True)
+                payload, token = self.log.written.pop(0)
+            else:
+                self.stored.update(token.run.payloads())
+        self.stored.add(payload)
+        self.router.reports.stored(token, 1, False)
+
+    def confirm(self, index: int) -> None:
+        """Let a subscriber confirm what it is to get."""
+        edge = self.subscribers[index]
+        if not edge.is_gone and (frame := edge.link._next_message()) is not None:
+            self.confirmed[edge] += delivered(frame.deliveries)
+            edge.link._drop_confirmed(frame.frame)
+
+    def leave(self, index: int) -> None:
+        """Let a subscriber leave for good."""
+        edge = self.subscribers[index]
+        if not edge.is_gone:
+            self.router.leave(edge)
+
+    def check(self) -> None:
+        """Look at what was acknowledged since the last time."""
+        for sequence in acknowledged(self.publisher)[self.seen :]:
+            messages = self.entries[sequence]
+            assert not self.topic_kind or self.stored.issuperset(messages)
+            for edge, confirmed in self.confirmed.items():
+                assert edge.is_gone or set(confirmed).issuperset(messages)
+        self.seen = len(acknowledged(self.publisher))
+
+    def end(self) -> None:
+        """Let everything come to its end, and look at the whole."""
+        while self.log.written:
+            self.store(is_apart=False)
+        for index in range(len(self.subscribers)):
+            self.confirm(index)
+        self.check()
+        assert sorted(acknowledged(self.publisher)) == list(self.entries)
+        everything = [each for messages in self.entries.values() for each in messages]
+        for edge, confirmed in self.confirmed.items():
+            assert confirmed == everything[: len(confirmed)]
+            assert edge.is_gone or confirmed == everything
+        assert self.router.published == self.number
+        assert not self.publisher.pending_bytes
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("publish"), st.sampled_from([0, 1, 2, 5])),
+    st.tuples(st.sampled_from(["store", "store apart"]), st.just(0)),
+    st.tuples(st.just("confirm"), st.integers(0, 1)),
+    st.tuples(st.just("leave"), st.integers(0, 1)),
+)
+
+
+@given(
+    steps=st.lists(STEPS, max_size=30),
+    kinds=st.sampled_from([(0, 0), (LOGGED, 0), (LOGGED, DELIVERED), (LOGGED, REPEATED)]),
+)
+def test_what_is_acknowledged_is_stored_and_delivered_in_order(
+    steps: list[tuple[str, int]], kinds: tuple[int, int]
+) -> None:
+    world = World(*kinds)
+    for step, number in steps:
+        if step == "publish":
+            world.publish(number)
+        elif step == "confirm":
+            world.confirm(number)
+        elif step == "leave":
+            world.leave(number)
+        else:
+            world.store(is_apart=step == "store apart")
+        world.check()
+    world.end()
