@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -30,7 +31,7 @@ MAX_TOKENS = 100
 MAX_WAITING = 20_000
 """Tokens that may wait; a further one closes its connection."""
 APART_S = 0.004
-"""Between questions about CONNECT packets: in a storm some come together, and go on together."""
+"""Between questions about CONNECT packets, unless many wait: in a storm some come together, and go on together."""
 TIMEOUT_S = 2.5
 """How long auth may take to answer about a CONNECT; up to twice that."""
 CALL_S = 5.0
@@ -86,7 +87,9 @@ class AuthClient:
         while True:
             await self._attempts.wake.wait()
             await call.write(self._attempts.ask())
-            await asyncio.sleep(APART_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(APART_S):
+                    await self._attempts.wake_early.wait()
 
     async def _take_answers(self, call: _Call) -> None:
         while (response := await call.read()) is not aio.EOF:
