@@ -151,11 +151,12 @@ class Delivery:
             edge.deliver_run(leg, run, 1, receipt)
             self._measure(source, edge)
         if not route.is_plain:
+            payloads = run.payloads()
             log = self._kept.log(route.instance_id) if in_kept else route.log
-            for offset, payload in enumerate(run.payloads()):
-                place = log_sequence + offset if log_sequence else 0
-                self._deliver_to_shards(source, route, payload, 1, receipt, log, place)
-                self._shares.deliver(source, route, payload, 1, receipt)
+            self._deliver_run_to_shards(source, route, payloads, receipt, log, log_sequence)
+            if route.shares:
+                for payload in payloads:
+                    self._shares.deliver(source, route, payload, 1, receipt)
         receipt.settle()
 
     def _others(self, legs: Sequence[Leg], source: Source, *, is_delivered: bool) -> Sequence[Leg]:
@@ -185,5 +186,18 @@ class Delivery:
             shard.deliver_kept(leg, payload, flags, source.incarnation, receipt.sequence, receipt, log, log_sequence)
             if source.wants_receipts:
                 shard.want_receipt(receipt.sequence)
+            if shard.pending_bytes > self._high_bytes:
+                self._pressure.hold_for_edge(source, shard)
+
+    def _deliver_run_to_shards(
+        self, source: Source, route: Route, payloads: list[bytes], receipt: Receipt, log: str, log_sequence: int
+    ) -> None:
+        for leg in route.shard_legs:
+            shard = self._edges[leg.slot]
+            assert shard is not None  # noqa: S101 - for the type checker, as with edges
+            if shard.stream is None:
+                continue  # as above
+            receipt.waiting += 1
+            shard.deliver_each(leg, payloads, 1 | KEPT_P2P if route.is_kept else 1, receipt, log, log_sequence)
             if shard.pending_bytes > self._high_bytes:
                 self._pressure.hold_for_edge(source, shard)

@@ -175,19 +175,16 @@ class EdgeLink:
         self.link.wake()
 
     def deliver_kept(
-        self,
-        leg: Leg,
-        payload: bytes,
-        flags: int,
-        origin: str,
-        sequence: int,
-        receipt: Receipt,
-        log: str,
-        log_sequence: int,
+        self, leg: Leg, payload: bytes, flags: int, origin: str, sequence: int, receipt: Receipt, log: str, place: int
     ) -> None:
         """Send a message to a session shard, with its place in a log."""
         self._outbox.add(leg, payload, flags, origin, sequence, receipt)
-        self._outbox.place(log, log_sequence)
+        self._outbox.place(log, place)
+        self.link.wake()
+
+    def deliver_each(self, leg: Leg, payloads: list[bytes], flags: int, receipt: Receipt, log: str, first: int) -> None:
+        """Send messages of QoS 1 to a session shard, with their places from `first` on; see `Outbox.add_each`."""
+        self._outbox.add_each(leg, payloads, flags, receipt, log, first)
         self.link.wake()
 
     def want_receipt(self, receipt_id: int) -> None:

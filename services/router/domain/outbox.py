@@ -6,6 +6,7 @@ Messages of QoS 1 and 2 have batches of their own, which go first: see `services
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from services.common.qos0_window import Qos0Window
@@ -181,6 +182,37 @@ class Outbox:
         batch.payloads.append(payload)
         batch.flags.append(flags)
         batch.messages += 1
+        batch.size += size
+        self.size += size
+        self._last = batch
+
+    def add_each(
+        self, leg: Leg, payloads: Sequence[bytes], flags: int, receipt: Receipt, log: str, log_sequence: int
+    ) -> None:
+        """Add messages of QoS 1 of equal length for a session shard, in one batch.
+
+        Args:
+            leg: of the route of their topic; belongs to this shard.
+            payloads: of the messages.
+            flags: of each delivery.
+            receipt: settled when the shard has confirmed them.
+            log: stream with the messages.
+            log_sequence: of the first one, which the others follow; 0: none can be stored.
+        """
+        count = len(payloads)
+        size = count * (len(payloads[0]) + _MESSAGE_BYTES + _POSITION_BYTES)
+        batch = self._open(self._first, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES)
+        if leg.batch != batch.number:
+            leg.batch = batch.number
+            leg.index = len(batch.topics)
+            size += _add_topic(batch, leg)
+        batch.topic_indexes += [leg.index] * count
+        batch.payloads += payloads
+        batch.flags += bytes([flags]) * count
+        batch.messages += count
+        batch.log_indexes += [batch.logs.setdefault(log, len(batch.logs))] * count
+        batch.log_sequences += range(log_sequence, log_sequence + count) if log_sequence else [0] * count
+        batch.receipts.append(receipt)
         batch.size += size
         self.size += size
         self._last = batch

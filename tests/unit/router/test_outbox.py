@@ -146,3 +146,29 @@ def test_receipt_acknowledges_once_when_the_last_edge_settled_it() -> None:
     assert not publisher.acknowledged
     receipt.settle()
     assert publisher.acknowledged == [7]
+
+
+def test_messages_for_a_shard_can_be_added_together() -> None:
+    together, apart = Outbox(Qos0Window()), Outbox(Qos0Window())
+    one, another = leg("a", 1), leg("a", 1)
+    receipt = Receipt(Publisher(), 1, 3)
+    for first, payloads in ((4, [b"1", b"2"]), (0, [b"3"])):
+        together.add_each(one, payloads, 1, receipt, "log", first)
+        for offset, payload in enumerate(payloads):
+            apart.add(another, payload, 1, "", 0, None)
+            apart.place("log", first and first + offset)
+    assert together.size == apart.size
+    (found,), (expected,) = taken(together), taken(apart)
+    for name in (
+        "flags",
+        "log_indexes",
+        "log_sequences",
+        "messages",
+        "payloads",
+        "size",
+        "target_ids",
+        "topic_indexes",
+    ):
+        assert getattr(found, name) == getattr(expected, name)
+    assert found.log_sequences == [4, 5, 0]
+    assert found.receipts == [receipt, receipt]
