@@ -130,7 +130,11 @@ class LogWriter(LogQueue):
         To be called between messages, by whom `stored` and `failed` may call back meanwhile.
         """
         if self._written >= MANY and self._is_running and not self._is_reporting and self._error is None:
-            self._turn()
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - not the caller's; `run` raises it
+                self._error = error
+                self._wake.set()
 
     def _on_turn(self) -> bool:
         if self._error is not None:

@@ -16,7 +16,7 @@ from services.common.log_lanes import DOUBTFUL_MESSAGES, REFUSED, Lane
 from services.common.log_runs import Part, RunMessage
 from services.common.log_wire import header_lines
 from services.common.log_writer import LogWriter
-from services.common.runtime import background
+from services.common.runtime import background, first_of
 from tests.support.nats import NatsServer, unique
 from tests.support.nats_cluster import NatsCluster
 from tests.unit.common.test_log_writer import Reports, add_stream, connected, fill_and_drain, positions, until
@@ -409,3 +409,31 @@ async def test_what_is_written_by_reports_may_be_pushed(nats_url: str) -> None:
             await until(lambda: len(seen) == total)
         assert seen == [(name, number) for number in range(total)]
         assert [number for number, _ in await positions(client, name)] == list(range(total))
+
+
+@pytest.mark.asyncio
+async def test_error_of_a_callback_while_much_is_sent_ends_the_pump(nats_url: str) -> None:
+    name = unique("s")
+
+    def failed(_token: object, _reason: str) -> None:
+        raise RuntimeError("a bug")
+
+    def stored(_token: object, _sequence: int, _is_duplicate: bool) -> None:
+        pass
+
+    async with connected(nats_url) as client:
+        await add_stream(client, name)
+        writer = LogWriter(client, stored=stored, failed=failed, stream_tokens=2, is_ours=lambda _lane: True)
+
+        async def write() -> None:
+            put_one(writer, name, 0)
+            await until(lambda: not writer.backlog_messages)
+            put_run(writer, name, 1, 2, payload_bytes=client.max_payload)  # is refused at once
+            for number in range(3, 500):
+                put_one(writer, name, number)
+                writer.push()
+            await asyncio.Event().wait()
+
+        async with asyncio.timeout(10):
+            with pytest.raises(RuntimeError, match="a bug"):
+                await first_of(writer.run(), write())
