@@ -8,6 +8,8 @@ GEN ?= gen
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # Tests that share something go to the same worker (tests/conftest.py).
 WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# What `make check` runs in pure Python, too; CI runs everything.
+PURE_TESTS ?= tests/unit
 # Builds what changed; nothing without a C compiler, or with WEIMQ_PURE=1.
 COMPILE = $(BIN)/python -m services.compiled
 .DEFAULT_GOAL := help
@@ -34,7 +36,7 @@ setup: .venv/.developing ## Make .venv with weimq and the tools to work on it, a
 	@$(COMPILE)
 
 .PHONY: check
-check: .venv/.developing ## Run everything that CI runs
+check: .venv/.developing ## Run what CI runs; in pure Python the unit tests only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -43,7 +45,7 @@ check: .venv/.developing ## Run everything that CI runs
 	$(BIN)/buf format --diff --exit-code
 	@rm -rf build/gen && $(MAKE) --no-print-directory proto GEN=build/gen
 	diff -r -x __pycache__ build/gen/weimq gen/weimq || { echo "gen/ is stale: run make proto" >&2; exit 1; }
-	WEIMQ_PURE=1 $(BIN)/python -m pytest $(WORKERS) tests/unit
+	WEIMQ_PURE=1 $(BIN)/python -m pytest $(WORKERS) $(PURE_TESTS)
 	$(COMPILE) --strict
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
