@@ -5,15 +5,20 @@ The file is read as text with the few rules that it keeps itself to, since no YA
 
 from __future__ import annotations
 
+import http.server
 import importlib
 import re
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from services.cli.config_file import SERVICES
 from services.cli.secrets import DataDir
 from services.common.settings import load
+from tests.support.tools import need
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "compose.yaml").read_text(encoding="utf-8")
@@ -69,9 +74,41 @@ def test_service_runs_with_least_privilege_and_is_restarted(service: str) -> Non
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_health_is_asked_where_the_service_listens(service: str) -> None:
-    match = re.search(r'services\.common\.healthcheck, "127\.0\.0\.1:(\d+)"', block(service))
-    assert match
-    assert environment(service)[f"{service.upper()}_GRPC_LISTEN"].endswith(f":{match[1]}")
+    settings = environment(service)
+    if match := re.search(r'services\.common\.healthcheck, "127\.0\.0\.1:(\d+)"', block(service)):
+        assert settings["EDGE_GRPC_LISTEN"].endswith(f":{match[1]}")
+    else:
+        assert "healthcheck: *health" in block(service)
+        assert settings[f"{service.upper()}_HTTP_LISTEN"].endswith(":" + settings["READY_PORT"].strip('"'))
+
+
+@pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False), (None, False)], ids=str)
+def test_the_check_by_a_shell_tells_ready_from_not(status: int | None, is_healthy: bool) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if status and self.path == "/readyz" else 404)
+            self.end_headers()
+
+        @override
+        def log_message(self, *_args: object, **_named: object) -> None:
+            pass
+
+    command = re.search(r"^    - (exec .*)$", section(COMPOSE, "x-health", 0), re.MULTILINE)
+    assert command
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        port = server.server_port
+        if status is None:
+            server.server_close()
+        else:
+            threading.Thread(target=server.handle_request, daemon=True).start()
+        done = subprocess.run(
+            [need("bash", "bash"), "-c", command[1].replace("$$", "$")],
+            env={"READY_PORT": str(port)},
+            check=False,
+            timeout=30,
+            capture_output=True,
+        )
+    assert (done.returncode == 0) is is_healthy
 
 
 @pytest.mark.parametrize(

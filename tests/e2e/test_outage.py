@@ -57,6 +57,16 @@ async def until_acknowledged(hoses: list[Firehose], count: int, seconds: float =
             await asyncio.sleep(0.05)
 
 
+async def until_quiet(hoses: list[Firehose], seconds: float = 60) -> list[int]:
+    """Wait for answers that are under way; return how many each has."""
+    async with asyncio.timeout(seconds):
+        while True:
+            before = [len(hose.acknowledged) for hose in hoses]
+            await asyncio.sleep(1)
+            if before == [len(hose.acknowledged) for hose in hoses]:
+                return before
+
+
 async def outage(mesh: Mesh, away_s: float) -> list[Firehose]:
     """Stop NATS for a while under load, and return what the publishers know afterwards."""
     name = secrets.token_hex(4)
@@ -68,8 +78,7 @@ async def outage(mesh: Mesh, away_s: float) -> list[Firehose]:
         before = memory(mesh)
         os.kill(mesh.pid("nats"), signal.SIGSTOP)
         try:
-            await asyncio.sleep(0.5)  # answers that were under way
-            acknowledged = [len(hose.acknowledged) for hose in hoses]
+            acknowledged = await until_quiet(hoses)
             deadline = time.monotonic() + away_s
             while time.monotonic() < deadline:
                 await asyncio.sleep(0.25)
@@ -118,8 +127,7 @@ async def full(mesh: Mesh, topic: str, other: str) -> tuple[Firehose, Firehose]:
             async with asyncio.timeout(30):
                 while hose.sent < 4_000 or len(hose.acknowledged) < 1_000:  # noqa: ASYNC110 - as above
                     await asyncio.sleep(0.05)
-            await asyncio.sleep(0.5)
-            waiting = len(hose.acknowledged)
+            (waiting,) = await until_quiet([hose])
             assert waiting < 4_000
             group.create_task(neighbour.run())
             await until_acknowledged([neighbour], 1_000)

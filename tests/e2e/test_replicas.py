@@ -115,7 +115,9 @@ def test_killed_replica_loses_nothing(replicas: Mesh, topics: list[str], process
             if n == 20:
                 replicas.kill(process)
         for info in infos:
-            info.wait_for_publish(20)
+            info.wait_for_publish(40)
+            assert info.is_published()
+    replicas.wait_healthy()
     expected = {(f"{topic}/{process}", b"%d" % n, 1) for topic in topics for n in range(40)}
     with Client(replicas, device, clean_session=False) as back:
         until(lambda: set(back.messages) == expected, seconds=40, what="all messages")

@@ -23,13 +23,13 @@ from services.common.signature import sign
 from tests.support.ports import worker, workers
 from tests.support.wait import until
 
-READY_S = 60.0
+READY_S = 120.0
 EDGES = 2
 PLAIN = "plain"
 """Instance of the standard profile that serves clients without user name."""
 
 
-def weimq(*args: str, timeout: float = 30.0, check: bool = True) -> subprocess.CompletedProcess[str]:
+def weimq(*args: str, timeout: float = 60.0, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the command line and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "services.cli", *args],
@@ -110,7 +110,7 @@ class Mesh:
         self._process.send_signal(signal.SIGINT)
         with self._process as process:
             try:
-                status = process.wait(timeout=40)
+                status = process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()  # or the end of `with` would wait for ever; its children end with it
                 raise
