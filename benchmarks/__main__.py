@@ -10,7 +10,7 @@ import contextlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Measured:
         }
 
 
-def run_once(program: str, row: Row, broker: peers.Broker, seconds: float, measured: Measured) -> None:
+def run_once(program: Sequence[str], row: Row, broker: peers.Broker, seconds: float, measured: Measured) -> None:
     """Measure a row once."""
     before = broker.cpu_s()
     try:

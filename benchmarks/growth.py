@@ -13,7 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ async def company(mesh: Mesh, case: Case) -> AsyncGenerator[None]:
 
 
 async def measure(
-    program: str, mesh: Mesh, broker: Broker, case: Case, options: argparse.Namespace
+    program: Sequence[str], mesh: Mesh, broker: Broker, case: Case, options: argparse.Namespace
 ) -> dict[str, float]:
     """Run a case once."""
     pairs = min(PAIRS, case.connections // 2)
