@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from grpc import StatusCode, aio
 
-from services.auth import device_servicer
+from services.auth import bucket, device_servicer
 from services.auth.device_store import BUCKET
 from services.common import errors
 from services.common.settings import Secret
@@ -283,7 +283,10 @@ async def test_secrets_are_stored_sealed_and_survive_a_restart(
         assert await outcome(later, instance, "GID_mine@@@1", credential_id, made.secret) == 3
 
 
-async def test_thousands_are_registered_at_once(service: AuthService, instance: str) -> None:
+async def test_thousands_are_registered_at_once(
+    service: AuthService, instance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "VISIBLE_S", 30.0)  # others may take the CPU meanwhile
     count = device_servicer.MAX_REGISTRATIONS
     begin = time.monotonic()
     made = await register(service, instance, *(f"GID_mine@@@{number}" for number in range(count)))
