@@ -117,10 +117,9 @@ async def measure(
     return found
 
 
-def run(console: Console, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure every case; cases of the same mesh follow each other."""
+def run(console: Console, options: argparse.Namespace, results: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Measure every case, and add it to the results; cases of the same mesh follow each other."""
     program = loader.find()
-    results: dict[str, dict[str, dict[str, float]]] = {}
     cases = [case for case in CASES if case.axis in options.axes]
     for edges, routers in sorted({(case.edges, case.routers) for case in cases}):
         with tempfile.TemporaryDirectory(prefix="weimq-bench-") as directory:
@@ -138,7 +137,6 @@ def run(console: Console, options: argparse.Namespace) -> dict[str, dict[str, di
                         console.print(f"{case.axis} {case.value}: {medians['delivered_per_s']:,.0f}/s")
             finally:
                 mesh.stop()
-    return results
 
 
 def main() -> None:
@@ -155,10 +153,20 @@ def main() -> None:
     raise_file_limit()
     console = Console()
     started = time.monotonic()
-    results = run(console, options)
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    try:
+        run(console, options, results)
+    finally:  # what was measured counts, even when a mesh does not start
+        show(console, options, results, time.monotonic() - started)
+
+
+def show(
+    console: Console, options: argparse.Namespace, results: dict[str, dict[str, dict[str, float]]], took_s: float
+) -> None:
+    """Print and write what was measured."""
     services = ["edge", "router", "session", "auth", "nats", "status"]
     table = Table("", "", "delivered/s", *services, title="CPU microseconds for each delivered message")
-    for axis in axes:
+    for axis in options.axes:
         for case in CASES:
             values = results.get(axis, {}).get(case.value) if case.axis == axis else None
             if values:
@@ -169,7 +177,7 @@ def main() -> None:
     settings = {name: getattr(options, name) for name in ("axes", "rounds", "seconds", "qos")}
     record = {"commit": commit(), "machine": machine(), "settings": settings, "results": results}
     path.write_text(json.dumps(record, indent=1) + "\n")
-    console.print(f"written to {path}; took {time.monotonic() - started:.0f} s")
+    console.print(f"written to {path}; took {took_s:.0f} s")
 
 
 if __name__ == "__main__":
