@@ -29,7 +29,6 @@ NARROW_MESSAGES: Final = 256
 """The same while others flow: with one frame at a time they leave QoS 0 the smaller part of the CPU time."""
 
 PATIENCE: Final = 16
-LATE_PATIENCE: Final = 4
 """Frames of others after which one of QoS 0 goes although others wait, or are late: nobody must be cut off."""
 
 
@@ -43,7 +42,6 @@ class Qos0Window:
         self._limit: int = MOST_FRAMES
         self._passed = 0
         self.is_held = False
-        self.is_late = False
         """Whether the peer wants no more for now."""
         self.is_late = False
         """Whether messages of QoS 1 and 2 take too long."""
@@ -72,10 +70,8 @@ class Qos0Window:
         """Say whether the next frame may be one of QoS 0."""
         if self.is_held:
             return False
-        if others_wait:
+        if others_wait or self.is_late:
             return self._passed >= PATIENCE and not self._frames
-        if self.is_late:
-            return self._passed >= LATE_PATIENCE and not self._frames
         return len(self._frames) < self._limit
 
     def passed(self) -> None:

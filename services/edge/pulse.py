@@ -13,7 +13,9 @@ from services.edge.columns import Columns, Unacknowledged
 from services.edge.policy import FLAG_LOGGED
 
 LATE_S: Final = 0.01
-"""What takes longer is late: publishers with a small window wait for it."""
+"""What takes so much longer than the fastest is late: publishers with a small window wait for it."""
+DRIFT_S: Final = 1e-6
+"""What the time of the fastest rises by with each other one, since ways become longer: some milliseconds a minute."""
 LOST_S: Final = 1.0
 """What takes longer than that does not wait for messages of QoS 0."""
 
@@ -21,9 +23,10 @@ LOST_S: Final = 1.0
 class Pulse:
     """Watches one message after the other. Owned by one event loop."""
 
-    __slots__ = ("_sent_at", "_sequence", "is_late")
+    __slots__ = ("_least_s", "_sent_at", "_sequence", "is_late")
 
     def __init__(self) -> None:
+        self._least_s = 0.0  # what one takes when nothing is in its way, the network's part; 0: not known
         self._sequence = 0
         self._sent_at = 0.0
         self.is_late = False
@@ -46,9 +49,10 @@ class Pulse:
             self.is_late = bool(unacknowledged) and age_s <= LOST_S
         elif self._sequence not in unacknowledged:
             self._sequence = 0
-            self.is_late = age_s > LATE_S
+            self.is_late = age_s > self._least_s + LATE_S
+            self._least_s = min(age_s, self._least_s + DRIFT_S) if self._least_s else age_s
         elif age_s > LOST_S:
             self._sequence = 0
             self.is_late = False
-        elif age_s > LATE_S:
+        elif age_s > self._least_s + LATE_S:
             self.is_late = True

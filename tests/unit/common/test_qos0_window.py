@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.qos0_window import LATE_PATIENCE, MOST_FRAMES, PATIENCE, Qos0Window
+from services.common.qos0_window import MOST_FRAMES, PATIENCE, Qos0Window
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_while_others_are_late_it_goes_after_some_of_their_frames(window: Qos0Wi
     window.is_late = True
     assert window.is_narrow
     assert not window.has_turn(False)
-    for _ in range(LATE_PATIENCE):
+    for _ in range(PATIENCE):
         window.passed()
     assert fill(window, 1) == 1
     window.is_late = False

@@ -54,6 +54,22 @@ def test_what_takes_long_is_late_until_one_does_not(world: World, monkeypatch: p
     assert not world.is_late()
 
 
+def test_what_the_network_takes_is_not_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(seconds: float) -> bool:
+        world.send()
+        world.wait(seconds, monkeypatch)
+        world.waiting.clear()
+        return world.is_late()
+
+    network_s = 2 * pulse.LATE_S
+    assert take(network_s)
+    assert not take(network_s)
+    assert not take(network_s + 0.5 * pulse.LATE_S)
+    assert take(network_s + 1.5 * pulse.LATE_S)
+    assert not take(0.5 * pulse.LATE_S)
+    assert take(network_s)
+
+
 def test_nothing_is_late_when_nothing_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.send()
     world.wait(1.5 * pulse.LATE_S, monkeypatch)
