@@ -225,7 +225,7 @@ class Connection(Entrance):
 
     @override
     def on_run_published(self, run: PublishRun) -> None:
-        """Answer PUBACK; see `ports.Client`."""
+        """Answer PUBACK or PUBREC; see `ports.Client`."""
         self._machine.acknowledge_run(run)
         if self._ending is not None:
             self._ending.check()

@@ -107,9 +107,9 @@ class Client:
         raise NotImplementedError
 
     def on_run_published(self, run: PublishRun) -> None:
-        """The mesh has taken over messages of QoS 1."""
+        """The mesh has taken over messages of QoS 1 or 2."""
         for packet_identifier in run.identifiers or ():
-            self.on_published(packet_identifier, 1)
+            self.on_published(packet_identifier, run.qos)
 
     def notify(self, topic: str, payload: bytes) -> None:
         """Send the client a message of the server, at QoS 0; no subscription is needed."""
@@ -284,4 +284,4 @@ class Router(Protocol):
         """Take a message over; at QoS 1 and 2 `client.on_published` follows."""
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
-        """Take messages over; at QoS 1 `client.on_published` follows for each, or `on_run_published`."""
+        """Take messages over; at QoS 1 and 2 `client.on_published` follows for each, or `on_run_published`."""

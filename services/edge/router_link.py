@@ -174,9 +174,9 @@ class RouterLink:
             if self._short.take_run(client, rule, run, clean_session):
                 self._flow.took(client, run.qos)
                 return
-        elif rule.flags == FLAG_LOGGED and not rule.is_ordered:
+        elif rule.flags == FLAG_LOGGED and not rule.is_ordered and run.qos <= 1:
             flags = self._local.take_run(rule, run)
-        if flags == TAKEN:
+        if flags == TAKEN or run.qos > 1:  # the router takes those of QoS 2 one by one
             for publication in run.publications():
                 self.publish(client, rule, publication, clean_session)
         elif rule.flags and not run.qos:

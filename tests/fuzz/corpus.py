@@ -6,7 +6,7 @@ import random
 import struct
 
 from services.edge.mqtt.codec import encode
-from services.edge.mqtt.packets import Connect, Will
+from services.edge.mqtt.packets import Connect, PubAck, PubComp, Publish, PubRec, PubRel, Will
 from tests.conformance import exchange
 
 _REQUEST = (
@@ -34,12 +34,22 @@ def _mqtt() -> list[bytes]:
     return connects + [data for data in sent if len(data) < 2000]
 
 
+def _runs() -> list[bytes]:
+    alike = [
+        b"".join(encode(Publish("t", b"%d" % number, qos, False, False, number * bool(qos))) for number in (3, 2, 1))
+        for qos in (0, 1, 2)
+    ]
+    answers = [b"".join(encode(answer(number)) for number in (1, 2, 3)) for answer in (PubAck, PubRec, PubRel, PubComp)]
+    return [*alike, *answers, *(alike[2] + each for each in answers), b"".join(alike + answers)]
+
+
 def make(name: str) -> list[bytes]:
     """Return the corpus of a target; the first byte of an input is its chunking."""
     if name == "codec":
         return [b"\0" + data for data in _mqtt()]
-    if name == "machine":
-        return [start + b"\0" + data for data in _mqtt() for start in (b"\0", b"\1", b"\2")]
+    if name in {"machine", "runs"}:
+        starts = (b"\0\0", b"\1\0", b"\2\0", b"\x81\x0c")
+        return [start + data for data in _mqtt() + _runs() for start in starts]
     if name == "websocket":
         streams = [frame(2, data) for data in _mqtt()[:40]]
         streams += [frame(2, b"ab", fin=False) + frame(9, b"ping") + frame(0, b"cd"), frame(1, b"text")]

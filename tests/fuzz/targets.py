@@ -16,7 +16,7 @@ from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.events import Failed
 from services.edge.mqtt.machine import Limits, ServerConnection, State
 from services.edge.mqtt.outbound import OutboundMessage
-from services.edge.mqtt.packets import Connect, Packet, Subscribe, Unsubscribe
+from services.edge.mqtt.packets import Connect, Packet, Publish, PublishRun, Subscribe, Unsubscribe
 from services.edge.transports.proxy_header import MAX_V2_BODY_BYTES, ProxyFault, ProxyHeader, ProxyParser
 from services.edge.transports.strangers import Strangers
 from services.edge.transports.websocket import WebSocketLayer
@@ -102,6 +102,37 @@ def machine(data: bytes) -> None:
     assert client.error is None, "what we send is MQTT"
 
 
+_WINDOWS = ((0, 1, 2, 2), (2, 2, 2), (1, 1, 1), (1, 2, 1))
+
+
+def _serve(start: int, stream: Iterator[bytes], *, gathers_runs: bool) -> tuple[list[str], bytes, State]:
+    """Return events, output and state after a stream of bytes; `start` says what is under way and who is answered."""
+    machine = ServerConnection(now=0.0, limits=_LIMITS, gathers_runs=gathers_runs)
+    machine.feed(encode(Connect(4, "c", True, 0, None, None, None)), 0.0)
+    machine.accept(0.0, session_present=False)
+    for qos in _WINDOWS[start % len(_WINDOWS)]:
+        machine.deliver(_MESSAGE, qos)
+    events: list[str] = []
+    for piece in stream:
+        for event in machine.feed(piece, 0.0):
+            if isinstance(event, PublishRun):
+                events += map(repr, event.publications())
+                if start & 0x80:
+                    machine.acknowledge_run(event)
+            else:
+                events.append(repr(event))
+                if start & 0x80 and isinstance(event, Publish) and event.qos:
+                    machine.acknowledge(event.packet_identifier, event.qos)
+    machine.session.resume(output := machine.take_output())
+    return events, b"".join(output), machine.state
+
+
+def runs(data: bytes) -> None:
+    """What comes together has the effects that it has one by one, now and for the next connection of the session."""
+    start, rest = data[0] if data else 0, data[1:]
+    assert _serve(start, pieces(rest), gathers_runs=True) == _serve(start, pieces(rest), gathers_runs=False)
+
+
 _OPTIONS = WebSocketOptions(max_message_bytes=5000, max_first_message_bytes=2000)
 
 
@@ -168,6 +199,7 @@ def credentials(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     "codec": codec,
     "machine": machine,
+    "runs": runs,
     "websocket": websocket,
     "proxy": proxy,
     "commands": commands,

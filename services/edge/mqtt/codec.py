@@ -8,10 +8,11 @@ topic and payload. Whatever the chunking, the packets are the same.
 
 from __future__ import annotations
 
+from services.edge.mqtt.answers import AnswerRun, PubRelRun
 from services.edge.mqtt.bodies import check_fixed_header, decode_body, decode_topic_name, without_flags
 from services.edge.mqtt.encoding import encode
 from services.edge.mqtt.errors import MalformedPacketError
-from services.edge.mqtt.packets import Connect, Packet, PubAckRun, Publish, PublishRun
+from services.edge.mqtt.packets import Connect, Packet, Publish, PublishRun
 
 __all__ = ["Decoder", "TopicCache", "encode"]
 
@@ -196,7 +197,7 @@ class Decoder:
                     packet_identifier = data[topic_end] << 8 | data[topic_end + 1]
                     if packet_identifier == 0:
                         raise MalformedPacketError("MQTT-2.3.1-1", "PUBLISH with identifier zero")
-                    if self.gathers_runs and first == 0x32 and (start == position + 2 or data[start - 1]):
+                    if self.gathers_runs and first in (0x32, 0x34) and (start == position + 2 or data[start - 1]):
                         identifiers = _identifiers(data, position, topic_end, stop)
                         count = len(identifiers)
                         if count > 1:
@@ -216,9 +217,13 @@ class Decoder:
                             packet_identifier,
                         )
                     )
-            elif first == 0x40 and self.gathers_runs and (count := _acknowledged(data, position)):
-                packets.append(PubAckRun(data[start] << 8 | data[start + 1], count))
+            elif first in (0x40, 0x50, 0x70) and self.gathers_runs and (count := _answers(data, position, first)):
+                packets.append(AnswerRun(first, data[start] << 8 | data[start + 1], count))
                 position += 4 * count
+                continue
+            elif first == 0x62 and self.gathers_runs and (identifiers := _releases(data, position)):
+                packets.append(PubRelRun(identifiers))
+                position += 4 * len(identifiers)
                 continue
             else:
                 check_fixed_header(first, length)
@@ -252,7 +257,7 @@ def _run_end(data: bytes, start: int, head_end: int, stop: int) -> int:
 
 
 def _identifiers(data: bytes, start: int, head_end: int, stop: int) -> list[int]:
-    """Return the packet identifiers of packets of QoS 1 that differ in identifier and payload alone.
+    """Return the packet identifiers of packets of QoS 1 or 2 that differ in identifier and payload alone.
 
     Args:
         data: what was read.
@@ -280,14 +285,14 @@ def _identifiers(data: bytes, start: int, head_end: int, stop: int) -> list[int]
             return identifiers
 
 
-def _acknowledged(data: bytes, start: int) -> int:
-    """Return how many valid PUBACK packets whose packet identifiers follow one another begin at `start`."""
+def _answers(data: bytes, start: int, first_byte: int) -> int:
+    """Return how many valid packets with this first byte and identifiers that follow one another begin at `start`."""
     last = len(data) - 4
     first = data[start + 2] << 8 | data[start + 3] if start <= last else 0
     count = 0
     while (
         start <= last
-        and data[start] == 0x40
+        and data[start] == first_byte
         and data[start + 1] == 2
         and data[start + 2] << 8 | data[start + 3] == first + count
         and first
@@ -295,3 +300,16 @@ def _acknowledged(data: bytes, start: int) -> int:
         count += 1
         start += 4
     return count
+
+
+def _releases(data: bytes, start: int) -> list[int]:
+    """Return the packet identifiers of the valid PUBREL packets that begin at `start`."""
+    last = len(data) - 4
+    identifiers: list[int] = []
+    while start <= last and data[start] == 0x62 and data[start + 1] == 2:
+        identifier = data[start + 2] << 8 | data[start + 3]
+        if identifier == 0:
+            break
+        identifiers.append(identifier)
+        start += 4
+    return identifiers

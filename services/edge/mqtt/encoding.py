@@ -8,6 +8,7 @@ subscriber; this module is for everything else, for clients in tests and for loa
 
 from __future__ import annotations
 
+from services.edge.mqtt.answers import AnswerRun, PubRelRun, answers, answers_in_order
 from services.edge.mqtt.errors import LocalUseError
 from services.edge.mqtt.first_bytes import (
     CONNACK,
@@ -33,7 +34,6 @@ from services.edge.mqtt.packets import (
     PingReq,
     PingResp,
     PubAck,
-    PubAckRun,
     PubComp,
     Publish,
     PublishRun,
@@ -64,9 +64,10 @@ def encode(packet: Packet) -> bytes:  # noqa: C901, PLR0911, PLR0912 - one branc
         return packet.frames
     if isinstance(packet, PubAck):
         return _encode_identified(PUBACK, packet.packet_identifier)
-    if isinstance(packet, PubAckRun):
-        first = packet.packet_identifier
-        return b"".join([_encode_identified(PUBACK, number) for number in range(first, first + packet.count)])
+    if isinstance(packet, AnswerRun):
+        return answers_in_order(bytes((packet.first_byte, 2)), packet.packet_identifier, packet.count)
+    if isinstance(packet, PubRelRun):
+        return answers(bytes((PUBREL, 2)), packet.identifiers)
     if isinstance(packet, PubRec):
         return _encode_identified(PUBREC, packet.packet_identifier)
     if isinstance(packet, PubRel):

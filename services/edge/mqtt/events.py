@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, TypeAlias
 
 from services.edge.mqtt.errors import ProtocolError
+from services.edge.mqtt.packet_base import PacketBase
 from services.edge.mqtt.packets import (
     Connect,
     Disconnect,
-    PacketBase,
     Publish,
     PublishRun,
     Subscribe,

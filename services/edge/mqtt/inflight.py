@@ -81,6 +81,41 @@ class ReceivedIds:
         self.forwarded_count += 1
         return True
 
+    def add_run(self, identifiers: list[int], limit: int) -> bool:
+        """Take PUBLISH packets, if all are new publications and then no more than `limit` are there, or none."""
+        added = dict.fromkeys(identifiers, False)
+        recorded = self._recorded
+        if (
+            len(added) < len(identifiers)
+            or len(recorded) + len(identifiers) > limit
+            or (recorded and not recorded.keys().isdisjoint(identifiers))
+        ):
+            return False
+        recorded.update(added)
+        self.forwarded_count += len(identifiers)
+        return True
+
+    def record_run(self, identifiers: list[int]) -> bool:
+        """Note that the mesh took over publications, if it had not taken over any of them; else do nothing."""
+        recorded = self._recorded
+        for packet_identifier in identifiers:
+            if recorded.get(packet_identifier) is not False:
+                return False
+        recorded.update(dict.fromkeys(identifiers, True))
+        self.forwarded_count -= len(identifiers)
+        return True
+
+    def release(self, identifiers: list[int]) -> int:
+        """Take PUBREL packets up to the first whose publication the mesh has yet to take over; return how many."""
+        recorded = self._recorded
+        count = 0
+        for packet_identifier in identifiers:
+            if recorded.pop(packet_identifier, None) is False:
+                recorded[packet_identifier] = False
+                break
+            count += 1
+        return count
+
     def is_forwarded(self, packet_identifier: int) -> bool:
         """Say whether the mesh has yet to take this publication over."""
         return self._recorded.get(packet_identifier) is False

@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from services.edge.mqtt.answers import AnswerRun, PubRelRun
 from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.errors import LocalUseError, ProtocolError, ProtocolViolationError
-from services.edge.mqtt.events import Acknowledged, Event, Failed
-from services.edge.mqtt.first_bytes import PUBCOMP
-from services.edge.mqtt.inflight import PUBREL_HEAD, AnswerOrder, SessionState
+from services.edge.mqtt.events import Event, Failed
+from services.edge.mqtt.first_bytes import PUBACK, PUBCOMP, PUBREC
+from services.edge.mqtt.inflight import SessionState
 from services.edge.mqtt.packets import (
     ConnAck,
     Connect,
@@ -42,7 +43,6 @@ from services.edge.mqtt.packets import (
     PingReq,
     PingResp,
     PubAck,
-    PubAckRun,
     PubComp,
     Publish,
     PublishRun,
@@ -51,8 +51,7 @@ from services.edge.mqtt.packets import (
     Subscribe,
     Unsubscribe,
 )
-from services.edge.mqtt.primitives import IDENTIFIERS
-from services.edge.mqtt.sending import PUBREC_HEAD, Sending
+from services.edge.mqtt.receiving import Receiving
 from services.edge.mqtt.states import TRANSITIONS, Limits, State
 
 __all__ = ["TRANSITIONS", "Limits", "ServerConnection", "State"]
@@ -69,12 +68,11 @@ _LEVEL_OF_31 = 3
 _SPOKEN_LEVELS = (_LEVEL_OF_31, 4)
 
 _PING_RESPONSE = encode(PingResp())
-_PUBCOMP_HEAD = bytes((PUBCOMP, 2))
 
 _CONNECTED: Final = State.CONNECTED
 
 
-class ServerConnection(Sending):
+class ServerConnection(Receiving):
     """One client connection: bytes in, events and bytes out."""
 
     __slots__ = (
@@ -83,7 +81,6 @@ class ServerConnection(Sending):
         "_is_clean",
         "_keep_alive_s",
         "_last_received",
-        "_was_paused",
     )
 
     def __init__(self, *, now: float, limits: Limits, gathers_runs: bool = False) -> None:
@@ -105,20 +102,8 @@ class ServerConnection(Sending):
         self._allowance_s = 0.0
         self._keep_alive_s = 0
         self._is_clean = True
-        self._was_paused = False
 
     # What the driver looks at
-
-    @property
-    def outstanding_received(self) -> int:
-        """Received publications of QoS 1 and 2 that `acknowledge` has not answered."""
-        return self._received_qos1 + self._session.received.forwarded_count
-
-    @property
-    def wants_pause(self) -> bool:
-        """Whether the driver shall stop reading until answers from the mesh have come."""
-        unanswered = self.outstanding_received + self._pending_requests
-        return unanswered >= self._limits.receive_maximum
 
     @property
     def pending_bytes(self) -> int:
@@ -198,12 +183,16 @@ class ServerConnection(Sending):
                 self._receive_publish(packet, events)
             return True
         if isinstance(packet, PublishRun):
-            if packet.identifiers is not None:
-                self._receive_run(packet.identifiers)
-            events.append(packet)
+            if packet.identifiers is None:
+                events.append(packet)
+            else:
+                self._receive_run(packet, packet.identifiers, events)
             return True
-        if isinstance(packet, PubAckRun):
-            self._receive_acknowledgements(packet.packet_identifier, packet.count, events)
+        if isinstance(packet, AnswerRun):
+            self._receive_answers(packet.first_byte, packet.packet_identifier, packet.count, events)
+            return True
+        if isinstance(packet, PubRelRun):
+            self._receive_releases(packet.identifiers)
             return True
         return False
 
@@ -234,51 +223,15 @@ class ServerConnection(Sending):
         code = ConnectReturnCode.UNACCEPTABLE_PROTOCOL_VERSION
         self._output.append(encode(ConnAck(session_present=False, return_code=code)))
 
-    def _receive_publish(self, packet: Publish, events: list[Event]) -> None:
-        packet_identifier = packet.packet_identifier
-        if packet.qos == 1:
-            # Repeated identifiers are new publications, too: at least once. [MQTT-4.3.2-2]
-            self._received_qos1 += 1
-            if self._order_qos1 is None:
-                self._order_qos1 = AnswerOrder()
-            self._order_qos1.received(packet_identifier)
-            events.append(packet)
-        else:
-            received = self._session.received
-            if received.add(packet_identifier):
-                if len(received) > self._limits.max_unreleased:
-                    received.discard(packet_identifier)
-                    raise ProtocolViolationError("MQTT-4.8.0-1", "too many QoS 2 without PUBREL")
-                if self._order_qos2 is None:
-                    self._order_qos2 = AnswerOrder()
-                self._order_qos2.received(packet_identifier)
-                events.append(packet)
-            elif received.is_recorded(packet_identifier):
-                # The mesh has it and our PUBREC got lost. [MQTT-4.3.3-2]
-                self._output.append(PUBREC_HEAD + IDENTIFIERS[packet_identifier])
-        if self.wants_pause:
-            self._was_paused = True
-
-    def _receive_run(self, identifiers: list[int]) -> None:
-        """Take publications of QoS 1; as in `_receive_publish`."""
-        self._received_qos1 += len(identifiers)
-        if self._order_qos1 is None:
-            self._order_qos1 = AnswerOrder()
-        self._order_qos1.received_run(identifiers)
-        if self.wants_pause:
-            self._was_paused = True
-
     def _receive(self, packet: Packet, events: list[Event]) -> None:
-        if isinstance(packet, (PubAck, PubRec, PubComp)):
-            self._receive_answer(packet, events)
+        if isinstance(packet, PubAck):
+            self._receive_answers(PUBACK, packet.packet_identifier, 1, events)
+        elif isinstance(packet, PubRec):
+            self._receive_answers(PUBREC, packet.packet_identifier, 1, events)
+        elif isinstance(packet, PubComp):
+            self._receive_answers(PUBCOMP, packet.packet_identifier, 1, events)
         elif isinstance(packet, PubRel):
-            received = self._session.received
-            if received.is_forwarded(packet.packet_identifier):
-                # Its PUBREC was not sent. Freeing the identifier would let the mesh's late answer
-                # acknowledge the next publication that has it.
-                raise ProtocolViolationError("MQTT-4.3.3-1", "PUBREL before PUBREC")
-            received.discard(packet.packet_identifier)
-            self._output.append(_PUBCOMP_HEAD + IDENTIFIERS[packet.packet_identifier])
+            self._receive_releases([packet.packet_identifier])
         elif isinstance(packet, PingReq):
             self._output.append(_PING_RESPONSE)  # [MQTT-3.12.4-1]
         elif isinstance(packet, (Subscribe, Unsubscribe)):
@@ -289,44 +242,6 @@ class ServerConnection(Sending):
         else:
             # TRANSITIONS lets no other packet through.
             raise AssertionError(repr(packet))  # noqa: TRY004 - not the caller's mistake
-
-    def _receive_answer(self, packet: PubAck | PubRec | PubComp, events: list[Event]) -> None:
-        """Take what the client answers to a delivery; an identifier that is not under way is ignored."""
-        sent = self._session.sent
-        identifier = packet.packet_identifier
-        if isinstance(packet, PubAck):
-            self._receive_acknowledgements(identifier, 1, events)
-            return
-        if isinstance(packet, PubComp):
-            if sent.is_released(identifier):
-                self._complete(sent.complete_qos2(identifier), events)
-                return
-        elif sent.release(identifier) or not sent.is_under_way(identifier):
-            # PUBREL even for an unknown identifier: a client that kept it from a session that
-            # we lost would otherwise repeat PUBREC for ever.
-            self._output.append(PUBREL_HEAD + IDENTIFIERS[identifier])
-            return
-        if sent.is_under_way(identifier):
-            raise ProtocolViolationError("MQTT-4.8.0-1", "an answer that is not that of the delivery's QoS or state")
-
-    def _receive_acknowledgements(self, packet_identifier: int, count: int, events: list[Event]) -> None:
-        """Take PUBACK packets for an identifier and those that follow it."""
-        session = self._session
-        sent = session.sent
-        completed = sent.complete_in_order(packet_identifier, count)
-        for identifier in range(packet_identifier + completed, packet_identifier + count):
-            delivery = sent.complete_qos1(identifier)
-            if delivery is None:
-                if sent.is_under_way(identifier):
-                    raise ProtocolViolationError("MQTT-4.8.0-1", "PUBACK for a delivery of QoS 2")
-            elif delivery[2] is not None:
-                events.append(Acknowledged(delivery[2]))
-        session.send_queued(self._output)
-
-    def _complete(self, token: object, events: list[Event]) -> None:
-        if token is not None:
-            events.append(Acknowledged(token))
-        self._session.send_queued(self._output)
 
     def _fail(self, error: ProtocolError, events: list[Event]) -> None:
         self.state = State.CLOSED

@@ -10,14 +10,15 @@ from __future__ import annotations
 import enum
 from typing import ClassVar, TypeAlias
 
-from typing_extensions import override
-
-from services.edge.mqtt.first_bytes import PUBACK
+from services.edge.mqtt.answers import AnswerRun, PubRelRun
+from services.edge.mqtt.first_bytes import PUBACK, PUBREC
 from services.edge.mqtt.outbound import Heads, OutboundMessage
+from services.edge.mqtt.packet_base import PacketBase
 from services.edge.mqtt.primitives import IDENTIFIERS_HIGH, IDENTIFIERS_LOW
 
 _PUBACK = bytes((PUBACK, 2, 0, 0))
-"""PUBACK with room for its packet identifier."""
+_PUBREC = bytes((PUBREC, 2, 0, 0))
+"""With room for the packet identifier."""
 
 SUBACK_FAILURE = 0x80
 """SUBACK return code of a filter that was not granted."""
@@ -32,36 +33,6 @@ class ConnectReturnCode(enum.IntEnum):
     SERVER_UNAVAILABLE = 3
     BAD_USER_NAME_OR_PASSWORD = 4
     NOT_AUTHORIZED = 5
-
-
-class PacketBase:
-    """Equality and representation by the attributes that `fields` names."""
-
-    __slots__ = ()
-
-    fields: ClassVar[tuple[str, ...]] = ()
-
-    @override
-    def __eq__(self, other: object) -> bool:
-        if type(self) is not type(other):
-            return False
-        return all(getattr(self, name) == getattr(other, name) for name in self.fields)
-
-    # Values that compare by content and may change have no hash.
-    __hash__ = None  # type: ignore[assignment]  # the documented way to say unhashable
-
-    @override
-    def __repr__(self) -> str:
-        shown = []
-        for name in self.fields:
-            value = getattr(self, name)
-            if name == "password" and value is not None:
-                shown.append("password=***")
-            elif isinstance(value, bytes):
-                shown.append(f"{name}=<{len(value)} bytes>")
-            else:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class Will(PacketBase):
@@ -164,7 +135,7 @@ class Publish(PacketBase):
 
 
 class PublishRun(PacketBase):
-    """PUBLISH packets of QoS 0 or 1 and one topic, without flags and of equal length, one behind another as they came.
+    """PUBLISH packets of one QoS and topic, without flags and of equal length, one behind another as they came.
 
     Only a decoder that was told to makes these: who passes them on has the work of one packet.
     """
@@ -195,7 +166,7 @@ class PublishRun(PacketBase):
         """Length of each payload, with which a packet ends."""
         self.qos = frames[0] >> 1 & 3
         self.identifiers = identifiers
-        """At QoS 1 the packet identifier of each; None: they are of QoS 0, or came from a router."""
+        """At QoS 1 and 2 the packet identifier of each; None: they are of QoS 0, or came from a router."""
         self._messages: list[OutboundMessage] | None = None
         self._renumbered = b""
         self._renumbered_first = 0
@@ -218,7 +189,7 @@ class PublishRun(PacketBase):
         for number in self.identifiers:
             stop += step
             payload = frames[stop - self.payload_bytes : stop]
-            publications.append(Publish(topic, payload, 1, False, False, number))  # noqa: FBT003 - no flags
+            publications.append(Publish(topic, payload, self.qos, False, False, number))  # noqa: FBT003 - no flags
         return publications
 
     def messages(self) -> list[OutboundMessage]:
@@ -232,7 +203,7 @@ class PublishRun(PacketBase):
         return messages
 
     def renumbered(self, first: int) -> bytes:
-        """Return packets of QoS 1 with packet identifiers that begin with `first` and follow one another.
+        """Return packets of QoS 1 or 2 with packet identifiers that begin with `first` and follow one another.
 
         The latest ones are kept: subscribers that came together are given the same.
         """
@@ -248,12 +219,12 @@ class PublishRun(PacketBase):
         return self._renumbered
 
     def acknowledgements(self) -> bytes:
-        """Return the PUBACK packets for packets of QoS 1."""
+        """Return the PUBACK packets for packets of QoS 1, the PUBREC packets for those of QoS 2."""
         frames = self.frames
         count = self.count
         step = len(frames) // count
         place = step - self.payload_bytes - 2
-        packets = bytearray(_PUBACK * count)
+        packets = bytearray((_PUBACK if self.qos == 1 else _PUBREC) * count)
         packets[2::4] = frames[place::step]
         packets[3::4] = frames[place + 1 :: step]
         return bytes(packets)
@@ -268,19 +239,6 @@ class PubAck(PacketBase):
 
     def __init__(self, packet_identifier: int) -> None:
         self.packet_identifier = packet_identifier
-
-
-class PubAckRun(PacketBase):
-    """PUBACK packets whose packet identifiers follow one another. Only a decoder that was told to makes these."""
-
-    __slots__ = ("count", "packet_identifier")
-
-    fields: ClassVar[tuple[str, ...]] = ("packet_identifier", "count")
-
-    def __init__(self, packet_identifier: int, count: int) -> None:
-        self.packet_identifier = packet_identifier
-        """Of the first."""
-        self.count = count
 
 
 class PubRec(PacketBase):
@@ -387,9 +345,10 @@ Packet: TypeAlias = (
     | Publish
     | PublishRun
     | PubAck
-    | PubAckRun
+    | AnswerRun
     | PubRec
     | PubRel
+    | PubRelRun
     | PubComp
     | Subscribe
     | SubAck

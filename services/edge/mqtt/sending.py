@@ -82,12 +82,21 @@ class Sending:
             self._order_qos2.answer(packet_identifier, PUBREC_HEAD, self._output)
 
     def acknowledge_run(self, run: PublishRun) -> None:
-        """Tell the client that the mesh has taken over its publications of QoS 1, as `acknowledge` does."""
+        """Tell the client that the mesh has taken over its publications of QoS 1 or 2, as `acknowledge` does."""
         identifiers = run.identifiers
-        if identifiers is not None and self._received_qos1 >= run.count and self._is_connected():
-            self._received_qos1 -= run.count
-            if self._order_qos1 is not None:
-                self._order_qos1.answer_run(run, identifiers, _PUBACK_HEAD, self._output)
+        if identifiers is None:
+            return
+        if run.qos == 1:
+            if self._received_qos1 >= run.count and self._is_connected():
+                self._received_qos1 -= run.count
+                if self._order_qos1 is not None:
+                    self._order_qos1.answer_run(run, identifiers, _PUBACK_HEAD, self._output)
+        elif self._session.received.record_run(identifiers):
+            if self._is_connected() and self._order_qos2 is not None:
+                self._order_qos2.answer_run(run, identifiers, PUBREC_HEAD, self._output)
+        else:
+            for packet_identifier in identifiers:
+                self.acknowledge(packet_identifier, 2)
 
     def suback(self, packet_identifier: int, return_codes: list[int]) -> None:
         """Answer SUBSCRIBE; one code per filter, in request order."""
@@ -137,12 +146,12 @@ class Sending:
         if not run.qos:
             self._output.append(run.frames)
             return True
-        if qos:
+        if qos >= run.qos:
             first = self._session.sent.add_run(run)
             if first:
                 self._output.append(run.renumbered(first))
                 return True
-            qos = 1
+            qos = run.qos
         for message in run.messages():  # noqa: SIM110 - `all` would make a generator of it
             if not self.deliver(message, qos):
                 return False

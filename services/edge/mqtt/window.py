@@ -1,8 +1,9 @@
 """Deliveries under way to one client, by their packet identifiers.
 
-Nearly all are of QoS 1 and are acknowledged in the order of sending. Those are kept as runs: entries with identifiers
-that follow one another. Anything else - QoS 2, a token, a PUBACK before its turn - turns what is under way into entries
-of a dictionary, one for each delivery, and new ones join them there until it is empty. There never are both.
+Nearly all are acknowledged in the order of sending. Those are kept as runs: entries with identifiers that follow one
+another. Anything else - a token, an answer before its turn - turns what is under way into entries of a dictionary, one
+for each delivery, and new ones join them there until it is empty. There never are both. What waits for PUBCOMP is kept
+in the same way, apart.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ _NO_MESSAGE = OutboundMessage(b"", b"", retain=False)
 
 
 class SentRun:
-    """Deliveries of QoS 1 without a token: one message, or those of a `PublishRun`."""
+    """Deliveries of one QoS without a token: one message, or those of a `PublishRun`; once released, none."""
 
-    __slots__ = ("_source", "first", "next", "stop")
+    __slots__ = ("_source", "first", "next", "qos", "stop")
 
-    def __init__(self, first: int, count: int, source: OutboundMessage | PublishRun) -> None:
+    def __init__(self, first: int, count: int, source: OutboundMessage | PublishRun, qos: int) -> None:
         self._source = source
+        self.qos = qos
         self.first = first
         """Packet identifier of the first message."""
         self.next = first
-        """Of the first that is not acknowledged."""
+        """Of the first that was not answered."""
         self.stop = first + count
         """After the last one."""
 
@@ -42,13 +44,41 @@ class SentRun:
         """Return identifier and delivery of each message that the client has yet to acknowledge."""
         source = self._source
         messages = source.messages() if isinstance(source, PublishRun) else [source]
-        return [(number, (messages[number - self.first], 1, None)) for number in range(self.next, self.stop)]
+        return [(number, (messages[number - self.first], self.qos, None)) for number in range(self.next, self.stop)]
+
+
+def _take_oldest(runs: list[SentRun], qos: int, packet_identifier: int, count: int) -> int:
+    """Remove up to `count` deliveries of a QoS from the front, if they begin with an identifier; return how many."""
+    ended = 0
+    first = packet_identifier
+    stop = first + count
+    while ended < len(runs) and first < stop:
+        run = runs[ended]
+        if run.next != first or run.qos != qos:
+            break
+        if run.stop > stop:
+            run.next = first = stop
+        else:
+            first = run.stop
+            ended += 1
+    if ended:
+        del runs[:ended]
+    return first - packet_identifier
 
 
 class SentWindow:
     """Deliveries of QoS 1 and 2 that the client has not completed, at most `limit`."""
 
-    __slots__ = ("_free_stop", "_in_runs", "_last_identifier", "_released", "_runs", "_unacknowledged", "limit")
+    __slots__ = (
+        "_free_stop",
+        "_in_runs",
+        "_last_identifier",
+        "_released",
+        "_released_runs",
+        "_runs",
+        "_unacknowledged",
+        "limit",
+    )
 
     def __init__(self, limit: int) -> None:
         if not 1 <= limit <= MAX_IDENTIFIER:
@@ -57,9 +87,10 @@ class SentWindow:
         self._last_identifier = 0
         # Identifiers after the last one and before this are free: found once, none of them is given out meanwhile.
         self._free_stop = MAX_IDENTIFIER + 1
-        # In the order of sending.
+        # In the order of sending, and in that of their PUBREC.
         self._runs: list[SentRun] = []
-        self._in_runs = 0  # deliveries
+        self._released_runs: list[SentRun] = []
+        self._in_runs = 0  # deliveries in both
         # Dictionaries keep insertion order, which is the order of sending.
         self._unacknowledged: dict[int, Delivery] = {}
         self._released: dict[int, object] = {}
@@ -96,8 +127,8 @@ class SentWindow:
             self._split()
         # Found, since fewer identifiers are in use than there are. [MQTT-2.3.1-4]
         identifier = self._take(1)
-        if qos == 1 and token is None and not self._unacknowledged:
-            self._runs.append(SentRun(identifier, 1, message))
+        if token is None and not self._unacknowledged:
+            self._runs.append(SentRun(identifier, 1, message, qos))
             self._in_runs += 1
         else:
             self._split()
@@ -105,7 +136,7 @@ class SentWindow:
         return identifier
 
     def add_run(self, messages: PublishRun) -> int:
-        """Note the delivery of messages of QoS 1 that are sent together.
+        """Note the delivery of messages of QoS 1 or 2 that are sent together.
 
         Returns:
             The packet identifier of the first; the others have the next ones. 0: they can't be sent together, since the
@@ -116,7 +147,7 @@ class SentWindow:
             return 0
         first = self._take(count)
         if first:
-            self._runs.append(SentRun(first, count, messages))
+            self._runs.append(SentRun(first, count, messages, messages.qos))
             self._in_runs += count
         return first
 
@@ -135,6 +166,7 @@ class SentWindow:
         if (
             count == 1
             and not self._runs
+            and not self._released_runs
             and following <= MAX_IDENTIFIER
             and following not in self._unacknowledged
             and following not in self._released
@@ -142,7 +174,7 @@ class SentWindow:
             return following
         used = sorted(
             [(number, number + 1) for number in (*self._unacknowledged, *self._released)]
-            + [(run.next, run.stop) for run in self._runs]
+            + [(run.next, run.stop) for run in (*self._runs, *self._released_runs)]
         )
         used.append((MAX_IDENTIFIER + 1, MAX_IDENTIFIER + 1))
         for first in (self._last_identifier + 1, 1):
@@ -159,7 +191,11 @@ class SentWindow:
         if self._in_runs:
             for run in self._runs:
                 self._unacknowledged.update(run.unacknowledged())
+            for run in self._released_runs:
+                for identifier in range(run.next, run.stop):
+                    self._released[identifier] = None
             self._runs.clear()
+            self._released_runs.clear()
             self._in_runs = 0
 
     def complete_in_order(self, packet_identifier: int, count: int) -> int:
@@ -168,22 +204,36 @@ class SentWindow:
         Returns:
             How many were for the oldest deliveries, none of which has a token; `complete_qos1` takes the others.
         """
-        runs = self._runs
-        ended = 0
-        first = packet_identifier
-        stop = first + count
-        while ended < len(runs) and first < stop:
-            run = runs[ended]
-            if run.next != first:
-                break
-            if run.stop > stop:
-                run.next = first = stop
+        completed = _take_oldest(self._runs, 1, packet_identifier, count)
+        self._in_runs -= completed
+        return completed
+
+    def release_in_order(self, packet_identifier: int, count: int) -> int:
+        """Take PUBREC packets for an identifier and those that follow it.
+
+        Returns:
+            How many were for the oldest deliveries, none of which has a token; `release` takes the others.
+        """
+        released = _take_oldest(self._runs, 2, packet_identifier, count)
+        if released:
+            runs = self._released_runs
+            if self._released:
+                self._in_runs -= released
+                for identifier in range(packet_identifier, packet_identifier + released):
+                    self._released[identifier] = None
+            elif runs and runs[-1].stop == packet_identifier:
+                runs[-1].stop += released
             else:
-                first = run.stop
-                ended += 1
-        if ended:
-            del runs[:ended]
-        completed = first - packet_identifier
+                runs.append(SentRun(packet_identifier, released, _NO_MESSAGE, 2))
+        return released
+
+    def complete_released_in_order(self, packet_identifier: int, count: int) -> int:
+        """Take PUBCOMP packets for an identifier and those that follow it.
+
+        Returns:
+            How many were for those released first, none of which has a token; `complete_qos2` takes the others.
+        """
+        completed = _take_oldest(self._released_runs, 2, packet_identifier, count)
         self._in_runs -= completed
         return completed
 
@@ -215,12 +265,14 @@ class SentWindow:
             return False
         del self._unacknowledged[packet_identifier]
         if qos == 2:  # noqa: PLR2004 - QoS 2
+            self._split()
             self._released[packet_identifier] = token
             return True
         return False
 
     def expect_completion(self, packet_identifier: int, token: object) -> None:
         """Note a delivery whose PUBREC came on an earlier connection."""
+        self._split()
         self._free_stop = 0
         self._released[packet_identifier] = token
 
@@ -235,6 +287,7 @@ class SentWindow:
 
     def release(self, packet_identifier: int) -> bool:
         """Take PUBREC; say whether it belongs to a delivery of QoS 2."""
+        self._split()
         delivery = self._unacknowledged.get(packet_identifier)
         if delivery is None or delivery[1] == 1:
             return packet_identifier in self._released
@@ -249,6 +302,7 @@ class SentWindow:
 
     def is_released(self, packet_identifier: int) -> bool:
         """Say whether PUBCOMP is what this identifier waits for."""
+        self._split()
         return packet_identifier in self._released
 
     def complete_qos2(self, packet_identifier: int) -> object:
@@ -262,4 +316,5 @@ class SentWindow:
 
     def released(self) -> list[tuple[int, object]]:
         """Return identifier and token of what waits for PUBCOMP, in the order of their PUBREC."""
+        self._split()
         return list(self._released.items())

@@ -273,11 +273,12 @@ def test_runs_keep_the_order_on_every_way(edge: Edge, qos: int) -> None:
     assert edge.short.delivered == 16 - first
 
 
+@pytest.mark.parametrize("qos", [1, 2])
 @pytest.mark.parametrize("granted", [0, 1, 2])
-def test_runs_are_delivered_at_the_lower_qos(edge: Edge, granted: int) -> None:
+def test_runs_are_delivered_at_the_lower_qos(edge: Edge, qos: int, granted: int) -> None:
     target = edge.subscribe(qos=granted)
     edge.publish(8)
     edge.answer(target)
-    edge.publish_run(2, 1)
-    assert edge.client.received == [(b"p/a", b"%02d" % n, min(1, granted)) for n in (9, 10)]
-    assert edge.client.answered == [(9, 1), (10, 1)]
+    edge.publish_run(2, qos)
+    assert edge.client.received == [(b"p/a", b"%02d" % n, min(qos, granted)) for n in (9, 10)]
+    assert edge.client.answered == [(9, qos), (10, qos)]

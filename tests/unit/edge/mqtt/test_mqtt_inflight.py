@@ -71,6 +71,23 @@ def test_acknowledgements_in_order_complete_the_oldest_deliveries_alone() -> Non
     assert len(window) == 0
 
 
+def test_receipts_and_completions_in_order_are_those_of_the_oldest_deliveries_alone() -> None:
+    window = SentWindow(20)
+    assert [window.add_run(run_of(3, 2)), window.add(MESSAGE, 2, None), window.add_run(run_of(2))] == [1, 4, 5]
+    assert window.complete_in_order(1, 3) == 0, "PUBACK for QoS 2"
+    assert window.release_in_order(2, 2) == 0, "1 is older"
+    assert window.complete_released_in_order(1, 1) == 0, "PUBCOMP before PUBREC"
+    assert window.release_in_order(1, 2) == 2
+    assert window.release_in_order(1, 2) == 0, "again"
+    assert window.release_in_order(3, 9) == 2, "the others are of QoS 1"
+    assert window.complete_released_in_order(2, 1) == 0, "1 was released first"
+    assert window.complete_released_in_order(1, 3) == 3
+    assert window.add_run(run_of(2, 2)) == 7
+    assert window.released() == [(4, None)]
+    assert [(number, qos) for number, (_, qos, _) in window.unacknowledged()] == [(5, 1), (6, 1), (7, 2), (8, 2)]
+    assert window.release_in_order(5, 1) == 0, "each is kept by itself now"
+
+
 @pytest.mark.parametrize("limit", [0, -1, MAX_IDENTIFIER + 1])
 def test_window_limit_fits_the_identifiers(limit: int) -> None:
     with pytest.raises(LocalUseError):
@@ -186,6 +203,29 @@ class ReceivedModel(RuleBasedStateMachine):
         if is_new:
             self.forwarded.add(identifier)
 
+    @rule(identifiers=st.lists(st.integers(1, 4), min_size=1, max_size=4), limit=st.sampled_from([3, 9]))
+    def publish_together(self, identifiers: list[int], limit: int) -> None:
+        known = self.forwarded | self.recorded
+        are_new = len(set(identifiers) - known) == len(identifiers) and len(known) + len(identifiers) <= limit
+        assert self.received.add_run(identifiers, limit) == are_new
+        if are_new:
+            self.forwarded.update(identifiers)
+
+    @rule(identifiers=st.sets(st.integers(1, 4), min_size=1).map(list))
+    def acknowledge_together(self, identifiers: list[int]) -> None:
+        are_forwarded = self.forwarded.issuperset(identifiers)
+        assert self.received.record_run(identifiers) == are_forwarded
+        if are_forwarded:
+            self.forwarded.difference_update(identifiers)
+            self.recorded.update(identifiers)
+
+    @rule(identifiers=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    def release_together(self, identifiers: list[int]) -> None:
+        places = [place for place, identifier in enumerate(identifiers) if identifier in self.forwarded]
+        count = places[0] if places else len(identifiers)
+        assert self.received.release(identifiers) == count
+        self.recorded.difference_update(identifiers[:count])
+
     @rule(identifier=st.integers(1, 4))
     def acknowledge(self, identifier: int) -> None:
         assert self.received.record(identifier) == (identifier in self.forwarded)
@@ -208,8 +248,8 @@ class ReceivedModel(RuleBasedStateMachine):
             assert self.received.is_recorded(identifier) == (identifier in self.recorded)
 
 
-def run_of(count: int) -> PublishRun:
-    frames = b"".join(encode(Publish("a", b"payload", 1, False, False, 1 + n)) for n in range(count))
+def run_of(count: int, qos: int = 1) -> PublishRun:
+    frames = b"".join(encode(Publish("a", b"payload", qos, False, False, 1 + n)) for n in range(count))
     return PublishRun("a", frames, count, 7, list(range(1, count + 1)))
 
 
@@ -243,13 +283,13 @@ class SentModel(RuleBasedStateMachine):
         token = self.count if has_token else None
         self.note(self.window.add(MESSAGE, qos, token), qos, token)
 
-    @rule(count=st.integers(2, LIMIT))
-    def add_run(self, count: int) -> None:
-        first = self.window.add_run(run_of(count))
+    @rule(count=st.integers(2, LIMIT), qos=st.sampled_from([1, 2]))
+    def add_run(self, count: int, qos: int) -> None:
+        first = self.window.add_run(run_of(count, qos))
         if first:
             assert count <= self.room
             for identifier in range(first, first + count):
-                self.note(identifier, 1, None)
+                self.note(identifier, qos, None)
         else:
             assert self.unacknowledged or self.released or count > self.room
 
@@ -273,6 +313,21 @@ class SentModel(RuleBasedStateMachine):
         for identifier in range(oldest + behind, oldest + behind + completed):
             assert self.unacknowledged.pop(0) == (identifier, 1, None)
 
+    @rule(count=st.integers(1, LIMIT), behind=st.sampled_from([0, 0, 0, 1]))
+    def receipts_in_order(self, count: int, behind: int) -> None:
+        oldest = self.unacknowledged[0][0] if self.unacknowledged else 1
+        released = self.window.release_in_order(oldest + behind, count)
+        for identifier in range(oldest + behind, oldest + behind + released):
+            assert self.unacknowledged.pop(0) == (identifier, 2, None)
+            self.released.append((identifier, None))
+
+    @rule(count=st.integers(1, LIMIT), behind=st.sampled_from([0, 0, 0, 1]))
+    def completions_in_order(self, count: int, behind: int) -> None:
+        oldest = self.released[0][0] if self.released else 1
+        completed = self.window.complete_released_in_order(oldest + behind, count)
+        for identifier in range(oldest + behind, oldest + behind + completed):
+            assert self.released.pop(0) == (identifier, None)
+
     @precondition(lambda self: self.released)
     @rule(data=st.data())
     def pubcomp(self, data: st.DataObject) -> None:
@@ -286,14 +341,12 @@ class SentModel(RuleBasedStateMachine):
         assert [
             (identifier, qos, token) for identifier, (_, qos, token) in self.window.unacknowledged()
         ] == self.unacknowledged
-        for identifier, _, _ in self.unacknowledged:
+        assert self.window.released() == self.released
+        for identifier in [entry[0] for entry in self.unacknowledged] + [entry[0] for entry in self.released]:
             assert self.window.is_under_way(identifier)
 
     @invariant()
     def agrees(self) -> None:
-        assert [identifier for identifier, _ in self.window.released()] == [
-            identifier for identifier, _ in self.released
-        ]
         assert len(self.window) == len(self.unacknowledged) + len(self.released)
         assert self.window.has_room == (len(self.window) < self.LIMIT)
 

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from services.edge.mqtt.answers import AnswerRun, PubRelRun
 from services.edge.mqtt.codec import Decoder, encode
 from services.edge.mqtt.events import Acknowledged, Event, Failed
 from services.edge.mqtt.machine import Limits, ServerConnection
@@ -17,11 +18,11 @@ from services.edge.mqtt.packets import (
     Packet,
     PingReq,
     PubAck,
-    PubAckRun,
     PubComp,
     Publish,
     PublishRun,
     PubRec,
+    PubRel,
 )
 
 IDENTIFIERS = st.sampled_from([1, 2, 3, 255, 256, 257, 65_534, 65_535])
@@ -31,21 +32,29 @@ PUBLICATIONS = st.builds(
     ),
     st.sampled_from(["a", "a", "a/b", "ä", "t" * 130]),
     st.sampled_from([b"", b"1", b"2", b"2", b"12", b"0\x00", bytes(200)]),
-    st.sampled_from([0, 0, 0, 1, 1, 1, 2]),
+    st.sampled_from([0, 0, 0, 1, 1, 1, 2, 2]),
     st.sampled_from([False, False, False, True]),
     st.sampled_from([False, False, False, False, True]),
     IDENTIFIERS,
 )
 ALIKE = st.lists(
     st.builds(
-        lambda payload, number: Publish("a", payload, 1, False, False, number),
+        lambda payload, number: (payload, number),
         st.sampled_from([b"1", b"2"]),
         IDENTIFIERS,
     ),
     min_size=2,
     max_size=4,
+).flatmap(
+    lambda messages: st.sampled_from([1, 2]).map(
+        lambda qos: [Publish("a", payload, qos, False, False, number) for payload, number in messages]
+    )
 )
-PACKETS = st.lists(st.one_of(PUBLICATIONS, st.just(PingReq()), st.builds(PubAck, IDENTIFIERS)), max_size=30)
+ANSWER_TYPES: dict[int, type[PubAck | PubRec | PubComp]] = {0x40: PubAck, 0x50: PubRec, 0x70: PubComp}
+FROM_CLIENT: st.SearchStrategy[Packet] = st.builds(
+    lambda answer, number: answer(number), st.sampled_from([PubAck, PubRec, PubRel, PubRel, PubComp]), IDENTIFIERS
+)
+PACKETS = st.lists(st.one_of(PUBLICATIONS, st.just(PingReq()), FROM_CLIENT), max_size=30)
 
 
 def one_by_one(packets: list[Packet]) -> list[Packet]:
@@ -54,9 +63,13 @@ def one_by_one(packets: list[Packet]) -> list[Packet]:
         if isinstance(packet, PublishRun):
             assert packet.count > 1
             found += packet.publications()
-        elif isinstance(packet, PubAckRun):
+        elif isinstance(packet, AnswerRun):
             assert packet.count > 0
-            found += [PubAck(packet.packet_identifier + n) for n in range(packet.count)]
+            answer = ANSWER_TYPES[packet.first_byte]
+            found += [answer(packet.packet_identifier + n) for n in range(packet.count)]
+        elif isinstance(packet, PubRelRun):
+            assert packet.identifiers
+            found += [PubRel(identifier) for identifier in packet.identifiers]
         else:
             found.append(packet)
     return found
@@ -86,7 +99,10 @@ def test_runs_hold_the_packets_that_came(packets: list[Packet], cuts: list[int])
 def test_malformed_bytes_after_a_run_end_it_as_they_end_packets(rest: bytes, count: int) -> None:
     data = encode(Publish("a", b"x", 0, False, False, 0)) * count
     data += b"".join(encode(Publish("a", b"x", 1, False, False, n)) for n in range(1, count + 1))
-    data += b"".join(encode(PubAck(n)) for n in range(1, count + 1)) + rest
+    data += b"".join(encode(Publish("a", b"x", 2, False, False, n)) for n in range(1, count + 1))
+    for answer in (PubAck, PubRec, PubRel, PubComp):
+        data += b"".join(encode(answer(n)) for n in range(1, count + 1))
+    data += rest
     plain = Decoder(1 << 20)
     gathering = decoder()
     assert one_by_one(gathering.feed(data)) == plain.feed(data)
@@ -109,13 +125,14 @@ def test_what_differs_is_no_run() -> None:
     assert Decoder(1 << 20).feed(encode(first) * 2) == [first, first]
 
 
-def test_packets_of_qos_1_are_a_run_whatever_their_identifiers() -> None:
-    packets = [Publish("a", b"%d" % n, 1, False, False, identifier) for n, identifier in enumerate([9, 7, 7, 65_535])]
+@pytest.mark.parametrize(("qos", "answer"), [(1, PubAck), (2, PubRec)])
+def test_acknowledged_packets_are_a_run_whatever_their_identifiers(qos: int, answer: type[PubAck | PubRec]) -> None:
+    packets = [Publish("a", b"%d" % n, qos, False, False, identifier) for n, identifier in enumerate([9, 7, 7, 65_535])]
     run = decoder().feed(b"".join(map(encode, packets)))[0]
     assert isinstance(run, PublishRun)
     assert run.identifiers == [9, 7, 7, 65_535]
     assert run.publications() == packets
-    assert run.acknowledgements() == b"".join(encode(PubAck(packet.packet_identifier)) for packet in packets)
+    assert run.acknowledgements() == b"".join(encode(answer(packet.packet_identifier)) for packet in packets)
     for n, packet in enumerate(packets):
         packet.packet_identifier = 254 + n
     assert run.renumbered(254) == b"".join(map(encode, packets))
@@ -198,7 +215,7 @@ class Pair:
                 if event.identifiers and answers:
                     self.publisher.acknowledge_run(event)
                 elif event.identifiers:
-                    self.unanswered += [(identifier, 1) for identifier in event.identifiers]
+                    self.unanswered += [(identifier, event.qos) for identifier in event.identifiers]
             elif isinstance(event, Publish):
                 message = OutboundMessage(event.topic.encode(), event.payload, retain=False)
                 self.failed = not self.subscriber.deliver(message, min(event.qos, granted), self.token) or self.failed
@@ -214,6 +231,11 @@ class Pair:
         if self.unanswered:
             self.publisher.acknowledge(*self.unanswered.pop(number % len(self.unanswered)))
 
+    def release(self, identifiers: list[int]) -> None:
+        """Take PUBREL packets of the publisher."""
+        data = b"".join(encode(PubRel(identifier)) for identifier in identifiers)
+        self.failed = bool(self.publisher.feed(data, 0)) or self.failed
+
     def receive(self, data: bytes) -> None:
         """Take bytes of the subscriber."""
         self.failed = any(isinstance(event, Failed) for event in self.subscriber.feed(data, 0)) or self.failed
@@ -228,6 +250,7 @@ class Pair:
             [machine.state for machine in machines],
             [machine.wants_pause for machine in machines],
             self.publisher.outstanding_received,
+            sorted(self.publisher.session.received.recorded()),
             (self.subscriber.queued_count, len(sent), sent.has_room, sent.last_identifier),
             self.failed,
         )
@@ -245,12 +268,13 @@ STEPS = st.lists(
         st.tuples(
             st.just("publish"),
             st.one_of(PACKETS, ALIKE, ALIKE, st.tuples(ALIKE, PACKETS).map(lambda pair: pair[0] + pair[1])),
-            st.sampled_from([1, 1, 1, 0, 2]),
+            st.sampled_from([1, 1, 2, 2, 2, 0]),
             st.booleans(),
         ),
         st.tuples(st.just("answer"), st.integers(0, 5)),
         st.tuples(st.just("receive"), ANSWERS),
-        st.tuples(st.just("in order"), st.integers(1, 8)),
+        st.tuples(st.just("in order"), st.integers(1, 8), st.booleans()),
+        st.tuples(st.just("release"), st.lists(IDENTIFIERS, max_size=2), st.integers(0, 8)),
     ),
     max_size=12,
 )
@@ -260,6 +284,10 @@ STEPS = st.lists(
 def test_what_is_passed_on_together_looks_like_one_by_one(steps: list[tuple[Any, ...]]) -> None:
     fast, slow = Pair(gathers_runs=True), Pair(gathers_runs=False)
     for kind, *values in steps:
+        slow_recorded = slow.publisher.session.received.recorded()
+        sent = slow.subscriber.session.sent
+        slow_oldest = [PubAck(number) if qos == 1 else PubRec(number) for number, (_, qos, _) in sent.unacknowledged()]
+        slow_completions = [PubComp(number) for number, _ in sent.released()]
         for pair in (fast, slow):
             if kind == "publish":
                 packets, granted, answers = values
@@ -270,9 +298,12 @@ def test_what_is_passed_on_together_looks_like_one_by_one(steps: list[tuple[Any,
                 # Who acknowledges what is queued yet may see that the queue moves after several PUBACKs.
                 latest = slow.subscriber.session.sent.last_identifier
                 pair.receive(b"".join(encode(answer(number)) for answer, number in values[0] if number <= latest))
+            elif kind == "release":
+                recorded = slow_recorded[: values[1]]
+                pair.release([*recorded, *values[0]])
             else:
-                oldest = [number for number, (_, qos, _) in slow.subscriber.session.sent.unacknowledged() if qos == 1]
-                pair.receive(b"".join(encode(PubAck(number)) for number in oldest[: values[0]]))
+                count, completes = values
+                pair.receive(b"".join(map(encode, (slow_completions if completes else slow_oldest)[:count])))
         assert fast.seen == slow.seen
         if fast.failed:
             return
