@@ -32,6 +32,7 @@ MODULES = (
     "services.edge.flow",
     "services.edge.hub",
     "services.edge.lanes",
+    "services.edge.local_delivery",
     "services.edge.mqtt.*",
     "services.edge.openings",
     "services.edge.policies",
