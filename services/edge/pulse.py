@@ -12,7 +12,7 @@ from typing import Final
 from services.edge.columns import Columns, Unacknowledged
 from services.edge.policy import FLAG_LOGGED
 
-LATE_S: Final = 0.01
+LATE_S: Final = 0.002
 """What takes so much longer than the fastest is late: publishers with a small window wait for it."""
 DRIFT_S: Final = 1e-6
 """What the time of the fastest rises by with each other one, since ways become longer: some milliseconds a minute."""
