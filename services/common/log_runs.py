@@ -1,7 +1,7 @@
 """Runs of messages on their way to a log: written, sent and reported as one thing, until something fails.
 
 What has to go message by message (after a failure, in a lane that sends one at a time) is split into its messages
-first, whose tokens are `Part`, so that only this module and `LogWriter.write_run` know of runs.
+first, whose tokens are `Part`: failures are told, counted and mended for messages alone.
 """
 
 from __future__ import annotations
