@@ -1,13 +1,12 @@
 """The way in of a connection: from CONNECT to CONNACK.
 
-CONNECT -> auth (grant) -> session service (admission) -> router (P2P target) -> CONNACK 0. Each step calls back; there
-is no task per connection. A connection that was closed ignores the answers that come later.
+CONNECT -> auth (grant) -> session service (admission) and, meanwhile, router (P2P target) -> CONNACK 0. Each step calls
+back; there is no task per connection. A connection that was closed ignores the answers that come later.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import secrets
 from collections.abc import Sequence
@@ -50,6 +49,8 @@ class Entrance(Wire):
         self._is_announced = False
         self._throttle: Throttle | None = None
         self._target_id = 0
+        self._awaited = 0
+        self._is_session_present = False
         self._subscriptions: Subscriptions
 
     def _handle(self, events: list[Event]) -> None:
@@ -97,6 +98,10 @@ class Entrance(Wire):
             self._subscriptions = PersistentSubscriptions(
                 self._hub, self, self._sessions, keeps_qos2=grant.instance.is_standard
             )
+        # Until it is admitted nothing comes to the target: its messages are another connection's, if there is one.
+        self._target_id = self._hub.add_client(self)
+        self._awaited = 2  # its admission, and the routers
+        self._hub.router.notify(self._go_on)
         self._sessions.open(
             self,
             instance=grant.instance,
@@ -121,10 +126,20 @@ class Entrance(Wire):
             self._deliveries.restore(session.identifiers)
             if isinstance(self._subscriptions, PersistentSubscriptions):
                 self._subscriptions.expect_retained(session.identifiers.retained)
-        self._target_id = self._hub.add_client(self)
+        self._hub.admit_client(self._target_id, self)
+        self._is_session_present = session.is_present
         self._unrestored = session.subscriptions
         self._restore()
-        self._hub.router.notify(functools.partial(self._on_routed, session))
+        if session.subscriptions:
+            self._awaited += 1
+            self._hub.router.notify(self._go_on)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer CONNACK once the client is admitted and the routers know it and its subscriptions."""
+        self._awaited -= 1
+        if not self._awaited and not self._closed:
+            self._enter()
 
     def _restore(self) -> None:
         """Go on with the subscriptions of the session, once the client has a token by which they can be judged."""
@@ -133,16 +148,13 @@ class Entrance(Wire):
             stored, self._unrestored = self._unrestored, ()
             subscriptions.restore(stored, self._grant)
 
-    def _on_routed(self, session: StoredSession) -> None:
-        """Answer CONNACK: the routers know the client and its subscriptions."""
-        if self._closed:
-            return
+    def _enter(self) -> None:
         self._is_admitted = True
         self.look_at = 0.0  # its keep-alive may be shorter than what it had till now
         self._hub.strangers.release(self)
         self._throttle = throttle_of(self._grant.instance, None, self._loop.time())
         state = self._machine.session
-        events = self._machine.accept(self._loop.time(), session_present=session.is_present, session=state)
+        events = self._machine.accept(self._loop.time(), session_present=self._is_session_present, session=state)
         self._deliver_early()
         if self._closed:
             return

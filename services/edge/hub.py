@@ -155,13 +155,16 @@ class Hub:
     # --- interests -----------------------------------------------------------------------------
 
     def add_client(self, receiver: Receiver) -> int:
-        """Register a client for P2P messages and return its target id."""
+        """Register a client that is to be let in and return its target id; nothing comes until `admit_client`."""
         target = self._add(
             Target(target_id=self._new_id(), instance_id=receiver.instance_id, client_id=receiver.client_id)
         )
-        target.receivers[receiver] = 2
         self.router.add_target(target)
         return target.target_id
+
+    def admit_client(self, target_id: int, receiver: Receiver) -> None:
+        """Let a client have its P2P messages."""
+        self._targets[target_id].receivers[receiver] = 2
 
     def remove_client(self, target_id: int) -> None:
         """Undo `add_client`."""

@@ -118,6 +118,7 @@ def test_p2p_and_retained_messages_are_judged_when_they_come() -> None:
     hub, router = _hub()
     a, b = FakeReceiver("a"), FakeReceiver("b")
     client = hub.add_client(a)
+    hub.admit_client(client, a)
     hub.send_retained(a, "x/#", 1)
     hub.send_retained(b, "x/#", 1)
     first, second = router.queries
@@ -161,6 +162,8 @@ def test_a_client_is_a_target_of_its_own() -> None:
     a = FakeReceiver("a")
     target_id = hub.add_client(a)
     assert router.targets == {target_id: "client a"}
+    assert hub.route([target_id], "x/y") == []  # it is not let in yet
+    hub.admit_client(target_id, a)
     assert hub.route([target_id], "x/y") == [(a, 2)]
     assert [target.topic_filter for target in hub.interests()] == [""]
     hub.remove_client(target_id)
