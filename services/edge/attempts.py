@@ -16,8 +16,9 @@ from weimq.auth.v1 import auth_pb2
 
 MAX_ATTEMPTS = 500
 """CONNECT packets in one question."""
-MANY = 32
-"""CONNECT packets that make a question worth its cost: some 200 us for both processes, however many it is about."""
+MANY = 100
+"""CONNECT packets that are asked about at once: then a question, some 200 us for both processes however many it is
+about, is a small part of what they cost."""
 MAX_WAITING = 20_000
 """CONNECT packets that may wait for their answer; a further one is answered CONNACK 3."""
 LARGE_BYTES = 4_096

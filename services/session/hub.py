@@ -26,6 +26,8 @@ MAX_INSTANCE_BYTES = 128
 """Longest instance id: it becomes part of stream names and subjects."""
 MAX_CLIENT_ID_BYTES = 65_535
 MAX_ADDRESS_BYTES = 256
+MAX_UTF8_BYTES = 4
+"""Of a character."""
 MAX_WILL_BYTES = 65_535
 """Longest topic name, and longest payload, of a will: CONNECT has 16 bits for each length."""
 
@@ -292,12 +294,17 @@ def _check(connection: session_pb2.Connection) -> None:
     """
     if not _CHANNEL_ID.match(connection.channel_id):
         raise StreamContractError("channel_id has 32 hexadecimal digits", rule="channel_id")
-    if not connection.instance_id or len(connection.instance_id.encode()) > MAX_INSTANCE_BYTES:
+    if not connection.instance_id or _is_longer(connection.instance_id, MAX_INSTANCE_BYTES):
         raise StreamContractError(f"instance_id has 1 to {MAX_INSTANCE_BYTES} bytes", rule="instance_id")
-    if not connection.client_id or len(connection.client_id.encode()) > MAX_CLIENT_ID_BYTES:
+    if not connection.client_id or _is_longer(connection.client_id, MAX_CLIENT_ID_BYTES):
         raise StreamContractError(f"client_id has 1 to {MAX_CLIENT_ID_BYTES} bytes", rule="client_id")
-    if len(connection.address.encode()) > MAX_ADDRESS_BYTES:
+    if _is_longer(connection.address, MAX_ADDRESS_BYTES):
         raise StreamContractError(f"address has at most {MAX_ADDRESS_BYTES} bytes", rule="address")
+
+
+def _is_longer(text: str, most_bytes: int) -> bool:
+    """Say whether a text takes more bytes; encodes only one that may."""
+    return len(text) * MAX_UTF8_BYTES > most_bytes and len(text.encode()) > most_bytes
 
 
 def _check_will(will: session_pb2.Will) -> None:

@@ -147,13 +147,12 @@ class ServerConnection(Receiving):
 
     def _handle(self, packets: list[Packet]) -> list[Event]:
         events: list[Event] = []
-        allowed = TRANSITIONS[self.state]
         is_connected = self.state is _CONNECTED
         try:
             for packet in packets:
                 if is_connected and self._receive_frequent(packet, events):
                     continue
-                next_state = allowed.get(type(packet))
+                next_state = TRANSITIONS[self.state].get(type(packet))
                 if next_state is None:
                     raise self._violation(packet)
                 if next_state is not _CONNECTED:

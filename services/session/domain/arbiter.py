@@ -68,7 +68,7 @@ class Arbiter:
 
     def claim(self, claim: Claim, now_ms: int) -> None:
         """Let a connection in, refuse it, or have it wait."""
-        instance = self.instances.setdefault(claim.instance_id, Instance())
+        instance = self._instance(claim.instance_id)
         client_id = claim.client_id
         for connection in [c for c in instance.clients.get(client_id, ()) if c.edge.is_lost]:
             self.end(connection, now_ms, disconnected=False)
@@ -107,6 +107,12 @@ class Arbiter:
             claim = heapq.heappop(self._deadlines)[2]
             if not claim.is_done:
                 self._run_out(claim, now_ms)
+
+    def _instance(self, instance_id: str) -> Instance:
+        instance = self.instances.get(instance_id)
+        if instance is None:
+            instance = self.instances[instance_id] = Instance()
+        return instance
 
     def _run_out(self, claim: Claim, now_ms: int) -> None:
         instance = self.instances[claim.instance_id]
@@ -150,7 +156,7 @@ class Arbiter:
 
     def add(self, connection: Connection) -> None:
         """Enter a connection that was announced."""
-        instance = self.instances.setdefault(connection.instance_id, Instance())
+        instance = self._instance(connection.instance_id)
         connection.edge.connections[connection.channel_id] = connection
         held = instance.clients.get(connection.client_id)
         if held is None:
