@@ -1,9 +1,10 @@
 """Retained messages of all instances: in memory for queries, and in JetStream for the next process.
 
 A message is kept at the moment it is routed, so a subscription that comes too late for the live message finds
-it here. The copy in JetStream is written at that moment as well: both change in the order that subscribers saw, also
-when a message of QoS 0 overtakes one that waits for its log. The stream of an instance is made when it is first
-needed; until then, and whenever it is missing, the writes wait in their lanes.
+it here. The copy in JetStream is written at that moment as well: both change in the order of the routing, also when a
+message of QoS 0 overtakes one that waits for its log. A subscriber sees that order, but for messages of QoS 0 that wait
+for their turn on the link of its edge (`services/common/qos0_window.py`). The stream of an instance is made when it is
+first needed; until then, and whenever it is missing, the writes wait in their lanes.
 
 A deletion is an empty message with a time to live. It takes the place of the message of its subject, since a subject
 has one, keeps its order with what is written to that topic later, and goes away by itself.

@@ -2,12 +2,14 @@
 
 For every stream of a link: the router knows all filters first, then the logs are read to their end. What comes live
 from a log meanwhile is left to the reading, so nothing is held in memory, and the log goes live when reading has passed
-all of it.
+all of it. So is what comes first from a log that is new: nothing is taken of a stream before it is known when that was
+made, by which another one of its name is told apart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -41,6 +43,8 @@ MAX_APART_MS = 500
 """Difference between the clocks of NATS and ours above which it is logged."""
 SORT_SLICE = 500
 """Sessions whose messages are put in order at once."""
+STREAM_NOT_FOUND = 10059
+"""Error code of JetStream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +98,23 @@ class CatchUp:
         loop = asyncio.get_running_loop()
         due = loop.time() + READ_ON_S
         while True:
-            is_new = True
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await opened.wait()
-            except TimeoutError:
-                is_new = False
             opened.clear()
             opening = self._link.openings
             must_read, self._link.must_read = self._link.must_read, False
             try:
-                while must_read and not await self._catch_up():
-                    pass
-                if is_new and not must_read:
-                    await self._note_created()
-                    continue
-                due = loop.time() + READ_ON_S
-                if not is_new and not self._link.is_behind:
-                    await self._read_on()
+                if must_read:
+                    await self._catch_up()
+                    must_read = False
+                    due = loop.time() + READ_ON_S
+                if not self._link.is_behind:
+                    await self._take_up()
+                if loop.time() >= due:
+                    due = loop.time() + READ_ON_S
+                    if not self._link.is_behind:
+                        await self._read_on()
             except (UnavailableError, nats.errors.Error, TimeoutError, OSError) as error:
                 extra = {"router": self._link.index, "error": repr(error)}
                 logger.warning("logs can't be read, trying on", extra=extra)
@@ -122,44 +125,60 @@ class CatchUp:
                     self._link.must_read = self._link.must_read or must_read
                     opened.set()
 
-    async def _catch_up(self) -> bool:
-        """Read the logs; returns whether all of them are live, or the link has another stream."""
+    async def _catch_up(self) -> None:
+        """Read the logs, unless the link has another stream by then."""
         began = time.monotonic()
         link, logs = self._link, self._shard.logs
         opening = link.openings
         states = await self._streams()
         if link.openings != opening:
-            return True
+            return
         for state in states:
             log = logs.open(state.name, subjects.stream_names(state.name)[0])
-            if log.created and log.created != state.created:
-                logger.warning("log is another one now", extra={"log": log.name})
-                logs.begin_anew(log, state.created, self._shard.roster.sessions)
-            log.created = state.created
+            self._identify(log, state)
             logs.begin_reading(log)
         link.is_behind = False  # a log that is made from now on comes live from its beginning
         count = 0
         for state in states:
-            log = logs.open(state.name, "")
-            count += await self._read(log, state.last)
-            while not logs.end_reading(log):
-                count += await self._read(log, log.skipped)
+            count += await self._read_to_end(logs.open(state.name, ""), state.last)
         if count:
             await self._sort()
-        if link.openings == opening and self._is_last():
-            self._shard.pump.end_rebuilding()
         extra = {"router": link.index, "logs": len(states), "messages": count}
         logger.info("logs read", extra={**extra, "duration_s": round(time.monotonic() - began, 3)})
-        # One that was made while the logs were listed may have been left to reading.
-        return link.openings != opening or not any(self._is_of_router(log.name) for log in logs.reading())
 
-    async def _note_created(self) -> None:
-        """Note when the streams were made whose first message came live."""
-        logs = self._shard.logs
-        for state in await self._streams():
-            log = logs.get(state.name)
-            if log is not None and not log.created:
-                logs.note_created(log, state.created)
+    async def _take_up(self) -> None:
+        """Read the logs that are new since the logs were listed, or made anew."""
+        link, logs = self._link, self._shard.logs
+        opening = link.openings
+        for log in {*logs.reading(), *logs.doubted}:
+            if not self._is_of_router(log.name):
+                continue
+            log.skipped = 0  # what was left to reading by now, the stream has when it is asked
+            logs.doubted.discard(log)
+            try:
+                state = await self._state(log.name)
+            except BaseException:
+                logs.doubted.add(log)
+                raise
+            if link.openings != opening:
+                return
+            if state is not None:
+                if self._identify(log, state):
+                    logs.begin_reading(log)
+                if log.is_reading:
+                    await self._read_to_end(log, state.last)
+            elif log.is_reading and not log.skipped:  # else it was made again meanwhile
+                logs.begin_anew(log, "", self._shard.roster.sessions)
+                logs.end_reading(log)
+        pump = self._shard.pump
+        if pump.is_rebuilding and link.openings == opening and self._is_last():
+            pump.end_rebuilding()
+
+    def _identify(self, log: Log, state: StreamState) -> bool:
+        is_other = self._shard.logs.identify(log, state.created, state.last, self._shard.roster.sessions)
+        if is_other:
+            logger.warning("log is another one now", extra={"log": log.name})
+        return is_other
 
     async def _read_on(self) -> None:
         """Read logs that are far ahead, while what comes live goes on: whatever comes first, counts."""
@@ -181,6 +200,13 @@ class CatchUp:
         if stream.startswith(subjects.KEPT_STREAM):
             return name == str(self._link.index)
         return router_of(instance_id, name, self._routers) == self._link.index
+
+    async def _read_to_end(self, log: Log, last: int) -> int:
+        """Read a log until it goes on live; returns how many messages that were."""
+        count = await self._read(log, last)
+        while not self._shard.logs.end_reading(log):
+            count += await self._read(log, log.skipped)
+        return count
 
     async def _read(self, log: Log, last: int) -> int:
         """Read a log on through a sequence; returns how many messages that were."""
@@ -222,19 +248,30 @@ class CatchUp:
     async def _list(self, subject: str) -> list[StreamState]:
         states: list[StreamState] = []
         while True:
-            request = json.dumps({"offset": len(states), "subject": subject}).encode()
-            answer = await self._client.request("$JS.API.STREAM.LIST", request, timeout=CALL_S)
-            page: dict[str, Any] = json.loads(answer.data)
+            page = await self._ask("STREAM.LIST", {"offset": len(states), "subject": subject})
             if "error" in page:
                 raise UnavailableError(f"list of streams: {page['error']}", dependency="nats")
             streams = page.get("streams") or []
             if streams and (timestamp := streams[0].get("ts")):
                 self._compare_clocks(timestamp)
-            states.extend(
-                StreamState(each["config"]["name"], each["created"], each["state"]["last_seq"]) for each in streams
-            )
+            states.extend(_state_of(each) for each in streams)
             if not streams or len(states) >= page["total"]:
                 return states
+
+    async def _state(self, stream: str) -> StreamState | None:
+        """Return what there is of a stream; None: no stream has that name."""
+        info = await self._ask(f"STREAM.INFO.{stream}", {})
+        error = info.get("error")
+        if error is None:
+            return _state_of(info)
+        if error.get("err_code") == STREAM_NOT_FOUND:
+            return None
+        raise UnavailableError(f"{stream}: {error}", dependency="nats")
+
+    async def _ask(self, api: str, request: dict[str, Any]) -> dict[str, Any]:
+        answer = await self._client.request(f"$JS.API.{api}", json.dumps(request).encode(), timeout=CALL_S)
+        found: dict[str, Any] = json.loads(answer.data)
+        return found
 
     def _compare_clocks(self, timestamp: str) -> None:
         """Note how far NATS's clock, by which logs tell the time, is from ours, by which subscriptions do.
@@ -248,3 +285,7 @@ class CatchUp:
         self._ahead_ms = told_ms - self._clock.now_ms()
         if abs(self._ahead_ms) > MAX_APART_MS:
             logger.warning("the clocks of NATS and of this machine differ", extra={"ahead_ms": self._ahead_ms})
+
+
+def _state_of(info: dict[str, Any]) -> StreamState:
+    return StreamState(info["config"]["name"], info["created"], info["state"]["last_seq"])

@@ -251,10 +251,9 @@ class Keeper:
                 late_at = time.monotonic()
                 self.shard.pump.note_late(now_ms)
                 self._figures.count_up()
-                if self.shard.logs.repeats:
-                    self.shard.logs.repeats = 0
+                if self.shard.logs.doubted:
                     for link in self.links:
-                        link.look_again()
+                        link.opened.set()
             self.flush()
 
     # Inside

@@ -99,7 +99,6 @@ class RouterLink:
         self._sent: deque[tuple[int, list[Callable[[], None]]]] = deque()  # frame and who waits for it
         self._taken_through = 0
         self._is_snapshot_complete = False
-        self._looks_again = False  # once all that was sent is confirmed
         self.is_linked = False
         """Whether filters that are added now reach the router by the link; else by the next snapshot."""
         self.is_behind = True
@@ -107,9 +106,9 @@ class RouterLink:
         self.openings = 0
         """How many streams were opened."""
         self.opened = asyncio.Event()
-        """Set when there is something to do about the logs: to read them, or to note which streams they are."""
+        """Set when there is something to do about the logs: to read them, or to look at one that is new or doubted."""
         self.must_read = False
-        """Whether the logs are to be read: the router knows every filter of a new stream, or one was made anew."""
+        """Whether the logs are to be read: the router knows every filter of a new stream."""
         self._name = f"router-{index}"
         self._link: Link[router_pb2.LinkRequest, router_pb2.LinkResponse] = Link(
             build=self._build, bare=router_pb2.LinkRequest, take=self._take, confirmed=self._on_confirmed
@@ -143,12 +142,6 @@ class RouterLink:
         self._removed.extend(removed)
         self._link.wake()
 
-    def look_again(self) -> None:
-        """Have the logs read once more: one of them may have been made anew."""
-        self._looks_again = self.is_linked and (not self._is_snapshot_complete or bool(self._sent))
-        if self.is_linked and not self._looks_again:
-            self._read()
-
     def _read(self) -> None:
         self.must_read = True
         self.opened.set()
@@ -180,7 +173,6 @@ class RouterLink:
         self.is_linked = True
         self.opened.clear()
         self.must_read = False
-        self._looks_again = False
         self._added = deque(self._shard.interests.by_target.values())
         self._removed = []
         self._is_snapshot_complete = False
@@ -222,8 +214,6 @@ class RouterLink:
         while self._sent and self._sent[0][0] <= through:
             for waiter in self._sent.popleft()[1]:
                 waiter()
-        if self._looks_again:
-            self.look_again()
 
     def _take(self, frame: router_pb2.LinkResponse) -> None:
         fanout = self._shard.fanout
@@ -251,11 +241,15 @@ class RouterLink:
         """Return the messages of a frame; from now on what its logs bring counts as seen, or is left to reading."""
         fanout = self._shard.fanout
         logs = []
-        for name in batch.logs:
-            if fanout.logs.get(name) is None and not self.is_behind:
-                self.opened.set()  # to note when it was made, by which another one of its name is told apart
-            log = fanout.logs.open(name, stream_names(name)[0])
-            log.is_reading = log.is_reading or self.is_behind
+        for index, name in enumerate(batch.logs):
+            log = fanout.logs.get(name)
+            if log is None:
+                log = fanout.logs.open(name, stream_names(name)[0])
+                if not self.is_behind:  # what it has before was for nobody here
+                    log.met.read_to(_first_sequence(batch, index) - 1)
+            log.is_reading = log.is_reading or self.is_behind or not log.created
+            if log.is_reading and not self.is_behind:
+                self.opened.set()
             logs.append(log)
         topics = batch.topics
         targets: list[list[int]] = []
@@ -308,3 +302,9 @@ class RouterLink:
     def _report(self, receipt_id: int, outcome: Outcome) -> None:
         self._reports[receipt_id] = outcome
         self._link.wake()
+
+
+def _first_sequence(batch: router_pb2.DeliveryBatch, log_index: int) -> int:
+    """Return the lowest sequence that a batch has of one of its logs; 1: none that is stored."""
+    places = zip(batch.log_indexes, batch.log_sequences, strict=True)
+    return min((sequence for index, sequence in places if index == log_index and sequence), default=1)

@@ -15,11 +15,11 @@ __all__ = ["mesh"]  # a fixture
 pytestmark = pytest.mark.asyncio
 
 
-async def deliver(mesh: Mesh, number: int, client_id: str = CLIENT) -> str:
+async def deliver(mesh: Mesh, number: int, client_id: str = CLIENT, topic: str = "demo") -> str:
     """Send a message that is kept, and return the outcome by name."""
     message = router_pb2.PublishedMessage(
         instance_id=INSTANCE,
-        topic=f"demo/p2p/{client_id}",
+        topic=f"{topic}/p2p/{client_id}",
         payload=b"%d" % number,
         qos=1,
         message_id=f"r-{number}",
@@ -46,3 +46,11 @@ async def test_receipt_follows_the_receiver(mesh: Mesh, *, clean_session: bool) 
         edge.acknowledges = True
         again = await connected(edge, clean_session=clean_session)
         await until(lambda: edge.payloads(again) == [b"3"])
+
+
+async def test_first_message_of_a_new_log_gets_a_receipt(mesh: Mesh) -> None:
+    async with mesh.serving(), mesh.edge() as edge:
+        await connected(edge)
+        await mesh.create_log("demo2")  # the shard reads it first, since it has to know which stream it is
+        assert await deliver(mesh, 1, topic="demo2") == "ACKNOWLEDGED"
+        assert await deliver(mesh, 2, topic="demo2") == "ACKNOWLEDGED"

@@ -146,6 +146,8 @@ class Fanout:
         """Take a live kept P2P message, of QoS 1, for a client; `report` is told its end."""
         if self.logs.meet(log, sequence):
             self._offer_p2p(log, sequence, client_id, topic, payload, now_ms // 1000, now_ms, report)
+        elif log.is_reading and report is not None:
+            log.reports[sequence] = report
 
     def lose(self, log: Log, topic: str, qos: int, target_ids: Iterable[int], client_id: str) -> None:
         """Announce a message that no log can store to those who are away; the others got it from their edges.
@@ -194,7 +196,9 @@ class Fanout:
         if published.p2p:
             client_id = p2p_receiver(published.topic)
             if published.p2p == P2P_KEPT and self._is_ours(log.instance_id, client_id):
-                self._offer_p2p(log, sequence, client_id, published.shown_topic, payload, time_ms // 1000, now_ms)
+                report = log.reports.pop(sequence, None)
+                topic = published.shown_topic
+                self._offer_p2p(log, sequence, client_id, topic, payload, time_ms // 1000, now_ms, report)
             return
         targets = self._interests.match(log.instance_id, published.topic)
         if targets:

@@ -25,8 +25,8 @@ class Logs:
         self._pump = pump
         self._by_name: dict[str, Log] = {}
         self._by_index: dict[int, Log] = {}
-        self.repeats = 0
-        """Live messages that were met before: repeats, or of a stream that was made anew under its name."""
+        self.doubted: set[Log] = set()
+        """Logs with live messages that were met before: repeats, or of a stream that was made anew under its name."""
 
     def restore(self, index: int, name: str, instance_id: str, created: str, met: Met) -> None:
         """Enter a log that was stored."""
@@ -61,7 +61,7 @@ class Logs:
             log.skipped = max(log.skipped, sequence)
             return False
         if not log.met.add(sequence):
-            self.repeats += 1
+            self.doubted.add(log)
             return False
         self._pump.changes.touch_log(log)
         return True
@@ -81,13 +81,21 @@ class Logs:
         if log.skipped > log.met.read_through:
             return False
         log.is_reading = False
+        if log.skipped:  # of the stream that was read?
+            self.doubted.add(log)
         log.skipped = 0
+        log.reports.clear()
         return True
 
-    def note_created(self, log: Log, created: str) -> None:
-        """Note when the stream of a log was made."""
-        log.created = created
-        self._pump.changes.touch_log(log)
+    def identify(self, log: Log, created: str, last: int, sessions: dict[int, Session]) -> bool:
+        """Note when the stream of a log was made, and its last sequence; says whether it is another one than before."""
+        is_other = created != log.created if log.created else last < log.met.resume_after
+        if is_other:
+            self.begin_anew(log, created, sessions)
+        elif not log.created:
+            log.created = created
+            self._pump.changes.touch_log(log)
+        return is_other
 
     def begin_anew(self, log: Log, created: str, sessions: dict[int, Session]) -> None:
         """Note that a stream was deleted, and another one made under its name: drop what waits of the old one.
@@ -103,6 +111,7 @@ class Logs:
         log.created = created
         log.met = Met()
         log.skipped = 0
+        log.reports.clear()
         self._pump.changes.touch_log(log)
         topic = stream_names(log.name)[1] if log.name.startswith(LOG_STREAM) else ""
         for session in sessions.values():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from services.session.domain.outbox import Outbox
 from services.session.domain.positions import Met, Queue
 from services.session.domain.rules import Rules
+
+if TYPE_CHECKING:  # it knows sessions
+    from services.session.domain.receipts import Report
 
 WAITS_ACKNOWLEDGEMENT = 0
 """Stage of a delivery: PUBACK or PUBREC is missing."""
@@ -175,7 +180,7 @@ class Instance:
 class Log:
     """A stream that messages come from."""
 
-    __slots__ = ("created", "index", "instance_id", "is_reading", "met", "name", "skipped")
+    __slots__ = ("created", "index", "instance_id", "is_reading", "met", "name", "reports", "skipped")
 
     def __init__(self, index: int, name: str, instance_id: str, created: str = "") -> None:
         self.index = index
@@ -185,3 +190,4 @@ class Log:
         self.met = Met()
         self.is_reading = False  # it is being read; what comes live is left to that
         self.skipped = 0  # highest sequence left so
+        self.reports: dict[int, Report] = {}  # by sequence, those that P2P messages left so are to be told their end
