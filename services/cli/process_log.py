@@ -53,7 +53,10 @@ class ProcessLog:
         return descriptor
 
     def read(self) -> list[Entry]:
-        """Return the lines that were written since the last call, at most some 256 KiB of them."""
+        """Return the lines that were written since the last call, at most some 256 KiB of them.
+
+        Those about clients that came and went, which nobody is shown, are left out: a storm brings two for each.
+        """
         try:
             if self.path.stat().st_size == self._offset:
                 return []
@@ -68,7 +71,7 @@ class ProcessLog:
                 shutil.copyfile(self.path, self._old)
                 os.truncate(self.path, 0)
                 self._offset = 0
-        *lines, self._partial = (self._partial + new).split(b"\n")
+        *lines, self._partial = _QUIET.sub(b"", self._partial + new).split(b"\n")
         self._partial = self._partial[-_READ_BYTES:]
         return [parse(line.decode(errors="replace")) for line in lines if line.strip()]
 
@@ -76,16 +79,11 @@ class ProcessLog:
 _NATS_LEVELS = {"[WRN]": "WARNING", "[ERR]": "ERROR", "[FTL]": "CRITICAL", "[INF]": "INFO", "[DBG]": "DEBUG"}
 
 
-_QUIET = re.compile(r'\{"time": "[^"]*", "level": "(INFO|DEBUG)", "service": "[^"]*", "event": "([^"\\]*)"')
+_QUIET = re.compile(rb'^\{"time": "[^"]*", "level": "INFO", "service": "edge", "event": "client [^\n]*\n', re.MULTILINE)
 
 
 def parse(line: str) -> Entry:
-    """Return what a line of a service (JSON) or of NATS (`[pid] date time [INF] text`) says.
-
-    Of a line that nobody is shown, only its event: a storm of connections brings two for each.
-    """
-    if (quiet := _QUIET.match(line)) is not None:
-        return Entry(level=quiet[1], text=quiet[2])
+    """Return what a line of a service (JSON) or of NATS (`[pid] date time [INF] text`) says."""
     if line.startswith("{"):
         with contextlib.suppress(ValueError, LookupError):
             fields = json.loads(line)

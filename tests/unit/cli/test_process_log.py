@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import traceback
@@ -11,6 +12,7 @@ import pytest
 
 from services.cli import process_log
 from services.cli.process_log import Entry, ProcessLog, parse
+from services.common.logging import JsonFormatter, LineHandler
 
 
 def write(descriptor: int, text: str) -> None:
@@ -25,6 +27,22 @@ def test_lines_are_read_once_and_only_when_complete(tmp_path: Path) -> None:
     assert log.read() == []
     write(output, "o\n\nthree\n")
     assert [entry.text for entry in log.read()] == ["two", "three"]
+    os.close(output)
+
+
+def test_lines_about_clients_are_left_out(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    line = LineHandler(stream, JsonFormatter("edge")).tell  # at once: no event loop runs
+    line("client connected", {"client_id": "GID@@@\n1"})
+    line("service starting", {"pid": 1})
+    line("client disconnected", {"client_id": "GID@@@1"})
+    text = stream.getvalue()
+    log = ProcessLog(tmp_path, "edge-0")
+    output = log.open()
+    write(output, text[:-5])  # its last line is not complete
+    assert [entry.text for entry in log.read()] == ["service starting (pid=1)"]
+    write(output, text[-5:])
+    assert log.read() == []
     os.close(output)
 
 
