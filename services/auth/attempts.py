@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from services.auth import metrics
 from services.auth.domain import backoff, credentials
 from services.auth.domain.backoff import Guard
-from services.auth.domain.credentials import Attempt, Outcome
+from services.auth.domain.credentials import Attempt, Outcome, Result
 from services.auth.domain.token_checks import Verdict
 from services.auth.domain.tokens import TokenType
 from services.auth.domain.view import View
@@ -30,6 +30,7 @@ _OUTCOMES = {
 # Looked up once: a label costs as much as the check of a signature.
 _COUNTERS = {outcome: metrics.ATTEMPTS.labels(outcome.name.lower()) for outcome in Outcome}
 _BLOCKED = metrics.ATTEMPTS.labels("blocked")
+_NOT_CHECKED = Result(Outcome.BAD_CREDENTIALS, reason="not checked: too many failures before")
 
 
 class Attempts:
@@ -49,22 +50,41 @@ class Attempts:
             now_ms: milliseconds since 1970.
             now: monotonic seconds.
         """
+        return [_message(result) for result in self._decide_all(attempts, now_ms, now)]
+
+    def answer_merged(
+        self, attempts: Iterable[auth_pb2.ConnectAttempt], now_ms: int, now: float
+    ) -> auth_pb2.AuthenticateStreamResponse:
+        """Do as `answer`, with equal results once: most clients of a storm have the same AccessKey."""
+        results: list[auth_pb2.ConnectResult] = []
+        indexes: list[int] = []
+        known: dict[tuple[str, str, str], int] = {}
+        for result in self._decide_all(attempts, now_ms, now):
+            if result.outcome is not Outcome.ACCEPTED or result.token_mode or result.device_credential_id:
+                indexes.append(len(results))
+                results.append(_message(result))
+                continue
+            key = (result.access_key_id, result.instance_id, result.account_id)
+            index = known.get(key)
+            if index is None:
+                index = known[key] = len(results)
+                results.append(_message(result))
+            indexes.append(index)
+        return auth_pb2.AuthenticateStreamResponse(results=results, result_indexes=indexes)
+
+    def _decide_all(self, attempts: Iterable[auth_pb2.ConnectAttempt], now_ms: int, now: float) -> list[Result]:
         counts: dict[Outcome, int] = {}
-        results = [self._result(attempt, now_ms, now, counts) for attempt in attempts]
+        results = [self._decide(attempt, now_ms, now, counts) for attempt in attempts]
         for outcome, count in counts.items():
             _COUNTERS[outcome].inc(count)
         return results
 
-    def _result(
-        self, message: auth_pb2.ConnectAttempt, now_ms: int, now: float, counts: dict[Outcome, int]
-    ) -> auth_pb2.ConnectResult:
+    def _decide(self, message: auth_pb2.ConnectAttempt, now_ms: int, now: float, counts: dict[Outcome, int]) -> Result:
         client_id, user_name = message.client_id, message.user_name
         who = backoff.Attempt(backoff.host_of(message.address), user_name, client_id)
         if not self._guard.admits(who, now):
             _BLOCKED.inc()
-            return auth_pb2.ConnectResult(
-                outcome=auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, reason="not checked: too many failures before"
-            )
+            return _NOT_CHECKED
         attempt = Attempt(
             client_id=client_id,
             user_name=user_name if user_name or message.HasField("user_name") else None,
@@ -77,20 +97,24 @@ class Attempts:
             self._guard.succeeded(who)
         elif result.is_guess and self._guard.failed(who, now):
             logger.warning("too many failures: waiting", extra={"address": who.address, "reason": result.reason})
-        answer = auth_pb2.ConnectResult(
-            outcome=_OUTCOMES[result.outcome],
-            instance_id=result.instance_id,
-            account_id=result.account_id,
-            access_key_id=result.access_key_id,
-        )
-        if result.reason:
-            answer.reason = result.reason
-        if result.token_mode:
-            answer.token_mode = True
-            answer.tokens.extend(map(grant_of, result.tokens))
-        if result.device_credential_id:
-            answer.device_credential_id = result.device_credential_id
-        return answer
+        return result
+
+
+def _message(result: Result) -> auth_pb2.ConnectResult:
+    answer = auth_pb2.ConnectResult(
+        outcome=_OUTCOMES[result.outcome],
+        instance_id=result.instance_id,
+        account_id=result.account_id,
+        access_key_id=result.access_key_id,
+    )
+    if result.reason:
+        answer.reason = result.reason
+    if result.token_mode:
+        answer.token_mode = True
+        answer.tokens.extend(map(grant_of, result.tokens))
+    if result.device_credential_id:
+        answer.device_credential_id = result.device_credential_id
+    return answer
 
 
 def grant_of(verdict: Verdict) -> auth_pb2.TokenGrant:

@@ -63,7 +63,9 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def Authenticate(
         self, request: auth_pb2.AuthenticateRequest, context: Context
     ) -> auth_pb2.AuthenticateResponse:
-        return auth_pb2.AuthenticateResponse(results=self._authenticate(request.attempts))
+        self._check(request.attempts)
+        results = self._attempts.answer(request.attempts, _now_ms(), time.monotonic())
+        return auth_pb2.AuthenticateResponse(results=results)
 
     @override
     async def AuthenticateStream(  # type: ignore[override]  # reads and writes through the context
@@ -75,13 +77,18 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
 
     async def _authenticate_all(self, context: Context) -> None:
         while (request := await context.read()) is not aio.EOF:
-            await context.write(auth_pb2.AuthenticateStreamResponse(results=self._authenticate(request.attempts)))
+            self._check(request.attempts)
+            if request.merges_results:
+                response = self._attempts.answer_merged(request.attempts, _now_ms(), time.monotonic())
+            else:
+                results = self._attempts.answer(request.attempts, _now_ms(), time.monotonic())
+                response = auth_pb2.AuthenticateStreamResponse(results=results)
+            await context.write(response)
 
-    def _authenticate(self, attempts: Sequence[auth_pb2.ConnectAttempt]) -> list[auth_pb2.ConnectResult]:
+    def _check(self, attempts: Sequence[auth_pb2.ConnectAttempt]) -> None:
         self._gate.check()
         if not 1 <= len(attempts) <= MAX_ATTEMPTS:
             raise InvalidFieldError(f"must hold 1 to {MAX_ATTEMPTS} attempts", field="attempts")
-        return self._attempts.answer(attempts, _now_ms(), time.monotonic())
 
     @override
     async def CheckTokens(self, request: auth_pb2.CheckTokensRequest, context: Context) -> auth_pb2.CheckTokensResponse:

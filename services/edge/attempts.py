@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from services.edge import tokens
 from services.edge.mqtt.packets import Connect, ConnectReturnCode
 from services.edge.policies import Policies
-from services.edge.policy import GROUP_SEPARATOR, Coverage
+from services.edge.policy import GROUP_SEPARATOR, Coverage, Grant
 from services.edge.ports import Access, Client
 from services.edge.tokens import Token
 from weimq.auth.v1 import auth_pb2
@@ -51,6 +51,17 @@ class _Attempt:
         self.client = client
         self.connect = connect
         self.large_bytes = large_bytes  # 0: it is not large
+
+
+class _Verdict:
+    """What an answer of auth means for the clients that it is for."""
+
+    __slots__ = ("access", "reason", "return_code")
+
+    def __init__(self, access: Access | None, return_code: ConnectReturnCode, reason: str) -> None:
+        self.access = access
+        self.return_code = return_code
+        self.reason = reason
 
 
 class Attempts:
@@ -95,7 +106,7 @@ class Attempts:
             self.wake_early.clear()
         self._asked.append(batch)
         self.asked += 1
-        request = auth_pb2.AuthenticateStreamRequest()
+        request = auth_pb2.AuthenticateStreamRequest(merges_results=True)
         messages = request.attempts
         for attempt in batch:
             connect = attempt.connect
@@ -112,15 +123,14 @@ class Attempts:
     def answer(self, response: auth_pb2.AuthenticateStreamResponse) -> None:
         """Take the answer to the oldest question."""
         batch = self._take_asked()
-        for attempt, result in zip(batch, response.results, strict=True):
-            client = attempt.client
-            outcome = int(result.outcome)
-            if outcome != auth_pb2.CONNECT_OUTCOME_ACCEPTED:
-                # An outcome that this edge does not know yet is a refusal, too.
-                code = _RETURN_CODES.get(outcome, ConnectReturnCode.NOT_AUTHORIZED)
-                client.on_authenticated(None, code, result.reason)
+        verdicts = [self._verdict(result) for result in response.results]
+        for attempt, index in zip(batch, response.result_indexes or range(len(verdicts)), strict=True):
+            verdict = verdicts[index]
+            access, client = verdict.access, attempt.client
+            if access is not None and not self._has_group(client, access.grant):
+                client.on_authenticated(None, ConnectReturnCode.SERVER_UNAVAILABLE, "group not known here")
             else:
-                self._admit(client, result)
+                client.on_authenticated(access, verdict.return_code, verdict.reason)
 
     def fail(self) -> None:
         """Refuse all that were asked about: nobody answered."""
@@ -134,31 +144,32 @@ class Attempts:
         self._large_bytes -= sum([attempt.large_bytes for attempt in batch])
         return batch
 
-    def _admit(self, client: Client, result: auth_pb2.ConnectResult) -> None:
-        """Let a client in whom auth accepted; the watch may be behind the answer, or ahead of it."""
-        policies = self._policies
-        instance_id, account_id, access_key_id = result.instance_id, result.account_id, result.access_key_id
-        grant = policies.grant(instance_id, account_id, access_key_id)
-        unavailable = ConnectReturnCode.SERVER_UNAVAILABLE
+    def _verdict(self, result: auth_pb2.ConnectResult) -> _Verdict:
+        """Return what a result means here; the watch may be behind it, or ahead of it."""
+        outcome = int(result.outcome)
+        if outcome != auth_pb2.CONNECT_OUTCOME_ACCEPTED:
+            # An outcome that this edge does not know yet is a refusal, too.
+            return _Verdict(None, _RETURN_CODES.get(outcome, ConnectReturnCode.NOT_AUTHORIZED), result.reason)
+        policies, access_key_id = self._policies, result.access_key_id
+        grant = policies.grant(result.instance_id, result.account_id, access_key_id)
         if grant is None or policies.is_outdated:
-            client.on_authenticated(None, unavailable, "instance or AccessKey not known here")
-            return
-        if not grant.instance.is_standard and not policies.has_group(
-            instance_id, client.client_id.partition(GROUP_SEPARATOR)[0], account_id
-        ):
-            client.on_authenticated(None, unavailable, "group not known here")
-            return
+            return _Verdict(None, ConnectReturnCode.SERVER_UNAVAILABLE, "instance or AccessKey not known here")
         granted = [token_of(each) for each in result.tokens] if result.token_mode else None
         device_credential_id = result.device_credential_id
         if (device_credential_id and device_credential_id in policies.removed_credentials) or (
             granted and _is_any_revoked(granted, policies)
         ):
-            client.on_authenticated(None, ConnectReturnCode.BAD_USER_NAME_OR_PASSWORD, "just revoked")
-            return
+            return _Verdict(None, ConnectReturnCode.BAD_USER_NAME_OR_PASSWORD, "just revoked")
         access = Access(
             grant=grant, access_key_id=access_key_id, tokens=granted, device_credential_id=device_credential_id
         )
-        client.on_authenticated(access, ConnectReturnCode.ACCEPTED, "")
+        return _Verdict(access, ConnectReturnCode.ACCEPTED, "")
+
+    def _has_group(self, client: Client, grant: Grant) -> bool:
+        instance = grant.instance
+        return instance.is_standard or self._policies.has_group(
+            instance.instance_id, client.client_id.partition(GROUP_SEPARATOR)[0], grant.account_id
+        )
 
 
 def token_of(grant: auth_pb2.TokenGrant) -> Token:

@@ -153,6 +153,31 @@ async def test_a_stream_answers_request_after_request(service: AuthService) -> N
         await call.read()
 
 
+async def test_a_stream_merges_equal_results_for_those_who_ask_for_that(service: AuthService) -> None:
+    name = unique("inst-")
+    await service.create_instance(name)
+    attempts, expected = [], []
+    for account in ("mine", "yours"):
+        await service.create_group(name, f"GID_{account}", account)
+        key = await service.create_key(name, account)
+        for number in range(3):
+            attempts.append(signed(f"GID_{account}@@@{number}", *key, name))
+            expected.append((auth_pb2.CONNECT_OUTCOME_ACCEPTED, name, account, key[0]))
+        attempts.append(signed(f"GID_{account}@@@x", key[0], "guess", name))
+        expected.append((auth_pb2.CONNECT_OUTCOME_BAD_CREDENTIALS, "", "", ""))
+    order = [7, 2, 4, 1, 6, 0, 3, 5]
+    call = service.auth.AuthenticateStream(metadata=grpc_client.call_metadata(TOKEN))
+    asked = [attempts[index] for index in order]
+    await call.write(auth_pb2.AuthenticateStreamRequest(attempts=asked, merges_results=True))
+    answer = await call.read()
+    assert isinstance(answer, auth_pb2.AuthenticateStreamResponse)
+    found = [answer.results[index] for index in answer.result_indexes]
+    assert [(each.outcome, each.instance_id, each.account_id, each.access_key_id) for each in found] == [
+        expected[index] for index in order
+    ]
+    assert len(answer.results) == 4  # two AccessKeys, and two refusals
+
+
 async def test_before_the_resources_are_loaded_every_call_is_refused(nats_server: NatsServer, tmp_path: Path) -> None:
     nats_server.kill()
     address = f"unix:{tmp_path}/auth.sock"

@@ -231,6 +231,9 @@ class AuthenticateStreamRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    MERGES_RESULTS_FIELD_NUMBER: _builtins.int
+    merges_results: _builtins.bool
+    """Whether equal results may come once, with `result_indexes`."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectAttempt]:
         """1 to 1,000."""
@@ -239,10 +242,11 @@ class AuthenticateStreamRequest(_message.Message):
         self,
         *,
         attempts: _abc.Iterable[Global___ConnectAttempt] | None = ...,
+        merges_results: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "merges_results", b"merges_results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -255,18 +259,24 @@ class AuthenticateStreamResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    RESULT_INDEXES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectResult]:
-        """In request order."""
+        """In request order; with `result_indexes`, in any order and each maybe for several attempts."""
+
+    @_builtins.property
+    def result_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The index in `results` for each attempt, in request order; empty: each attempt has a result of its own."""
 
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___ConnectResult] | None = ...,
+        result_indexes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result_indexes", b"result_indexes", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
