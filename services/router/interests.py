@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.errors import StreamContractError
 from services.common.topics import InvalidTopicError, validate_topic_filter
 from services.router.domain.routing import OF_SHARD, SKIPS_ACKNOWLEDGED, SKIPS_QOS0, Routing
-from services.router.edge_link import EdgeLink
+from services.router.edge_link import EdgeLink, Kept
 from weimq.router.v1 import router_pb2
 
 CLIENT = "client_id"
@@ -22,8 +22,8 @@ class Interests:
     def __init__(self, routing: Routing) -> None:
         self._routing = routing
 
-    def add(self, edge: EdgeLink, target: router_pb2.Target) -> None:
-        """Add a target.
+    def add(self, edge: EdgeLink, target: router_pb2.Target) -> bool:
+        """Add a target; returns whether it is a topic filter.
 
         Raises:
             StreamContractError: it is not acceptable.
@@ -32,16 +32,16 @@ class Interests:
         interest = target.WhichOneof("interest")
         is_client = interest == CLIENT
         name = target.client_id if is_client else target.topic_filter
-        kept = (interest or "", target.instance_id, name, target.share_name, _kind(edge, target))
+        instance_id, share_name, kind = target.instance_id, target.share_name, _kind(edge, target)
+        kept = (interest or "", instance_id, name, share_name, kind)
         known = edge.targets.get(target_id)
         if edge.snapshot is not None:
             edge.snapshot.add(target_id)
         if known is not None:
             if known == kept:
-                return
+                return not is_client
             raise StreamContractError(f"target id {target_id} has another interest", rule="targets")
-        _check(edge, target, interest)
-        _, instance_id, _, share_name, kind = kept
+        _check(edge, target_id, kept)
         if is_client:
             self._routing.add_client(instance_id, name, edge.slot, target_id)
         elif share_name:
@@ -49,6 +49,7 @@ class Interests:
         else:
             self._routing.add_filter(instance_id, name, edge.slot, target_id, kind)
         edge.targets[target_id] = kept
+        return not is_client
 
     def remove(self, edge: EdgeLink, target_id: int) -> None:
         """Remove a target; nothing happens when there is none."""
@@ -90,20 +91,20 @@ def _kind(edge: EdgeLink, target: router_pb2.Target) -> int:
     return kind
 
 
-def _check(edge: EdgeLink, target: router_pb2.Target, interest: str | None) -> None:
-    if not target.target_id or interest is None:
+def _check(edge: EdgeLink, target_id: int, kept: Kept) -> None:
+    interest, _, name, share_name, kind = kept
+    if not target_id or not interest:
         raise StreamContractError("a target has a positive id and an interest", rule="targets")
-    is_limited = target.skips_qos0 or target.skips_acknowledged
     if edge.is_shard:
-        if interest == CLIENT or target.share_name or not target.skips_qos0 or target.skips_acknowledged:
+        if interest == CLIENT or share_name or kind != OF_SHARD | SKIPS_QOS0:
             raise StreamContractError("a target of a session shard is a filter that skips QoS 0 alone", rule="targets")
-    elif (interest == CLIENT or target.share_name) and is_limited:
+    elif kind and (interest == CLIENT or share_name):
         raise StreamContractError("a filter that is not shared may skip messages, nothing else", rule="targets")
     if interest == CLIENT:
-        if target.share_name:
+        if share_name:
             raise StreamContractError("a client is not shared", rule="targets")
         return
-    check_filter(target.topic_filter, "targets")
+    check_filter(name, "targets")
 
 
 def check_filter(topic_filter: str, rule: str) -> None:

@@ -226,9 +226,8 @@ class Router:
         """
         if request.HasField("open"):
             raise StreamContractError("`open` comes first and only there", rule="opening")
-        for target in request.added_targets:
-            self._interests.add(edge, target)
-        self.short_way.revoke(edge, request.added_targets)
+        filters = [target for target in request.added_targets if self._interests.add(edge, target)]
+        self.short_way.revoke(edge, filters)  # P2P messages take the long way
         for target_id in request.removed_target_ids:
             self._interests.remove(edge, target_id)
         if request.snapshot_complete:

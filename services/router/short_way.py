@@ -98,11 +98,9 @@ class ShortWay:
         edge.answer_route(answer)
 
     def revoke(self, edge: EdgeLink, targets: Sequence[router_pb2.Target]) -> None:
-        """Revoke the routes of other edges that new targets of this edge or shard select; its frame waits for that."""
+        """Revoke the routes of other edges that new filters of this edge or shard select; its frame waits for that."""
         receipt: Receipt | None = None
         for target in targets:
-            if not target.topic_filter:
-                continue  # P2P messages take the long way
             for key in self._keys(target.instance_id, target.topic_filter):
                 topics = self._granted[key]
                 for topic in [each for each in topics if matches(target.topic_filter, each)]:

@@ -162,7 +162,7 @@ class _Instance:
     def __init__(self, instance_id: str) -> None:
         self.trie = Trie()
         self.groups = SharedGroups(instance_id)
-        self.clients: dict[str, list[int]] = {}
+        self.clients: dict[str, tuple[int, ...]] = {}
         self.routes: dict[str, Route] = {}
         self.p2p_routes: dict[str, Route] = {}
         self.p2p_topics: dict[str, list[str]] = {}  # of those, by client id
@@ -212,21 +212,22 @@ class Routing:
     def add_client(self, instance_id: str, client_id: str, slot: int, target_id: int) -> None:
         """Add the interest of an edge in P2P messages to a client."""
         instance = self._instance(instance_id)
-        values = instance.clients.setdefault(client_id, [])
+        values = instance.clients.get(client_id, ())
         value = slot << SLOT_SHIFT | target_id
         if value not in values:
-            values.append(value)
+            instance.clients[client_id] = (*values, value)
             self._forget_client(instance, client_id)
 
     def remove_client(self, instance_id: str, client_id: str, slot: int, target_id: int) -> None:
         """Remove what `add_client` added."""
         instance = self._instance(instance_id)
-        values = instance.clients.get(client_id, [])
+        values = instance.clients.get(client_id, ())
         value = slot << SLOT_SHIFT | target_id
         if value in values:
-            values.remove(value)
             self._forget_client(instance, client_id)
-            if not values:
+            if len(values) > 1:
+                instance.clients[client_id] = tuple(each for each in values if each != value)
+            else:
                 del instance.clients[client_id]
         self._drop_empty(instance_id, instance)
 
