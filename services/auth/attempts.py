@@ -87,8 +87,8 @@ class Attempts:
             return _NOT_CHECKED
         attempt = Attempt(
             client_id=client_id,
-            user_name=user_name if user_name or message.HasField("user_name") else None,
-            password=message.password if message.HasField("password") else None,
+            user_name=user_name,
+            password=message.password,
             default_instance_id=message.default_instance_id,
         )
         result = credentials.authenticate(attempt, self._view, now_ms)

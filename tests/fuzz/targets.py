@@ -193,7 +193,8 @@ def credentials(data: bytes) -> None:
     with contextlib.suppress(BadPasswordError):
         assert len(parse_password(data)) <= 3
     with contextlib.suppress(UnicodeDecodeError):
-        assert parse_user_name(data.decode(), "instance").instance_id
+        _, _, instance_id = parse_user_name(data.decode(), "instance")
+        assert instance_id
 
 
 TARGETS: dict[str, Target] = {

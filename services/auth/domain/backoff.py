@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from typing import NamedTuple
 
 FIRST_BLOCK_S = 1.0
 LONGEST_BLOCK_S = 60.0
@@ -71,14 +70,25 @@ class Backoff:
         return over > 0
 
 
-class Attempt(NamedTuple):
-    """Who tries what; empty texts count for nothing."""
+class Attempt:
+    """Who tries what; empty texts count for nothing.
 
-    address: str = ""
-    """Host, as `host_of` returns it."""
-    key: str = ""
-    """What is tried, such as a user name."""
-    client_id: str = ""
+    Args:
+        address: host, as `host_of` returns it.
+        key: what is tried, such as a user name.
+        client_id: of the client.
+    """
+
+    __slots__ = ("address", "client_id", "key")
+
+    def __init__(self, address: str = "", key: str = "", client_id: str = "") -> None:
+        self.address = address
+        self.key = key
+        self.client_id = client_id
+
+    def mark(self) -> int:
+        """Return what tells it from others, and shows nothing of it."""
+        return hash((self.address, self.key, self.client_id))
 
 
 class Guard:
@@ -98,7 +108,7 @@ class Guard:
         """Say whether an attempt is to be checked; one that is not is refused like a wrong one."""
         if not (self._addresses.is_blocked(attempt.address, now) or self._keys.is_blocked(_bounded(attempt.key), now)):
             return True
-        return hash(attempt) in self._good
+        return attempt.mark() in self._good
 
     def failed(self, attempt: Attempt, now: float) -> bool:
         """Count a guess; returns whether it begins a block."""
@@ -107,7 +117,7 @@ class Guard:
 
     def succeeded(self, attempt: Attempt) -> None:
         """Remember a client that proved who it is."""
-        mark = hash(attempt)
+        mark = attempt.mark()
         if mark in self._good:
             return
         if len(self._good) >= MAX_GOOD:

@@ -32,15 +32,6 @@ class Mode(enum.Enum):
 _MODES = {mode.value: mode for mode in Mode if mode is not Mode.PLAIN}
 
 
-class Identity(NamedTuple):
-    """Parts of a user name."""
-
-    mode: Mode
-    access_key_id: str
-    """Or that of a device credential."""
-    instance_id: str
-
-
 class Attempt:
     """What a CONNECT packet brought."""
 
@@ -55,7 +46,7 @@ class Attempt:
         self.default_instance_id = default_instance_id
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.IntEnum):
     """What becomes of an attempt."""
 
     ACCEPTED = enum.auto()
@@ -88,17 +79,20 @@ class QueryOutcome(enum.Enum):
     GROUP_NOT_OWNED = enum.auto()
 
 
-def parse_user_name(user_name: str | None, default_instance_id: str) -> Identity:
+def parse_user_name(user_name: str | None, default_instance_id: str) -> tuple[Mode, str, str]:
     """Take a user name such as `Signature|<AccessKeyId>|<InstanceId>` apart.
 
     Args:
         user_name: as sent; None: there was none.
         default_instance_id: serves user names that name no instance.
+
+    Returns:
+        The mode, the id of the AccessKey or device credential, and the instance id.
     """
     parts = (user_name or "").split("|")
     if len(parts) == _PARTS and (mode := _MODES.get(parts[0])) is not None:
-        return Identity(mode, parts[1], parts[2] or default_instance_id)
-    return Identity(Mode.PLAIN, "", default_instance_id)
+        return mode, parts[1], parts[2] or default_instance_id
+    return Mode.PLAIN, "", default_instance_id
 
 
 def authenticate(attempt: Attempt, view: View, now_ms: int) -> Result:
@@ -110,19 +104,19 @@ def authenticate(attempt: Attempt, view: View, now_ms: int) -> Result:
         now_ms: milliseconds since 1970.
     """
     resources = view.resources
-    identity = parse_user_name(attempt.user_name, attempt.default_instance_id)
-    instance = resources.instance(identity.instance_id)
+    mode, key_id, instance_id = parse_user_name(attempt.user_name, attempt.default_instance_id)
+    instance = resources.instance(instance_id)
     is_standard = instance is not None and instance.profile is Profile.STANDARD
     if not is_standard and (fault := names.client_id_fault(attempt.client_id)):
         return Result(Outcome.IDENTIFIER_REJECTED, reason=f"client id {fault}")
-    if identity.mode is Mode.SIGNATURE:
-        return _by_signature(attempt, identity, resources, is_standard=is_standard)
-    if identity.mode is Mode.TOKEN:
-        return _by_tokens(attempt, identity, view, now_ms, is_standard=is_standard)
-    if identity.mode is Mode.DEVICE:
-        return _by_device(attempt, identity, view, is_standard=is_standard)
+    if mode is Mode.SIGNATURE:
+        return _by_signature(attempt, instance_id, key_id, resources, is_standard=is_standard)
+    if mode is Mode.TOKEN:
+        return _by_tokens(attempt, instance_id, key_id, view, now_ms, is_standard=is_standard)
+    if mode is Mode.DEVICE:
+        return _by_device(attempt, instance_id, key_id, view, is_standard=is_standard)
     if instance is None:
-        reason = "unknown instance" if identity.instance_id else "neither user name nor listener names an instance"
+        reason = "unknown instance" if instance_id else "neither user name nor listener names an instance"
     elif not is_standard:
         reason = "user name has no known mode"
     elif not instance.anonymous:
@@ -168,19 +162,20 @@ def authorize_query(
     return QueryOutcome.ALLOWED if is_standard or is_owned else QueryOutcome.GROUP_NOT_OWNED
 
 
-def _by_signature(attempt: Attempt, identity: Identity, resources: Resources, *, is_standard: bool) -> Result:
-    key, reason = signatures.signer(
-        identity.instance_id, identity.access_key_id, attempt.client_id, attempt.password or b"", resources
-    )
+def _by_signature(
+    attempt: Attempt, instance_id: str, access_key_id: str, resources: Resources, *, is_standard: bool
+) -> Result:
+    key, reason = signatures.signer(instance_id, access_key_id, attempt.client_id, attempt.password or b"", resources)
     if key is None:
         return _guess(reason)
     if not is_standard and not _owns_group(key, attempt.client_id, resources):
         return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist or is another account's")
-    return Result(Outcome.ACCEPTED, identity.instance_id, key.account_id, access_key_id=key.access_key_id)
+    return Result(Outcome.ACCEPTED, instance_id, key.account_id, access_key_id=access_key_id)
 
 
-def _by_tokens(attempt: Attempt, identity: Identity, view: View, now_ms: int, *, is_standard: bool) -> Result:
-    instance_id, access_key_id = identity.instance_id, identity.access_key_id
+def _by_tokens(
+    attempt: Attempt, instance_id: str, access_key_id: str, view: View, now_ms: int, *, is_standard: bool
+) -> Result:
     key = view.resources.access_key(instance_id, access_key_id)
     if view.resources.instance(instance_id) is None:
         return _guess("unknown instance")
@@ -213,24 +208,24 @@ def _by_tokens(attempt: Attempt, identity: Identity, view: View, now_ms: int, *,
     )
 
 
-def _by_device(attempt: Attempt, identity: Identity, view: View, *, is_standard: bool) -> Result:
-    credential = view.devices.credential(identity.access_key_id)
+def _by_device(attempt: Attempt, instance_id: str, credential_id: str, view: View, *, is_standard: bool) -> Result:
+    credential = view.devices.credential(credential_id)
     secret = credential.secret if credential is not None else None
     is_right = signatures.is_signed_by(secret, attempt.client_id, attempt.password or b"")
-    if credential is None or credential.instance_id != identity.instance_id:
+    if credential is None or credential.instance_id != instance_id:
         return _guess("unknown device credential")
     if not is_right or credential.client_id != attempt.client_id:
         return _guess("wrong signature of a device")
-    if view.resources.instance(identity.instance_id) is None:
+    if view.resources.instance(instance_id) is None:
         return _guess("unknown instance")
-    group = view.resources.group(identity.instance_id, names.group_of(attempt.client_id))
+    group = view.resources.group(instance_id, names.group_of(attempt.client_id))
     if group is None and not is_standard:
         return Result(Outcome.NOT_AUTHORIZED, reason="group does not exist")
     return Result(
         Outcome.ACCEPTED,
-        identity.instance_id,
+        instance_id,
         group.account_id if group is not None else DEFAULT_ACCOUNT,
-        device_credential_id=credential.credential_id,
+        device_credential_id=credential_id,
     )
 
 

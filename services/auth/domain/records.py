@@ -11,7 +11,9 @@ import enum
 import json
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hmac import HMAC
 
+from services.common import signature
 from services.common.subjects import encode_token
 
 VERSION = 1
@@ -114,6 +116,15 @@ class AccessKey:
     create_time_ms: int = 0
     secret: str | None = dataclasses.field(default=None, repr=False, compare=False, metadata={"stored": False})
     """The secret itself, only in memory; None: it could not be decrypted, and the key is as good as unknown."""
+    signer: HMAC | None = dataclasses.field(
+        init=False, default=None, repr=False, compare=False, metadata={"stored": False}
+    )
+    """Made of the secret."""
+
+    def __post_init__(self) -> None:
+        """Make the signer, once for all clients."""
+        if self.secret:
+            object.__setattr__(self, "signer", signature.signer(self.secret))
 
     @property
     def key(self) -> str:

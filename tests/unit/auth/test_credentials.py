@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.auth.domain import credentials, names
-from services.auth.domain.credentials import Attempt, Identity, Mode, Outcome, QueryOutcome
+from services.auth.domain.credentials import Attempt, Mode, Outcome, QueryOutcome
 from services.auth.domain.records import AccessKey, Group, Profile, Record, new_instance
 from services.auth.domain.resources import Resources
 from services.auth.domain.view import View
@@ -185,16 +185,16 @@ def test_unknown_key_and_wrong_signature_do_the_same_work(
 @pytest.mark.parametrize(
     ("user_name", "default", "identity"),
     [
-        (None, "d", Identity(Mode.PLAIN, "", "d")),
-        ("", "d", Identity(Mode.PLAIN, "", "d")),
-        ("bob", "", Identity(Mode.PLAIN, "", "")),
-        ("|k|i", "d", Identity(Mode.PLAIN, "", "d")),
-        ("Signature|k|i", "d", Identity(Mode.SIGNATURE, "k", "i")),
-        ("Signature||", "d", Identity(Mode.SIGNATURE, "", "d")),
-        ("Token|k|i", "d", Identity(Mode.TOKEN, "k", "i")),
+        (None, "d", (Mode.PLAIN, "", "d")),
+        ("", "d", (Mode.PLAIN, "", "d")),
+        ("bob", "", (Mode.PLAIN, "", "")),
+        ("|k|i", "d", (Mode.PLAIN, "", "d")),
+        ("Signature|k|i", "d", (Mode.SIGNATURE, "k", "i")),
+        ("Signature||", "d", (Mode.SIGNATURE, "", "d")),
+        ("Token|k|i", "d", (Mode.TOKEN, "k", "i")),
     ],
 )
-def test_user_names(user_name: str | None, default: str, identity: Identity) -> None:
+def test_user_names(user_name: str | None, default: str, identity: tuple[Mode, str, str]) -> None:
     assert credentials.parse_user_name(user_name, default) == identity
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from services.auth.domain import records
 from services.auth.domain.records import AccessKey, BadRecordError, Group, Instance, Profile, Record, TokenKey, Topic
+from services.common.signature import sign
 
 ALL: list[Record] = [
     records.new_instance("mqtt-demo", Profile.LMQ, anonymous=False, create_time_ms=1),
@@ -72,6 +73,20 @@ def test_the_secret_is_neither_stored_nor_shown() -> None:
     assert b"hidden-secret" not in records.encode(key)
     assert "hidden-secret" not in repr(key)
     assert "c2VhbGVk" not in repr(key)
+    assert b"signer" not in records.encode(key)
+    assert "signer" not in repr(key)
+
+
+def test_the_signer_of_an_access_key_is_that_of_its_secret() -> None:
+    stored = ALL[3]
+    assert isinstance(stored, AccessKey)
+    assert stored.signer is None
+    assert dataclasses.replace(stored, secret="").signer is None
+    for secret in ("first", "second"):
+        stored = dataclasses.replace(stored, secret=secret)
+        assert stored.signer is not None
+        assert sign(stored.signer, "text") == sign(secret, "text")
+        assert stored == ALL[3]
 
 
 def test_unknown_keys_are_ignored_and_missing_ones_take_their_default() -> None:

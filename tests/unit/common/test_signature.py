@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+
 import pytest
 
 from services.common import signature
@@ -28,6 +31,17 @@ def test_signs_the_vectors_of_the_product(secret: str, text: str, expected: str)
     assert signature.sign(secret, text) == expected
     assert signature.is_signed(secret, text, expected)
     assert signature.is_signed(secret, text, expected.encode())
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 65, 1000])
+def test_a_signer_signs_text_after_text_with_secrets_of_any_length(length: int) -> None:
+    secret = "s" * length
+    signer = signature.signer(secret)
+    for text in ("", "GID_Test@@@0001", "\u00e9" * 100, "GID_Test@@@0001"):
+        expected = base64.b64encode(hmac.digest(secret.encode(), text.encode(), "sha1"))
+        assert signature.sign(signer, text) == signature.sign(secret, text) == expected.decode()
+        assert signature.is_signed(signer, text, expected)
+        assert not signature.is_signed(signer, text + "x", expected)
 
 
 @pytest.mark.parametrize(
