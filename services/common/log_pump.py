@@ -41,19 +41,26 @@ async def pump(
         nats.errors.ConnectionClosedError: the client was closed for good.
     """
     subscription = await client.subscribe(subject, future=Tap(take))
+    loop = asyncio.get_running_loop()
+    tick: asyncio.TimerHandle | None = None
+
+    def on_tick() -> None:
+        nonlocal tick
+        tick = None
+        wake.set()
+
     try:
         await _settle(client)
         while True:
             wake.clear()
             if client.is_closed:
                 raise nats.errors.ConnectionClosedError
-            if not turn():
-                await wake.wait()
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await wake.wait()
+            if turn() and tick is None:  # one timer for the many turns of that time
+                tick = loop.call_later(TICK_S, on_tick)
+            await wake.wait()
     finally:
+        if tick is not None:
+            tick.cancel()
         ended()
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()

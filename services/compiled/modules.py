@@ -71,6 +71,7 @@ MODULES = (
     "services.session.domain.*",
     "services.session.edge_link",
     "services.session.event_log",
+    "services.session.frames",
     "services.session.hub",
 )
 """Names of modules; `.*` stands for all modules of a package."""

@@ -14,6 +14,9 @@ from weimq.session.v1 import session_pb2
 QOS = 3
 """Bits of `Deliveries.flags`."""
 
+NO_SESSION = StoredSession(is_present=False)
+"""Of a client that has none."""
+
 _WAITS_FOR_FIRST_ANSWER = 0
 _WAITS_FOR_PUBCOMP = 1
 """`InflightState.stages`."""

@@ -23,7 +23,7 @@ from services.edge.mqtt.inflight import Identifiers
 from services.edge.mqtt.packets import Will
 from services.edge.openings import Opening, WillOf
 from services.edge.policy import Instance, TopicRule
-from services.edge.ports import Client, KeptMessages, Publisher
+from services.edge.ports import Client, KeptMessages, Publisher, StoredSession
 from weimq.session.v1 import session_pb2, session_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -274,17 +274,12 @@ class SessionLink:
 
     def _take(self, frame: session_pb2.LinkResponse) -> None:
         by_channel = self._hub.by_channel
+        for channel_id, time_ms in zip(frame.admitted_channel_ids, frame.admitted_times_ms, strict=True):
+            self._decide(channel_id, time_ms, codec.NO_SESSION)
         for decision in frame.decisions:
-            opening = self._waiting.pop(decision.channel_id, None)
-            client = by_channel.get(decision.channel_id)
-            if opening is None or client is None:
-                continue  # closed meanwhile; the closing is on its way
-            if decision.admission != session_pb2.ADMISSION_ACCEPTED:
-                client.on_admitted(None)
-                continue
-            opening.connect_time_ms = max(1, decision.connect_time_ms)
-            self._established[decision.channel_id] = opening
-            client.on_admitted(codec.stored_session(decision))
+            is_accepted = decision.admission == session_pb2.ADMISSION_ACCEPTED
+            session = codec.stored_session(decision) if is_accepted else None
+            self._decide(decision.channel_id, decision.connect_time_ms, session)
         for stored in frame.stored_changes:
             self._changes.stored(stored.channel_id, stored.number)
         if frame.HasField("deliveries"):
@@ -297,6 +292,17 @@ class SessionLink:
             if client is not None:
                 client.evict()
         self.link.confirm(frame.frame, lazily=True)
+
+    def _decide(self, channel_id: str, connect_time_ms: int, session: StoredSession | None) -> None:
+        """Take the answer to an opening; None: its client is not let in."""
+        opening = self._waiting.pop(channel_id, None)
+        client = self._hub.by_channel.get(channel_id)
+        if opening is None or client is None:
+            return  # closed meanwhile; the closing is on its way
+        if session is not None:
+            opening.connect_time_ms = max(1, connect_time_ms)
+            self._established[channel_id] = opening
+        client.on_admitted(session)
 
     def _probe(self, channel_ids: Iterable[str]) -> None:
         for channel_id in channel_ids:

@@ -8,15 +8,16 @@ from services.session.domain.effects import Decide
 from services.session.domain.events import Event
 from services.session.domain.outbox import Outbox
 from services.session.domain.presence import Presence
-from services.session.domain.rules import Rules
 from services.session.domain.sessions import Carried, Channel
 from services.session.domain.shard import NOTHING, Attached
 from services.session.edge_link import EdgeLink, FrameEvents
+from services.session.frames import Closing, Opening
 from services.session.keeper import Keeper
 from weimq.session.v1 import session_pb2
 
 COMPLETED = 0
 """Outcome of a delivery in `Acknowledgements`: the client has it."""
+_NOTHING_IN_USE = Carried([], [])
 
 
 class Admission:
@@ -44,42 +45,45 @@ class Admission:
         self._now_ms = now_ms
         self._held: set[str] = set()  # channel ids of connections that get nothing yet
         # Held ones that would discard or make a session, which they must not before they have proved who they are.
-        self._to_attach: dict[str, session_pb2.Opening] = {}
+        self._to_attach: dict[str, Opening] = {}
         self._carried: dict[str, Carried] = {}  # by channel id, of the frame that is being taken
 
-    def open(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> None:
+    def open(self, edge_link: EdgeLink, opening: Opening) -> None:
         """Take an opening that the presence took before."""
-        connection = opening.connection
-        if not opening.established:
-            edge_link.openings[connection.channel_id] = opening
+        if not opening.established_ms:
+            edge_link.openings[opening.channel_id] = opening
             return
-        if not self._is_current(connection):
+        if not self._is_current(opening):
             return
         self._attach(edge_link, opening)
-        edge_link.restored.append(connection.channel_id)
+        edge_link.restored.append(opening.channel_id)
 
-    def decide(self, edge_link: EdgeLink, effect: Decide) -> session_pb2.Decision:
-        """Return the answer to an opening, with the session of a connection that was let in."""
-        opening = edge_link.openings.pop(effect.channel_id, None)
-        is_accepted = effect.accepted and opening is not None
-        decision = session_pb2.Decision(
-            channel_id=effect.channel_id,
-            connect_time_ms=effect.connect_time_ms,
-            admission=session_pb2.ADMISSION_ACCEPTED if is_accepted else session_pb2.ADMISSION_DUPLICATE,
-        )
-        if opening is None or not is_accepted:
-            return decision
+    def decide(self, edge_link: EdgeLink, effect: Decide) -> None:
+        """Answer an opening, with the session of a connection that was let in."""
+        channel_id = effect.channel_id
+        opening = edge_link.openings.pop(channel_id, None)
+        if opening is None or not effect.accepted:
+            edge_link.decide(session_pb2.Decision(channel_id=channel_id, admission=session_pb2.ADMISSION_DUPLICATE))
+            return
         attached = self._attach(edge_link, opening)
         if attached is NOTHING:
-            return decision
-        decision.session_present = attached.session_present
+            edge_link.admit(channel_id, effect.connect_time_ms)
+            return
+        decision = session_pb2.Decision(
+            channel_id=channel_id,
+            connect_time_ms=effect.connect_time_ms,
+            admission=session_pb2.ADMISSION_ACCEPTED,
+            session_present=attached.session_present,
+        )
         for topic_filter, subscription in attached.subscriptions.items():
             decision.subscriptions.add(topic_filter=topic_filter, qos=subscription & 3)
         if attached.carried is not None:
             _fill(decision.inflight, attached.carried)
-        return decision
+        edge_link.decide(decision)
 
-    def take(self, edge_link: EdgeLink, request: session_pb2.LinkRequest, events: FrameEvents) -> None:
+    def take(
+        self, edge_link: EdgeLink, request: session_pb2.LinkRequest, closings: Iterable[Closing], events: FrameEvents
+    ) -> None:
         """Take what clients of sessions did; closings come after."""
         shard, pump = self._shard, self._shard.pump
         now_ms = self._now_ms()
@@ -98,29 +102,28 @@ class Admission:
                 shard.release(channel_id)
         for pull in request.offline_pulls:
             pump.pull(pull.channel_id, pull.max_messages, now_ms, descending=pull.descending)
-        for closing in request.closings:
+        for closing in closings:
             self._take_closing(edge_link, closing, events)
         if not edge_link.orphans or request.snapshot_complete:
             for each in edge_link.orphaned:
                 self._keeper.checkpointer.keep_until_stored(each)
             edge_link.orphaned.clear()
 
-    def _take_closing(self, edge_link: EdgeLink, closing: session_pb2.Closing, events: FrameEvents) -> None:
-        connection = closing.connection
-        channel_id = connection.channel_id
+    def _take_closing(self, edge_link: EdgeLink, closing: Closing, events: FrameEvents) -> None:
+        channel_id = closing.channel_id
         edge_link.openings.pop(channel_id, None)
         for delivery_id, completed in edge_link.orphans.pop(channel_id, ()):
-            self._shard.acknowledge(connection.instance_id, connection.client_id, delivery_id, completed=completed)
-        if closing.HasField("inflight"):
-            self._carried[channel_id] = _carried(closing.inflight)
+            self._shard.acknowledge(closing.instance_id, closing.client_id, delivery_id, completed=completed)
+        if closing.carried is not None:
+            self._carried[channel_id] = closing.carried
             events.pending += 1
             self._keeper.checkpointer.keep_until_stored(events)
-        elif not connection.connect_time_ms:  # its edge had no decision: the next one has what it brought
+        elif not closing.connect_time_ms:  # its edge had no decision: the next one has what it brought
             channel = self._shard.pump.channels.get(channel_id)
             if channel is not None and channel.carried is not None:
                 self._carried[channel_id] = channel.carried
         else:
-            self._carried[channel_id] = Carried([], [])  # nothing is in use
+            self._carried[channel_id] = _NOTHING_IN_USE
 
     def _take_acknowledgements(self, edge_link: EdgeLink, done: session_pb2.Acknowledgements) -> None:
         acknowledge = self._shard.pump.acknowledge
@@ -172,63 +175,40 @@ class Admission:
             return None
         return channel_id, edge_link.outbox, channel_id in self._held
 
-    def _is_current(self, connection: session_pb2.Connection) -> bool:
+    def _is_current(self, opening: Opening) -> bool:
         """Say whether a connection neither ended nor lost its place to another one."""
-        held = self._presence.connections(connection.instance_id, connection.client_id)
-        return bool(held) and held[-1].channel_id == connection.channel_id and not held[-1].is_evicted
+        held = self._presence.connections(opening.instance_id, opening.client_id)
+        return bool(held) and held[-1].channel_id == opening.channel_id and not held[-1].is_evicted
 
-    def _attach(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> Attached:
-        connection = opening.connection
+    def _attach(self, edge_link: EdgeLink, opening: Opening) -> Attached:
         if opening.is_held:
-            self._held.add(connection.channel_id)
-            session = self._shard.roster.find(connection.instance_id, connection.client_id)
+            self._held.add(opening.channel_id)
+            session = self._shard.roster.find(opening.instance_id, opening.client_id)
             if opening.clean_session or session is None or not session.is_persistent:
-                self._to_attach[connection.channel_id] = opening
+                self._to_attach[opening.channel_id] = opening
                 return NOTHING
         return self._attach_now(edge_link, opening)
 
     def _attach_released(self, edge_link: EdgeLink, channel_ids: Iterable[str]) -> None:
         for channel_id in channel_ids:
             opening = self._to_attach.pop(channel_id, None)
-            if opening is not None and self._is_current(opening.connection):
+            if opening is not None and self._is_current(opening):
                 self._attach_now(edge_link, opening)
 
-    def _attach_now(self, edge_link: EdgeLink, opening: session_pb2.Opening) -> Attached:
-        connection = opening.connection
-        is_mine = self._keeper.is_ours(connection.instance_id, connection.client_id)
-        if not is_mine:
+    def _attach_now(self, edge_link: EdgeLink, opening: Opening) -> Attached:
+        if not self._keeper.is_ours(opening.instance_id, opening.client_id):
             return NOTHING  # the edge was told of another number of shards
+        is_established = opening.established_ms > 0
         return self._shard.attach(
-            connection.instance_id,
-            connection.client_id,
-            connection.channel_id,
+            opening.instance_id,
+            opening.client_id,
+            opening.channel_id,
             edge_link.outbox,
-            _rules(opening.rules) if opening.HasField("rules") else None,
+            opening.rules,
             clean_session=opening.clean_session,
-            is_held=opening.is_held or opening.established,
-            is_established=opening.established,
+            is_held=opening.is_held or is_established,
+            is_established=is_established,
         )
-
-
-def _rules(rules: session_pb2.SessionRules) -> Rules:
-    return Rules(
-        keeps_qos2=rules.keeps_qos2,
-        strict_order=rules.strict_order,
-        batch_messages=rules.batch_messages,
-        batch_interval_ms=rules.batch_interval_ms,
-        acknowledgement_timeout_ms=rules.acknowledgement_timeout_ms,
-        offline_retention_ms=rules.offline_retention_ms,
-        max_offline_messages=rules.max_offline_messages,
-        session_expiry_ms=rules.session_expiry_ms,
-    )
-
-
-def _carried(state: session_pb2.InflightState) -> Carried:
-    return Carried(
-        list(zip(state.delivery_ids, state.packet_identifiers, state.stages, strict=True)),
-        list(state.received_packet_identifiers),
-        [(each.topic_filter, each.qos) for each in state.retained],
-    )
 
 
 def _fill(state: session_pb2.InflightState, carried: Carried) -> None:

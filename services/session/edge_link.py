@@ -9,6 +9,7 @@ from collections.abc import Callable
 from services.common.link import Link
 from services.session.domain.outbox import Batch, Outbox
 from services.session.domain.sessions import Channel
+from services.session.frames import Opening
 from weimq.session.v1 import session_pb2
 
 MAX_DECISIONS = 16_384
@@ -64,6 +65,8 @@ class EdgeLink:
         self._settled_through = 0
         self._edge_has = 0  # frame of ours through which the edge has confirmed
         self._decisions: deque[session_pb2.Decision] = deque()
+        self._admitted: list[str] = []  # channel ids
+        self._admitted_ms: list[int] = []  # for each, when
         # In order and once each; bounded by the connections of the edge.
         self._probes: dict[str, None] = {}
         self._evictions: dict[str, None] = {}
@@ -72,7 +75,7 @@ class EdgeLink:
         self._on_room = on_room
         self.outbox: Outbox[Channel] = Outbox(edge_id, self.link.wake)
         """Deliveries for its clients."""
-        self.openings: dict[str, session_pb2.Opening] = {}
+        self.openings: dict[str, Opening] = {}
         """Openings that are not decided, by channel id."""
         self.orphans: dict[str, list[tuple[int, bool]]] = {}
         """Ends of deliveries to connections that nobody here knows, until their closings come: by channel id, delivery
@@ -84,8 +87,14 @@ class EdgeLink:
         self.restored: list[str] = []
         """Established connections whose messages wait for the end of the snapshot."""
 
+    def admit(self, channel_id: str, connect_time_ms: int) -> None:
+        """Let a connection in that has no session."""
+        self._admitted.append(channel_id)
+        self._admitted_ms.append(connect_time_ms)
+        self.link.wake()
+
     def decide(self, decision: session_pb2.Decision) -> None:
-        """Answer an opening."""
+        """Answer an opening in another way."""
         self._decisions.append(decision)
         self.link.wake()
 
@@ -118,7 +127,7 @@ class EdgeLink:
         frames = self._frames
         while frames and frames[0].pending == 0 and frames[0].after <= self._edge_has:
             self._settled_through = frames.popleft().frame
-        if len(self._decisions) < MAX_DECISIONS:
+        if len(self._decisions) + len(self._admitted) < MAX_DECISIONS:
             self.link.confirm(self._settled_through, lazily=True)
 
     def hold_for_deliveries(self, events: FrameEvents) -> None:
@@ -141,7 +150,8 @@ class EdgeLink:
 
     def _build(self) -> session_pb2.LinkResponse | None:
         batch = self.outbox.take()
-        if not (batch or self._decisions or self._probes or self._evictions or self._inquiries or self._stored_changes):
+        told = self._admitted or self._decisions or self._probes or self._evictions
+        if not (batch or told or self._inquiries or self._stored_changes):
             return None
         response = session_pb2.LinkResponse(
             decisions=[self._decisions.popleft() for _ in range(min(len(self._decisions), MAX_DECISIONS))],
@@ -149,7 +159,11 @@ class EdgeLink:
             evicted_channel_ids=_first(self._evictions),
             inquiries=self._inquiries.values(),
             stored_changes=self._stored_changes[:MAX_NAMES],
+            admitted_channel_ids=self._admitted[:MAX_DECISIONS],
+            admitted_times_ms=self._admitted_ms[:MAX_DECISIONS],
         )
+        del self._admitted[:MAX_DECISIONS]
+        del self._admitted_ms[:MAX_DECISIONS]
         del self._stored_changes[:MAX_NAMES]
         self._inquiries.clear()
         self.settle()

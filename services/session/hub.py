@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Protocol, assert_never
 
 from services.common.errors import NotServingError, StreamContractError
 from services.session.admission import Admission
 from services.session.clock import Clock
-from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe, PublishWills
+from services.session.domain.effects import Decide, Evict, Forget, Probe, PublishWills
 from services.session.domain.events import TCPCLEAN, Event, Fold
 from services.session.domain.outbox import Outbox
 from services.session.domain.presence import SLICE, Presence
@@ -16,22 +15,12 @@ from services.session.domain.records import Connection
 from services.session.domain.sessions import Channel
 from services.session.edge_link import EdgeLink, FrameEvents
 from services.session.event_log import Waiter
+from services.session.frames import Closing, Opening
 from services.session.inquiries import Inquiries
 from services.session.keeper import Keeper
 from services.session.watches import Watches
-from services.session.wills import WillPublisher, will_of
+from services.session.wills import WillPublisher
 from weimq.session.v1 import session_pb2
-
-MAX_INSTANCE_BYTES = 128
-"""Longest instance id: it becomes part of stream names and subjects."""
-MAX_CLIENT_ID_BYTES = 65_535
-MAX_ADDRESS_BYTES = 256
-MAX_UTF8_BYTES = 4
-"""Of a character."""
-MAX_WILL_BYTES = 65_535
-"""Longest topic name, and longest payload, of a will: CONNECT has 16 bits for each length."""
-
-_CHANNEL_ID = re.compile(r"[0-9A-Fa-f]{32}\Z")
 
 
 class Events(Protocol):
@@ -166,7 +155,8 @@ class Hub:
         if self._links.get(edge_link.edge_id) is not edge_link:
             return  # the edge said goodbye
         try:
-            _check_frame(request)
+            openings = [Opening(each) for each in request.openings]
+            closings = [Closing(each) for each in request.closings]
         except StreamContractError:
             del self._links[edge_link.edge_id]  # the next link starts anew: the numbering of this one has a hole
             self._presence.break_edge(edge_link.edge_id, edge_link.incarnation, self._clock.now_ms())
@@ -174,32 +164,30 @@ class Hub:
         now_ms = self._clock.now_ms()
         presence = self._presence
         edge_id = edge_link.edge_id
-        for opening in request.openings:
-            connection = opening.connection
+        for opening in openings:
             presence.open(
                 edge_id,
-                connection.instance_id,
-                connection.client_id,
-                connection.channel_id,
-                connection.address,
+                opening.instance_id,
+                opening.client_id,
+                opening.channel_id,
+                opening.address,
                 now_ms,
-                established_ms=max(1, connection.connect_time_ms) if opening.established else 0,
+                established_ms=opening.established_ms,
                 takeover=opening.takeover,
-                will=will_of(opening),
+                will=opening.will,
             )
             self._admission.open(edge_link, opening)
-        self._admission.take(edge_link, request, events)
-        for closing in request.closings:
-            connection = closing.connection
+        self._admission.take(edge_link, request, closings, events)
+        for closing in closings:
             presence.close(
                 edge_id,
-                connection.instance_id,
-                connection.client_id,
-                connection.channel_id,
-                connection.address,
+                closing.instance_id,
+                closing.client_id,
+                closing.channel_id,
+                closing.address,
                 now_ms,
-                connect_time_ms=connection.connect_time_ms,
-                disconnected=closing.reason == session_pb2.CLOSE_REASON_CLIENT_DISCONNECT,
+                connect_time_ms=closing.connect_time_ms,
+                disconnected=closing.disconnected,
             )
         for result in request.probe_results:
             presence.probed(edge_id, result.channel_id, now_ms, alive=result.alive)
@@ -223,13 +211,13 @@ class Hub:
         may_repeat = frame is None or not frame.is_news
         for effect in self._presence.take_effects():
             match effect:
-                case Announce(event=event):
+                case Event():
                     if frame is not None:
                         frame.pending += 1
-                    events.write(event, frame, may_repeat=may_repeat)
-                    self.watches.tell(event)
-                    if event.tag == TCPCLEAN:
-                        self._admission.end(event)
+                    events.write(effect, frame, may_repeat=may_repeat)
+                    self.watches.tell(effect)
+                    if effect.tag == TCPCLEAN:
+                        self._admission.end(effect)
                 case PublishWills():
                     self._wills.add(effect.wills)
                 case Forget():
@@ -246,7 +234,7 @@ class Hub:
             return
         match effect:
             case Decide():
-                edge_link.decide(self._admission.decide(edge_link, effect))
+                self._admission.decide(edge_link, effect)
             case Probe():
                 edge_link.probe(effect.channel_id)
             case Evict():
@@ -270,48 +258,3 @@ class Hub:
         edge_link = self._link_of_channel(channel_id)
         if edge_link is not None:
             edge_link.evict(channel_id)
-
-
-def _check_frame(request: session_pb2.LinkRequest) -> None:
-    """Refuse a frame with what can't be announced, or with a will that no CONNECT can hold.
-
-    Raises:
-        StreamContractError: a field is empty, too long or malformed.
-    """
-    for opening in request.openings:
-        _check(opening.connection)
-        if opening.HasField("will"):
-            _check_will(opening.will)
-    for closing in request.closings:
-        _check(closing.connection)
-
-
-def _check(connection: session_pb2.Connection) -> None:
-    """Refuse what can't be announced.
-
-    Raises:
-        StreamContractError: a field is empty, too long or malformed.
-    """
-    if not _CHANNEL_ID.match(connection.channel_id):
-        raise StreamContractError("channel_id has 32 hexadecimal digits", rule="channel_id")
-    if not connection.instance_id or _is_longer(connection.instance_id, MAX_INSTANCE_BYTES):
-        raise StreamContractError(f"instance_id has 1 to {MAX_INSTANCE_BYTES} bytes", rule="instance_id")
-    if not connection.client_id or _is_longer(connection.client_id, MAX_CLIENT_ID_BYTES):
-        raise StreamContractError(f"client_id has 1 to {MAX_CLIENT_ID_BYTES} bytes", rule="client_id")
-    if _is_longer(connection.address, MAX_ADDRESS_BYTES):
-        raise StreamContractError(f"address has at most {MAX_ADDRESS_BYTES} bytes", rule="address")
-
-
-def _is_longer(text: str, most_bytes: int) -> bool:
-    """Say whether a text takes more bytes; encodes only one that may."""
-    return len(text) * MAX_UTF8_BYTES > most_bytes and len(text.encode()) > most_bytes
-
-
-def _check_will(will: session_pb2.Will) -> None:
-    """Refuse a will that no CONNECT can hold; whether its topic is one, the router knows.
-
-    Raises:
-        StreamContractError: a field is too long.
-    """
-    if len(will.payload) > MAX_WILL_BYTES or len(will.topic.encode()) > MAX_WILL_BYTES:
-        raise StreamContractError(f"topic and payload of a will have at most {MAX_WILL_BYTES} bytes", rule="will")

@@ -26,9 +26,8 @@ import grpc
 from grpc import aio
 
 from services.common.sharding import router_of
-from services.session.domain.records import Publisher, Will
+from services.session.domain.records import Will
 from weimq.router.v1 import router_pb2
-from weimq.session.v1 import session_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -190,24 +189,6 @@ class WillPublisher:
                 return True
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
-
-
-def will_of(opening: session_pb2.Opening) -> Will | None:
-    """Return the will of a connection, or None when it has none."""
-    if not opening.HasField("will"):
-        return None
-    connection, will = opening.connection, opening.will
-    return Will(
-        connection.instance_id,
-        connection.client_id,
-        connection.channel_id,
-        will.topic,
-        will.payload,
-        qos=will.qos,
-        retain=will.retain,
-        clean_session=opening.clean_session,
-        publisher=Publisher(will.account_id, will.access_key_id, tuple(will.token_ids)),
-    )
 
 
 def _message(will: Will) -> router_pb2.PublishedMessage:

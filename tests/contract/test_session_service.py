@@ -30,6 +30,7 @@ from services.common.sharding import shard_of
 from services.session.app import serve
 from services.session.settings import SessionSettings
 from tests.support.nats import NatsServer
+from tests.support.session_edge import decisions_of
 from weimq.session.v1 import session_pb2 as pb
 from weimq.session.v1 import session_pb2_grpc
 
@@ -112,7 +113,7 @@ class FakeEdge:
         self.send(pb.LinkRequest(closings=[pb.Closing(connection=connection, reason=reason)]))
 
     def take(self, response: pb.LinkResponse) -> None:
-        for decision in response.decisions:
+        for decision in decisions_of(response):
             self.decisions[decision.channel_id] = decision.admission
             if decision.channel_id in self.open:
                 if decision.admission == pb.ADMISSION_ACCEPTED:

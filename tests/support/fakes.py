@@ -103,8 +103,13 @@ class FakeSession(session_pb2_grpc.SessionServiceServicer):
             if not opening.established:
                 connection = opening.connection
                 taken = connection.client_id in self.taken
+                stored = self.decisions.get(connection.client_id)
+                if stored is None and not taken:
+                    self.to_send.admitted_channel_ids.append(connection.channel_id)
+                    self.to_send.admitted_times_ms.append(1)
+                    continue
                 decision = self.to_send.decisions.add()
-                decision.CopyFrom(self.decisions.get(connection.client_id, session_pb2.Decision()))
+                decision.CopyFrom(stored or session_pb2.Decision())
                 decision.channel_id = connection.channel_id
                 decision.admission = session_pb2.ADMISSION_DUPLICATE if taken else session_pb2.ADMISSION_ACCEPTED
                 decision.connect_time_ms = 1

@@ -22,6 +22,18 @@ RULES = pb.SessionRules(
 )
 
 
+def decisions_of(response: pb.LinkResponse) -> list[pb.Decision]:
+    """Return all decisions of a frame, those in columns as messages."""
+    admitted = zip(response.admitted_channel_ids, response.admitted_times_ms, strict=True)
+    return [
+        *response.decisions,
+        *(
+            pb.Decision(channel_id=channel_id, admission=pb.ADMISSION_ACCEPTED, connect_time_ms=time_ms)
+            for channel_id, time_ms in admitted
+        ),
+    ]
+
+
 class Delivery:
     """A message that the edge got for a client."""
 
@@ -189,7 +201,7 @@ class SessionEdge:
         self._sent = [each for each in self._sent if each[0] > through]
 
     def _take(self, response: pb.LinkResponse) -> None:
-        for decision in response.decisions:
+        for decision in decisions_of(response):
             self.decisions[decision.channel_id] = decision
             if decision.channel_id in self.openings and decision.admission == pb.ADMISSION_ACCEPTED:
                 opening = self.openings[decision.channel_id]

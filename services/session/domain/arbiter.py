@@ -16,9 +16,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from services.session.domain.effects import Announce, Decide, Effect, Evict, Probe
+from services.session.domain.effects import Decide, Effect, Evict, Probe
 from services.session.domain.events import CONNECT, DISCONNECT, INDEX_BITS, TCPCLEAN, Event, RecentChannels, group_of
-from services.session.domain.records import Claim, Connection, Instance
+from services.session.domain.records import Claim, Connection, Instance, Will
 
 CLAIM_MS = 4_000
 """How long a claim waits for the holder of its client id to answer or to go; an edge answers a probe within 3 s."""
@@ -55,7 +55,7 @@ class Arbiter:
         """Note that a connection is alive: plain claims for its client id are refused."""
         instance = self.instances[connection.instance_id]
         waiting = instance.waiting.get(connection.client_id)
-        if waiting and not waiting[0].takeover:
+        if waiting and not waiting[0].connection.takeover:
             del instance.waiting[connection.client_id]
             self._refuse(waiting)
 
@@ -66,27 +66,30 @@ class Arbiter:
             self._evict(connection)
         return len(held)
 
-    def claim(self, claim: Claim, now_ms: int) -> None:
+    def claim(self, connection: Connection, will: Will | None, now_ms: int) -> None:
         """Let a connection in, refuse it, or have it wait."""
-        instance = self._instance(claim.instance_id)
-        client_id = claim.client_id
-        for connection in [c for c in instance.clients.get(client_id, ()) if c.edge.is_lost]:
-            self.end(connection, now_ms, disconnected=False)
+        instance = self._instance(connection.instance_id)
+        client_id = connection.client_id
         holders = instance.clients.get(client_id)
+        if holders is not None:
+            for holder in [each for each in holders if each.edge.is_lost]:
+                self.end(holder, now_ms, disconnected=False)
+            holders = instance.clients.get(client_id)
         if holders is None:
-            self._accept(claim, now_ms)
+            self._admit(connection, will, now_ms)
             return
+        claim = connection.edge.claims[connection.channel_id] = Claim(connection, will, now_ms + CLAIM_MS)
         waiting = instance.waiting.setdefault(client_id, [])
-        if claim.takeover:
-            if waiting and waiting[0].takeover:
+        if connection.takeover:
+            if waiting and waiting[0].connection.takeover:
                 claim.deadline_ms = waiting[0].deadline_ms  # the eviction began then
             displaced = waiting[:]
             waiting[:] = [claim]
             self._refuse(displaced)
-            for connection in holders:
-                if not connection.is_evicted:
-                    self._evict(connection)
-        elif len(waiting) >= MAX_WAITING or (waiting and waiting[0].takeover):
+            for holder in holders:
+                if not holder.is_evicted:
+                    self._evict(holder)
+        elif len(waiting) >= MAX_WAITING or (waiting and waiting[0].connection.takeover):
             self._refuse([claim])
             return
         else:
@@ -115,44 +118,48 @@ class Arbiter:
         return instance
 
     def _run_out(self, claim: Claim, now_ms: int) -> None:
-        instance = self.instances[claim.instance_id]
-        if claim.takeover:
-            # The edge that holds the connection does not close it; ending the last one lets the claim in.
-            for connection in list(instance.clients.get(claim.client_id, ())):
-                self.end(connection, now_ms, disconnected=False)
+        connection = claim.connection
+        if connection.takeover:
+            # The edge that holds the client id does not close it; ending the last one lets the claim in.
+            instance = self.instances[connection.instance_id]
+            for holder in list(instance.clients.get(connection.client_id, ())):
+                self.end(holder, now_ms, disconnected=False)
         else:
             self.withdraw(claim)
             self._refuse([claim])
 
     def _accept(self, claim: Claim, now_ms: int) -> None:
         claim.is_done = True
-        edge = claim.edge
-        del edge.claims[claim.channel_id]
-        time_ms = self.announce(
-            claim.instance_id, claim.client_id, CONNECT, claim.channel_id, claim.address, edge.name, now_ms
+        del claim.connection.edge.claims[claim.connection.channel_id]
+        self._admit(claim.connection, claim.will, now_ms)
+
+    def _admit(self, connection: Connection, will: Will | None, now_ms: int) -> None:
+        edge, channel_id = connection.edge, connection.channel_id
+        time_ms = connection.connect_time_ms = self.announce(
+            connection.instance_id, connection.client_id, CONNECT, channel_id, connection.address, edge.name, now_ms
         )
-        connection = Connection(claim.instance_id, claim.client_id, claim.channel_id, claim.address, time_ms, edge)
-        connection.takeover = claim.takeover
         self.add(connection)
-        if claim.will is not None:
-            edge.wills[claim.channel_id] = claim.will
-        self.effects.append(Decide(edge.edge_id, claim.channel_id, accepted=True, connect_time_ms=time_ms))
+        if will is not None:
+            edge.wills[channel_id] = will
+        self.effects.append(Decide(edge.edge_id, channel_id, accepted=True, connect_time_ms=time_ms))
 
     def _refuse(self, claims: Iterable[Claim]) -> None:
         for claim in claims:
             claim.is_done = True
-            claim.edge.claims.pop(claim.channel_id, None)
-            self.ended.add(claim.channel_id)
-            self.effects.append(Decide(claim.edge.edge_id, claim.channel_id, accepted=False, connect_time_ms=0))
+            edge, channel_id = claim.connection.edge, claim.connection.channel_id
+            edge.claims.pop(channel_id, None)
+            self.ended.add(channel_id)
+            self.effects.append(Decide(edge.edge_id, channel_id, accepted=False, connect_time_ms=0))
 
     def withdraw(self, claim: Claim) -> None:
         """Take a claim out of those that wait."""
         claim.is_done = True
-        waiting = self.instances[claim.instance_id].waiting
-        claims = waiting[claim.client_id]
+        client_id = claim.connection.client_id
+        waiting = self.instances[claim.connection.instance_id].waiting
+        claims = waiting[client_id]
         claims.remove(claim)
         if not claims:
-            del waiting[claim.client_id]
+            del waiting[client_id]
 
     def add(self, connection: Connection) -> None:
         """Enter a connection that was announced."""
@@ -161,7 +168,11 @@ class Arbiter:
         held = instance.clients.get(connection.client_id)
         if held is None:
             instance.clients[connection.client_id] = [connection]
-            instance.groups.setdefault(group_of(connection.client_id), set()).add(connection.client_id)
+            group_id = group_of(connection.client_id)
+            members = instance.groups.get(group_id)
+            if members is None:
+                members = instance.groups[group_id] = set()
+            members.add(connection.client_id)
         else:
             held.append(connection)
 
@@ -181,7 +192,7 @@ class Arbiter:
     def confront(self, connection: Connection) -> None:
         """Hold a connection that a snapshot names against the claims and connections that came before it."""
         waiting = self.instances[connection.instance_id].waiting.get(connection.client_id)
-        if waiting and not waiting[0].takeover:
+        if waiting and not waiting[0].connection.takeover:
             self._probe([connection])
         elif waiting and not connection.is_evicted:
             self._evict(connection)
@@ -233,5 +244,5 @@ class Arbiter:
         """Emit an event; returns its time, never before that of the last one."""
         time_ms = self.last_time_ms = max(self.last_time_ms, now_ms)
         index = self.last_index = max(self.last_index + 1, time_ms << INDEX_BITS)
-        self.effects.append(Announce(Event(instance_id, client_id, tag, channel_id, address, time_ms, edge, index)))
+        self.effects.append(Event(instance_id, client_id, tag, channel_id, address, time_ms, edge, index))
         return time_ms

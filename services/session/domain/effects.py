@@ -6,15 +6,6 @@ from services.session.domain.events import Event
 from services.session.domain.records import Will
 
 
-class Announce:
-    """Store a lifecycle event."""
-
-    __slots__ = ("event",)
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-
 class Decide:
     """Answer an opening."""
 
@@ -66,4 +57,5 @@ class PublishWills:
         self.wills = wills
 
 
-Effect = Announce | Decide | Probe | Evict | Forget | PublishWills
+Effect = Event | Decide | Probe | Evict | Forget | PublishWills
+"""An event is to be stored."""

@@ -87,8 +87,8 @@ def parse_event(instance_id: str, body: bytes, edge: str) -> Event:
 
 def group_of(client_id: str) -> str:
     """Return the group id that a client id names, else `NO_GROUP`."""
-    group, separator, _ = client_id.partition("@@@")
-    if not separator or not group or len(group.encode()) > MAX_GROUP_BYTES:
+    group = client_id[: max(0, client_id.find("@@@"))]
+    if not group or len(group) > MAX_GROUP_BYTES or (not group.isascii() and len(group.encode()) > MAX_GROUP_BYTES):
         return NO_GROUP
     return group
 

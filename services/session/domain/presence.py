@@ -19,10 +19,10 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
-from services.session.domain.arbiter import CLAIM_MS, Arbiter
+from services.session.domain.arbiter import Arbiter
 from services.session.domain.effects import Decide, Effect, Evict, Forget, PublishWills
 from services.session.domain.events import CONNECT, DISCONNECT, INDEX_BITS, TCPCLEAN, Fold
-from services.session.domain.records import Claim, Connection, Edge, Will
+from services.session.domain.records import Connection, Edge, Will
 
 MAX_LOST_EDGES = 1_024
 """Edge processes given up that are remembered."""
@@ -251,11 +251,9 @@ class Presence:
             _keep_will(edge, channel_id, will)
             self._arbiter.confront(connection)
             return
-        claim = Claim(
-            instance_id, client_id, channel_id, address, edge, now_ms + CLAIM_MS, takeover=takeover, will=will
-        )
-        edge.claims[channel_id] = claim
-        self._arbiter.claim(claim, now_ms)
+        connection = Connection(instance_id, client_id, channel_id, address, 0, edge)
+        connection.takeover = takeover
+        self._arbiter.claim(connection, will, now_ms)
 
     def close(
         self,

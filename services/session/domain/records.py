@@ -27,7 +27,7 @@ class Edge:
 
 
 class Connection:
-    """A connection that was let in."""
+    """A connection that was let in, or asks for it."""
 
     __slots__ = (
         "address", "channel_id", "client_id", "connect_time_ms", "edge", "instance_id", "is_evicted", "takeover",
@@ -40,7 +40,7 @@ class Connection:
         self.client_id = client_id
         self.channel_id = channel_id
         self.address = address
-        self.connect_time_ms = connect_time_ms
+        self.connect_time_ms = connect_time_ms  # 0: it was not let in
         self.edge = edge
         self.is_evicted = False  # its edge was asked to close it
         self.takeover = False  # it displaces older ones
@@ -90,32 +90,14 @@ class Will:
 
 
 class Claim:
-    """An opening that waits for what holds its client id to go."""
+    """A connection that waits for what holds its client id to go."""
 
-    __slots__ = (
-        "address", "channel_id", "client_id", "deadline_ms", "edge", "instance_id", "is_done", "takeover", "will",
-    )  # fmt: skip
+    __slots__ = ("connection", "deadline_ms", "is_done", "will")
 
-    def __init__(
-        self,
-        instance_id: str,
-        client_id: str,
-        channel_id: str,
-        address: str,
-        edge: Edge,
-        deadline_ms: int,
-        *,
-        takeover: bool,
-        will: Will | None,
-    ) -> None:
-        self.instance_id = instance_id
-        self.client_id = client_id
-        self.channel_id = channel_id
-        self.address = address
-        self.edge = edge
-        self.deadline_ms = deadline_ms
-        self.takeover = takeover
+    def __init__(self, connection: Connection, will: Will | None, deadline_ms: int) -> None:
+        self.connection = connection
         self.will = will
+        self.deadline_ms = deadline_ms
         self.is_done = False
 
 

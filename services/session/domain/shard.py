@@ -23,7 +23,8 @@ from services.session.domain.sessions import WAITS_COMPLETION, Carried, Channel,
 MAX_FLIPPED = 100
 """Of the clients that changed their cleanSession flag, how many are named until they are taken out."""
 MAX_RECENT = 65_536
-"""Clients with cleanSession 1 that are remembered, to notice when they change it."""
+"""Of the clients with cleanSession 1, so many are remembered, and up to as many before them, to notice when they change
+it."""
 
 
 class Store(NamedTuple):
@@ -73,7 +74,8 @@ class Shard:
         """Clients that changed their cleanSession flag."""
         self.flipped: list[tuple[str, str, bool]] = []
         """Instance, client and new flag of some of them, for whoever takes them out."""
-        self._recent_clean: dict[tuple[str, str], None] = {}
+        self._recent_clean: set[tuple[str, str]] = set()
+        self._earlier_clean: set[tuple[str, str]] = set()
 
     # Sessions
 
@@ -324,15 +326,19 @@ class Shard:
 
     def _note_flip(self, instance_id: str, client_id: str, *, was_persistent: bool, clean_session: bool) -> None:
         key = (instance_id, client_id)
-        was_clean = self._recent_clean.pop(key, False) is None
-        if was_persistent if clean_session else was_clean:
+        if clean_session:
+            has_flipped = was_persistent
+            if len(self._recent_clean) >= MAX_RECENT:
+                self._recent_clean, self._earlier_clean = set(), self._recent_clean
+            self._recent_clean.add(key)
+        else:
+            has_flipped = key in self._recent_clean or key in self._earlier_clean
+            self._recent_clean.discard(key)
+            self._earlier_clean.discard(key)
+        if has_flipped:
             self.flips += 1
             if len(self.flipped) < MAX_FLIPPED:
                 self.flipped.append((instance_id, client_id, clean_session))
-        if clean_session:
-            if len(self._recent_clean) >= MAX_RECENT:
-                del self._recent_clean[next(iter(self._recent_clean))]
-            self._recent_clean[key] = None
 
 
 def _still_kept(session: Session) -> Carried | None:

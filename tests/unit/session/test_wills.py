@@ -12,7 +12,8 @@ from services.common.runtime import background
 from services.common.sharding import router_of
 from services.session import wills
 from services.session.domain.records import Will
-from services.session.wills import RouterGroup, WillPublisher, will_of
+from services.session.frames import Opening
+from services.session.wills import RouterGroup, WillPublisher
 from weimq.router.v1 import router_pb2
 from weimq.session.v1 import session_pb2
 
@@ -134,8 +135,10 @@ async def test_bytes_are_bounded_and_a_smaller_will_may_still_fit() -> None:
 
 
 async def test_an_opening_without_a_will_has_none() -> None:
-    assert will_of(session_pb2.Opening()) is None
-    assert will_of(session_pb2.Opening(will=session_pb2.Will())) is not None  # an empty payload is a will
+    connection = session_pb2.Connection(channel_id="0" * 32, instance_id="mqtt-demo", client_id="me")
+    assert Opening(session_pb2.Opening(connection=connection)).will is None
+    opening = session_pb2.Opening(connection=connection, will=session_pb2.Will())
+    assert Opening(opening).will is not None  # an empty payload is a will
 
 
 async def test_each_will_goes_to_the_router_of_its_topic() -> None:

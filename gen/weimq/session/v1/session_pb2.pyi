@@ -996,6 +996,8 @@ class LinkResponse(_message.Message):
     STORED_CHANGES_FIELD_NUMBER: _builtins.int
     DELIVERIES_FIELD_NUMBER: _builtins.int
     INQUIRIES_FIELD_NUMBER: _builtins.int
+    ADMITTED_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    ADMITTED_TIMES_MS_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of this frame; 0: the message carries only `received_through`."""
     received_through: _builtins.int
@@ -1006,7 +1008,7 @@ class LinkResponse(_message.Message):
 
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
-        """Answers to openings."""
+        """Answers to openings, but for those in `admitted_channel_ids`."""
 
     @_builtins.property
     def probe_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1030,6 +1032,14 @@ class LinkResponse(_message.Message):
     def inquiries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inquiry]:
         """Questions about connections of the edge."""
 
+    @_builtins.property
+    def admitted_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Openings whose connections are let in and have no session: most of them, so they come in columns."""
+
+    @_builtins.property
+    def admitted_times_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each of them, when it was let in, milliseconds since 1970."""
+
     def __init__(
         self,
         *,
@@ -1042,10 +1052,12 @@ class LinkResponse(_message.Message):
         stored_changes: _abc.Iterable[Global___StoredChange] | None = ...,
         deliveries: Global___Deliveries | None = ...,
         inquiries: _abc.Iterable[Global___Inquiry] | None = ...,
+        admitted_channel_ids: _abc.Iterable[_builtins.str] | None = ...,
+        admitted_times_ms: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "deliveries", b"deliveries", "evicted_channel_ids", b"evicted_channel_ids", "frame", b"frame", "inquiries", b"inquiries", "opened", b"opened", "probe_channel_ids", b"probe_channel_ids", "received_through", b"received_through", "stored_changes", b"stored_changes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_channel_ids", b"admitted_channel_ids", "admitted_times_ms", b"admitted_times_ms", "decisions", b"decisions", "deliveries", b"deliveries", "evicted_channel_ids", b"evicted_channel_ids", "frame", b"frame", "inquiries", b"inquiries", "opened", b"opened", "probe_channel_ids", b"probe_channel_ids", "received_through", b"received_through", "stored_changes", b"stored_changes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from services.session.domain.arbiter import CLAIM_MS, MAX_WAITING
-from services.session.domain.effects import Announce, Decide, Effect, Evict, Forget, Probe, PublishWills
-from services.session.domain.events import Fold
+from services.session.domain.effects import Decide, Effect, Evict, Forget, Probe, PublishWills
+from services.session.domain.events import Event, Fold
 from services.session.domain.presence import SLICE, Presence
 from services.session.domain.records import Will
 
@@ -82,9 +82,9 @@ class Scene:
 
     def _text(self, effect: Effect) -> str:
         match effect:
-            case Announce(event=event):
-                self.fold.apply(event)
-                return f"{event.tag} {event.channel_id}"
+            case Event():
+                self.fold.apply(effect)
+                return f"{effect.tag} {effect.channel_id}"
             case Decide():
                 return f"{'accept' if effect.accepted else 'refuse'} {effect.channel_id}"
             case Probe():
@@ -313,7 +313,7 @@ def test_event_times_do_not_follow_a_clock_that_goes_back() -> None:
     scene.open("A", "c1")
     scene.now_ms = 10
     scene.presence.close("A", INSTANCE, CLIENT, "c1", "", scene.now_ms, connect_time_ms=1, disconnected=False)
-    times = [e.event.time_ms for e in scene.presence.take_effects() if isinstance(e, Announce)]
+    times = [e.time_ms for e in scene.presence.take_effects() if isinstance(e, Event)]
     assert times == [1_000]
 
 

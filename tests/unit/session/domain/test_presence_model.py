@@ -13,7 +13,7 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.session.domain.effects import Announce, Decide, Evict, Forget, Probe, PublishWills
+from services.session.domain.effects import Decide, Evict, Forget, Probe, PublishWills
 from services.session.domain.events import CONNECT, DISCONNECT, TCPCLEAN, Event, Fold
 from services.session.domain.presence import Presence
 from services.session.domain.records import Will
@@ -85,10 +85,10 @@ class World:
 
     def drain(self) -> None:
         for effect in self.presence.take_effects():
-            if isinstance(effect, Announce):
-                self.events.append(effect.event)
-                if effect.event.tag == CONNECT:
-                    self.owed.setdefault(effect.event.edge, []).append(effect.event.channel_id)
+            if isinstance(effect, Event):
+                self.events.append(effect)
+                if effect.tag == CONNECT:
+                    self.owed.setdefault(effect.edge, []).append(effect.channel_id)
                 continue
             if isinstance(effect, PublishWills):
                 self.wills += [will.channel_id for will in effect.wills]
