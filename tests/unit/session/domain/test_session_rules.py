@@ -10,7 +10,7 @@ from services.session.domain.pump import MAX_INFLIGHT
 from services.session.domain.receipts import Outcome
 from services.session.domain.rules import Rules
 from services.session.domain.sessions import WAITS_COMPLETION, Carried, Channel
-from services.session.domain.shard import Attached, Shard
+from services.session.domain.shard import MAX_RECENT, Attached, Shard
 from tests.unit.session.domain.simulated import Message
 
 LMQ = Rules()
@@ -182,6 +182,19 @@ def test_clean_session_discards_and_flips_are_counted() -> None:
     assert desk.shard.flips == 2
     assert desk.shard.flipped == [("i", "c", True), ("i", "c", False)]
     assert desk.shard.stores[-2].subscriptions is None
+
+
+def test_of_clients_with_clean_sessions_the_latest_are_remembered() -> None:
+    desk = Desk()
+    for number in range(2 * MAX_RECENT + 1):
+        desk.shard.attach("i", f"c{number}", "1", desk.outbox, None, clean_session=True, is_held=False)
+    desk.attach("2", client="c0")  # too long ago
+    assert desk.shard.flips == 0
+    for flips, number in enumerate((MAX_RECENT, 2 * MAX_RECENT), start=1):
+        desk.attach("3", client=f"c{number}")
+        assert desk.shard.flips == flips
+    desk.attach("4", client=f"c{MAX_RECENT}")  # it has changed before
+    assert desk.shard.flips == 2
 
 
 def test_kept_p2p_outlives_a_clean_session() -> None:
