@@ -10,6 +10,7 @@ MODULES = (
     "services.auth.domain.backoff",
     "services.auth.domain.credentials",
     "services.auth.domain.names",
+    "services.auth.domain.resources",
     "services.auth.domain.signatures",
     "services.common.log_lanes",
     "services.common.log_lines",

@@ -40,6 +40,10 @@ class ChangeSet:
     def __len__(self) -> int:
         return sum(len(getattr(self, field.name)) for field in dataclasses.fields(self))
 
+    def __bool__(self) -> bool:
+        """Say whether anything changed."""
+        return len(self) > 0
+
     def copy(self) -> ChangeSet:
         """Return a change set that may absorb others without changing this one."""
         return ChangeSet(**{field.name: getattr(self, field.name).copy() for field in dataclasses.fields(self)})
