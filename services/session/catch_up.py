@@ -3,7 +3,8 @@
 For every stream of a link: the router knows all filters first, then the logs are read to their end. What comes live
 from a log meanwhile is left to the reading, so nothing is held in memory, and the log goes live when reading has passed
 all of it. So is what comes first from a log that is new: nothing is taken of a stream before it is known when that was
-made, by which another one of its name is told apart.
+made, by which another one of its name is told apart. That is looked at again for a log in doubt: with live messages
+that were met before, or were left to a reading, or are the first since the logs were listed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ READ_ON_MESSAGES = 100_000
 """How far a log may be ahead of what is accounted for."""
 MAX_APART_MS = 500
 """Difference between the clocks of NATS and ours above which it is logged."""
+NATS_ERRORS = (UnavailableError, nats.errors.Error, TimeoutError, OSError)
+"""What is tried again."""
 SORT_SLICE = 500
 """Sessions whose messages are put in order at once."""
 STREAM_NOT_FOUND = 10059
@@ -91,9 +94,15 @@ class CatchUp:
         self._clock = clock
         self._flush = flush
         self._ahead_ms = 0  # how much the clock of NATS is ahead of ours
+        self._in_hand: set[Log] = set()  # what `_catch_up` reads now
 
     async def run(self) -> None:
-        """Read after each opening of the link, until cancelled."""
+        """Read after each opening of the link, and look at logs in doubt, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_caught_up())
+            group.create_task(self._keep_looking())
+
+    async def _keep_caught_up(self) -> None:
         opened = self._link.opened
         loop = asyncio.get_running_loop()
         due = loop.time() + READ_ON_S
@@ -109,21 +118,34 @@ class CatchUp:
                     await self._catch_up()
                     must_read = False
                     due = loop.time() + READ_ON_S
-                if not self._link.is_behind:
-                    await self._take_up()
+                    self._link.has_doubts.set()
                 if loop.time() >= due:
                     due = loop.time() + READ_ON_S
                     if not self._link.is_behind:
                         await self._read_on()
-            except (UnavailableError, nats.errors.Error, TimeoutError, OSError) as error:
-                extra = {"router": self._link.index, "error": repr(error)}
-                logger.warning("logs can't be read, trying on", extra=extra)
-                await asyncio.sleep(PAUSE_S)
+            except NATS_ERRORS as error:
+                await self._pause(error)
                 if (
                     self._link.openings == opening
                 ):  # else the next stream has its turn when the router knows all filters
                     self._link.must_read = self._link.must_read or must_read
                     opened.set()
+
+    async def _keep_looking(self) -> None:
+        has_doubts = self._link.has_doubts
+        while True:
+            await has_doubts.wait()
+            has_doubts.clear()
+            try:
+                await self._look()
+            except NATS_ERRORS as error:
+                await self._pause(error)
+                has_doubts.set()
+
+    async def _pause(self, error: Exception) -> None:
+        extra = {"router": self._link.index, "error": repr(error)}
+        logger.warning("logs can't be read, trying on", extra=extra)
+        await asyncio.sleep(PAUSE_S)
 
     async def _catch_up(self) -> None:
         """Read the logs, unless the link has another stream by then."""
@@ -133,46 +155,61 @@ class CatchUp:
         states = await self._streams()
         if link.openings != opening:
             return
-        for state in states:
-            log = logs.open(state.name, subjects.stream_names(state.name)[0])
+        listed = [(logs.open(state.name, subjects.stream_names(state.name)[0]), state) for state in states]
+        for log, state in listed:
             self._identify(log, state)
             logs.begin_reading(log)
+            log.is_checked = False
         link.is_behind = False  # a log that is made from now on comes live from its beginning
         count = 0
-        for state in states:
-            count += await self._read_to_end(logs.open(state.name, ""), state.last)
+        self._in_hand = {log for log, _ in listed}
+        try:
+            for log, state in listed:
+                count += await self._read_to_end(log, state.last)
+                self._in_hand.discard(log)
+        finally:
+            self._in_hand.clear()
         if count:
             await self._sort()
         extra = {"router": link.index, "logs": len(states), "messages": count}
         logger.info("logs read", extra={**extra, "duration_s": round(time.monotonic() - began, 3)})
 
-    async def _take_up(self) -> None:
-        """Read the logs that are new since the logs were listed, or made anew."""
-        link, logs = self._link, self._shard.logs
+    async def _look(self) -> None:
+        """See which streams the logs in doubt are, and read those that are new or other ones."""
+        link, logs, pump = self._link, self._shard.logs, self._shard.pump
         opening = link.openings
-        for log in {*logs.reading(), *logs.doubted}:
-            if not self._is_of_router(log.name):
+        failure: Exception | None = None
+        for log in list(logs.doubted):
+            if link.is_behind or link.openings != opening:
+                return  # `_catch_up` has its turn
+            if not self._is_of_router(log.name) or log in self._in_hand:
                 continue
-            log.skipped = 0  # what was left to reading by now, the stream has when it is asked
             logs.doubted.discard(log)
             try:
-                state = await self._state(log.name)
-            except BaseException:
+                await self._look_at(log)
+            except NATS_ERRORS as error:  # one without a leader, say: the others must not wait for it
                 logs.doubted.add(log)
-                raise
-            if link.openings != opening:
-                return
-            if state is not None:
-                if self._identify(log, state):
-                    logs.begin_reading(log)
-                if log.is_reading:
-                    await self._read_to_end(log, state.last)
-            elif log.is_reading and not log.skipped:  # else it was made again meanwhile
-                logs.begin_anew(log, "", self._shard.roster.sessions)
-                logs.end_reading(log)
-        pump = self._shard.pump
+                failure = error
+        if failure is not None:
+            raise failure
         if pump.is_rebuilding and link.openings == opening and self._is_last():
             pump.end_rebuilding()
+
+    async def _look_at(self, log: Log) -> None:
+        logs, opening = self._shard.logs, self._link.openings
+        log.skipped = 0  # what was left to reading by now, the stream has when it is asked
+        state = await self._state(log.name)
+        if self._link.openings != opening:
+            return
+        if state is not None:
+            if self._identify(log, state):
+                logs.begin_reading(log)
+            if log.is_reading:
+                await self._read_to_end(log, state.last)
+        elif log.is_reading and not log.skipped:  # else it was made again meanwhile
+            if log.created or log.met.resume_after:
+                logs.begin_anew(log, "", self._shard.roster.sessions)
+            logs.end_reading(log)
 
     def _identify(self, log: Log, state: StreamState) -> bool:
         is_other = self._shard.logs.identify(log, state.created, state.last, self._shard.roster.sessions)
@@ -202,17 +239,27 @@ class CatchUp:
         return router_of(instance_id, name, self._routers) == self._link.index
 
     async def _read_to_end(self, log: Log, last: int) -> int:
-        """Read a log until it goes on live; returns how many messages that were."""
+        """Read a log, with its last sequence, until it goes on live; returns how many messages that were."""
+        logs = self._shard.logs
         count = await self._read(log, last)
-        while not self._shard.logs.end_reading(log):
-            count += await self._read(log, log.skipped)
+        while not logs.end_reading(log):
+            log.skipped = 0  # not read to this: it may be of a stream that is gone
+            state = await self._state(log.name)
+            if state is None:
+                logs.doubted.add(log)
+                break
+            if self._identify(log, state):
+                logs.begin_reading(log)
+            count += await self._read(log, state.last)
         return count
 
     async def _read(self, log: Log, last: int) -> int:
         """Read a log on through a sequence; returns how many messages that were."""
-        after = log.met.resume_after
+        created, after = log.created, log.met.resume_after
         count = 0
         while after < last and (messages := await self._reader.read(log.name, after)):
+            if log.created != created:
+                return count  # it turned out to be another one, and is read from its beginning
             for message in messages:
                 while self._shard.fanout.is_busy:
                     self._flush()
@@ -222,7 +269,8 @@ class CatchUp:
             after = messages[-1].sequence
             count += len(messages)
             await asyncio.sleep(0)
-        self._shard.logs.note_read(log, max(after, last))
+        if log.created == created:
+            self._shard.logs.note_read(log, max(after, last))
         return count
 
     def _take(self, log: Log, message: StoredMessage) -> None:

@@ -253,7 +253,7 @@ class Keeper:
                 self._figures.count_up()
                 if self.shard.logs.doubted:
                     for link in self.links:
-                        link.opened.set()
+                        link.has_doubts.set()
             self.flush()
 
     # Inside

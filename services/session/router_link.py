@@ -25,6 +25,7 @@ from services.common.subjects import stream_names
 from services.session.clock import Clock
 from services.session.domain.fanout import p2p_receiver
 from services.session.domain.interests import Interest
+from services.session.domain.positions import WINDOW
 from services.session.domain.receipts import Outcome
 from services.session.domain.sessions import Log, Session
 from services.session.domain.shard import Shard
@@ -106,7 +107,9 @@ class RouterLink:
         self.openings = 0
         """How many streams were opened."""
         self.opened = asyncio.Event()
-        """Set when there is something to do about the logs: to read them, or to look at one that is new or doubted."""
+        """Set when there is something to do about the logs."""
+        self.has_doubts = asyncio.Event()
+        """Set when a log is to be looked at: it is new, or in doubt."""
         self.must_read = False
         """Whether the logs are to be read: the router knows every filter of a new stream."""
         self._name = f"router-{index}"
@@ -245,11 +248,12 @@ class RouterLink:
             log = fanout.logs.get(name)
             if log is None:
                 log = fanout.logs.open(name, stream_names(name)[0])
-                if not self.is_behind:  # what it has before was for nobody here
-                    log.met.read_to(_first_sequence(batch, index) - 1)
+                if not self.is_behind:  # What it had before was for nobody here; reports overtake one another a little.
+                    log.met.read_to(_first_sequence(batch, index) - 1 - WINDOW)
             log.is_reading = log.is_reading or self.is_behind or not log.created
-            if log.is_reading and not self.is_behind:
-                self.opened.set()
+            if not log.created:
+                fanout.logs.doubted.add(log)
+                self.has_doubts.set()
             logs.append(log)
         topics = batch.topics
         targets: list[list[int]] = []

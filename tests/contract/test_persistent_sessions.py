@@ -32,7 +32,7 @@ from services.session import announcer, deleted_instances
 from services.session import app as session_app
 from services.session.clock import Clock
 from services.session.domain import losses
-from services.session.log_reader import LogReader, StoredMessage
+from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
 from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer, unique
@@ -822,56 +822,6 @@ async def until_kept(mesh: Mesh, client_id: str, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_log_that_is_made_anew_is_read_from_its_beginning(mesh: Mesh) -> None:
-    async with mesh.serving(), mesh.edge() as edge:
-        channel_id = await connected(edge)
-        await subscribed(edge, channel_id, "demo/#")
-        await mesh.publish("demo/a", *numbered(5))
-        await until(lambda: len(edge.payloads(channel_id)) == 5)
-        edge.disconnect(channel_id)
-        await until(lambda: edge.is_confirmed)
-        await mesh.publish("demo/a", b"lost with its log")
-    async with (
-        mesh.nats() as client,
-        mesh.serving(),
-        mesh.edge() as edge,
-    ):  # what it read from the log, it takes for certain
-        await client.jetstream().delete_stream(subjects.log_stream(INSTANCE, "demo"))
-        await mesh.create_log()
-        await mesh.publish("demo/a", *numbered(5, 10))
-        channel_id = await connected(edge)
-        await until(lambda: edge.payloads(channel_id)[-5:] == numbered(5, 10))
-
-
-async def test_a_log_that_is_made_anew_while_it_is_read_is_read_from_its_beginning(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = LogReader.read
-    log = subjects.log_stream(INSTANCE, "demo")
-    remade: list[str] = []
-
-    async def late(reader: LogReader, stream: str, after: int) -> list[StoredMessage]:
-        """Read from the second stream, whose messages came live and were left to this reading."""
-        if stream == log and not remade:
-            remade.append(log)
-            await client.jetstream().delete_stream(log)
-            await mesh.create_log()
-            await mesh.publish("demo/a", *numbered(5, 10))
-        return await read(reader, stream, after)
-
-    async with mesh.serving(), mesh.edge() as edge:
-        channel_id = await connected(edge)
-        await subscribed(edge, channel_id, "demo/#")
-        await mesh.publish("demo/a", *numbered(5))
-        await until(lambda: len(edge.payloads(channel_id)) == 5)
-    async with mesh.nats() as client:
-        monkeypatch.setattr(LogReader, "read", late)
-        async with mesh.serving(), mesh.edge() as edge:
-            channel_id = await connected(edge)
-            await until(lambda: edge.payloads(channel_id)[-5:] == numbered(5, 10))
-            assert remade
-
-
 async def test_a_subscription_waits_for_a_router_that_is_away(mesh: Mesh) -> None:
     """It would keep nothing of a topic without a log while it does not know who wants it."""
     late = f"unix:{mesh.directory}/late.sock"
@@ -896,60 +846,6 @@ async def test_a_subscription_waits_for_a_router_that_is_away(mesh: Mesh) -> Non
             group.create_task(router_app.serve(mesh.router_settings(late), stop))
             await until(lambda: change in edge.stored)
             stop.set()
-
-
-@pytest.mark.parametrize("delay_s", [0.0, 0.5])
-async def test_a_log_that_came_live_and_is_made_anew_is_read_from_its_beginning(
-    mesh: Mesh, delay_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = Client.request
-
-    async def late(client: Client, subject: str, *args: Any, **kwargs: Any) -> Msg:
-        """Ask NATS about streams with some delay."""
-        if subject.startswith(("$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO")):
-            await asyncio.sleep(delay_s)
-        return await request(client, subject, *args, **kwargs)
-
-    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
-        channel_id = await connected(edge)
-        await subscribed(edge, channel_id, "demo2/#")
-        monkeypatch.setattr(Client, "request", late)
-        await mesh.create_log("demo2")  # the shard has never read it
-        await mesh.publish("demo2/a", *numbered(5))
-        await until(lambda: len(edge.payloads(channel_id)) == 5)
-        await client.jetstream().delete_stream(subjects.log_stream(INSTANCE, "demo2"))
-        await mesh.create_log("demo2")
-        await mesh.publish("demo2/a", *numbered(5, 5))  # under the sequences of the first ones
-        await until(lambda: edge.payloads(channel_id)[-5:] == numbered(5, 5))
-
-
-async def test_a_log_that_is_deleted_before_it_was_read_is_read_when_it_is_made_again(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, deleted = asyncio.Event(), asyncio.Event()
-    request = Client.request
-
-    async def late(client: Client, subject: str, *args: Any, **kwargs: Any) -> Msg:
-        """Ask NATS about streams when they are gone."""
-        if subject.startswith(("$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO")):
-            asked.set()
-            await deleted.wait()
-        return await request(client, subject, *args, **kwargs)
-
-    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
-        channel_id = await connected(edge)
-        await subscribed(edge, channel_id, "demo2/#")
-        monkeypatch.setattr(Client, "request", late)
-        await mesh.create_log("demo2")
-        await mesh.publish("demo2/a", *numbered(5))
-        await asked.wait()
-        await client.jetstream().delete_stream(subjects.log_stream(INSTANCE, "demo2"))
-        deleted.set()
-        await mesh.create_log("demo2")
-        await mesh.publish("demo2/a", *numbered(3, 5))
-        await until(lambda: edge.payloads(channel_id)[-3:] == numbered(3, 5))
-        await mesh.publish("demo2/a", *numbered(5, 8))
-        await until(lambda: edge.payloads(channel_id)[-8:] == numbered(8, 5))
 
 
 async def test_a_log_that_nats_does_not_serve_is_not_taken_for_empty(mesh: Mesh) -> None:

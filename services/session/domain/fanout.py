@@ -18,7 +18,7 @@ from services.session.domain.losses import NOT_STORED, Dropped
 from services.session.domain.outbox import Outbox
 from services.session.domain.positions import FLAG_BITS, P2P, QOS2, pack
 from services.session.domain.pump import Pump
-from services.session.domain.receipts import Report
+from services.session.domain.receipts import Outcome, Report
 from services.session.domain.roster import Roster
 from services.session.domain.sessions import Channel, Log, Session
 
@@ -146,8 +146,19 @@ class Fanout:
         """Take a live kept P2P message, of QoS 1, for a client; `report` is told its end."""
         if self.logs.meet(log, sequence):
             self._offer_p2p(log, sequence, client_id, topic, payload, now_ms // 1000, now_ms, report)
-        elif log.is_reading and report is not None:
-            log.reports[sequence] = report
+        elif report is not None:
+            if log.is_reading and not log.met.has(sequence):
+                log.reports[sequence] = report
+            else:
+                self._report_met(log, sequence, client_id, report)
+
+    def _report_met(self, log: Log, sequence: int, client_id: str, report: Report) -> None:
+        """Have the end of a message reported that was read before it came live."""
+        session, position = self._roster.find(log.instance_id, client_id), pack(log.index, sequence, P2P)
+        if session is not None and session.has(position):
+            self._pump.receipts.watch(session, position, report)
+        else:
+            report(Outcome.ACKNOWLEDGED)
 
     def lose(self, log: Log, topic: str, qos: int, target_ids: Iterable[int], client_id: str) -> None:
         """Announce a message that no log can store to those who are away; the others got it from their edges.

@@ -6,7 +6,7 @@ from zlib import crc32
 
 from services.common.subjects import LOG_STREAM, stream_names
 from services.session.domain.losses import LOG_DELETED
-from services.session.domain.positions import FLAG_BITS, MAX_LOGS, Met, log_index_of
+from services.session.domain.positions import FLAG_BITS, MAX_LOGS, WINDOW, Met, log_index_of
 from services.session.domain.pump import Pump
 from services.session.domain.sessions import Log, Session
 
@@ -26,7 +26,7 @@ class Logs:
         self._by_name: dict[str, Log] = {}
         self._by_index: dict[int, Log] = {}
         self.doubted: set[Log] = set()
-        """Logs with live messages that were met before: repeats, or of a stream that was made anew under its name."""
+        """Logs that may be another stream by now, or are not known to be one: `services/session/catch_up.py` asks."""
 
     def restore(self, index: int, name: str, instance_id: str, created: str, met: Met) -> None:
         """Enter a log that was stored."""
@@ -60,8 +60,13 @@ class Logs:
         if log.is_reading:
             log.skipped = max(log.skipped, sequence)
             return False
-        if not log.met.add(sequence):
+        met = log.met
+        is_new = met.add(sequence)
+        if not is_new or not log.is_checked or sequence <= met.top - WINDOW:
+            log.is_checked = True
             self.doubted.add(log)
+        if not is_new:  # a repeat; should the log be another stream, one that has yet to be read
+            log.skipped = max(log.skipped, sequence)
             return False
         self._pump.changes.touch_log(log)
         return True
@@ -110,7 +115,6 @@ class Logs:
         self._by_index[log.index] = log
         log.created = created
         log.met = Met()
-        log.skipped = 0
         log.reports.clear()
         self._pump.changes.touch_log(log)
         topic = stream_names(log.name)[1] if log.name.startswith(LOG_STREAM) else ""

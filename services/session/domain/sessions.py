@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from services.session.domain.outbox import Outbox
-from services.session.domain.positions import Met, Queue
+from services.session.domain.positions import FLAG_BITS, Met, Queue
 from services.session.domain.rules import Rules
 
 if TYPE_CHECKING:  # it knows sessions
@@ -146,6 +146,16 @@ class Session:
         """Whether there is no reason to keep it."""
         return not (self.is_persistent or self.queue or self.channel)
 
+    def has(self, position: int) -> bool:
+        """Say whether a message waits, or is under way."""
+        channel, delivery_id = self.channel, position >> FLAG_BITS
+        if channel is not None and (delivery_id in channel.inflight or delivery_id in channel.fetches):
+            return True
+        waiting = [self.queue] if self.queue else []
+        if channel is not None:
+            waiting.append(channel.live)
+        return any(each == position for queue in waiting for each, _ in queue)
+
     @property
     def inflight_count(self) -> int:
         """Deliveries that are under way and not late."""
@@ -180,7 +190,7 @@ class Instance:
 class Log:
     """A stream that messages come from."""
 
-    __slots__ = ("created", "index", "instance_id", "is_reading", "met", "name", "reports", "skipped")
+    __slots__ = ("created", "index", "instance_id", "is_checked", "is_reading", "met", "name", "reports", "skipped")
 
     def __init__(self, index: int, name: str, instance_id: str, created: str = "") -> None:
         self.index = index
@@ -188,6 +198,7 @@ class Log:
         self.instance_id = instance_id
         self.created = created  # when the stream was made: another one of that name starts anew
         self.met = Met()
+        self.is_checked = True  # which stream it is was looked at since something came live from it
         self.is_reading = False  # it is being read; what comes live is left to that
         self.skipped = 0  # highest sequence left so
         self.reports: dict[int, Report] = {}  # by sequence, those that P2P messages left so are to be told their end
