@@ -20,7 +20,7 @@ MAX_NAMES = 65_536
 MAX_CHARACTERS = 256
 """Of a key that is remembered; a longer one is none that exists, and counts for its address only."""
 MAX_GOOD = 65_536
-"""Clients that are remembered as good; the oldest are forgotten first."""
+"""Clients that got in last and are remembered as good; up to as many before them are, too."""
 _IPV6_PREFIX = 64
 """What a subscriber usually has for himself; its addresses count as one."""
 
@@ -102,13 +102,15 @@ class Guard:
     def __init__(self, *, free_per_address: int, free_per_key: int) -> None:
         self._addresses = Backoff(free_per_address)
         self._keys = Backoff(free_per_key)
-        self._good: dict[int, None] = {}
+        self._good: set[int] = set()
+        self._good_before: set[int] = set()
 
     def admits(self, attempt: Attempt, now: float) -> bool:
         """Say whether an attempt is to be checked; one that is not is refused like a wrong one."""
         if not (self._addresses.is_blocked(attempt.address, now) or self._keys.is_blocked(_bounded(attempt.key), now)):
             return True
-        return attempt.mark() in self._good
+        mark = attempt.mark()
+        return mark in self._good or mark in self._good_before
 
     def failed(self, attempt: Attempt, now: float) -> bool:
         """Count a guess; returns whether it begins a block."""
@@ -117,12 +119,13 @@ class Guard:
 
     def succeeded(self, attempt: Attempt) -> None:
         """Remember a client that proved who it is."""
+        # Two sets in turn: to find the oldest entry of one dictionary, again and again, takes longer than all the rest.
         mark = attempt.mark()
         if mark in self._good:
             return
         if len(self._good) >= MAX_GOOD:
-            del self._good[next(iter(self._good))]
-        self._good[mark] = None
+            self._good, self._good_before = set(), self._good
+        self._good.add(mark)
 
 
 def host_of(address: str) -> str:

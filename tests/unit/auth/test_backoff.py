@@ -90,12 +90,12 @@ def test_a_name_that_is_empty_or_too_long_counts_for_nothing() -> None:
 def test_good_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "MAX_GOOD", 2)
     guard = Guard(free_per_address=1, free_per_key=100)
-    clients = [Attempt("a", "k", str(number)) for number in range(3)]
-    for client in (clients[0], clients[0], *clients):
+    clients = [Attempt("a", "k", str(number)) for number in range(5)]
+    for client in (clients[0], clients[0], *clients, clients[4]):
         guard.succeeded(client)
     for _ in range(2):
         guard.failed(Attempt("a"), 0)
-    assert [guard.admits(client, 0) for client in clients] == [False, True, True]
+    assert [guard.admits(client, 0) for client in clients] == [False, False, True, True, True]
 
 
 @pytest.mark.parametrize(
