@@ -70,16 +70,17 @@ class LineHandler(logging.Handler):
 
     def _put(self, line: str) -> None:
         self._lines.append(line)
+        if len(self._lines) > 1 and self._loop is not None and self._loop.is_running():  # it will write them
+            if len(self._lines) >= MAX_HELD:
+                self._write()
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # none runs in this thread
             self._write()
             return
-        if len(self._lines) == 1 or loop is not self._loop:
-            self._loop = loop
-            loop.call_soon(self.flush)
-        elif len(self._lines) >= MAX_HELD:
-            self._write()
+        self._loop = loop
+        loop.call_soon(self.flush)
 
     def _write(self) -> None:
         if not self._lines:

@@ -33,7 +33,7 @@ from services.edge.mqtt.packets import (
 from services.edge.persistent import Ending, left_in_use
 from services.edge.purge import purge
 from services.edge.receipts import Receipt
-from services.edge.stall import StallClock
+from services.edge.stall import SLOW_QUEUE, StallClock
 from services.edge.throttle import throttle_of
 from services.edge.tokens import READ, UPLOAD_TOKEN, WRITE
 from services.edge.transports.layer import CLOSED_TRANSPORT
@@ -48,20 +48,9 @@ KEEP_ALIVE_REQUIREMENT = "MQTT-3.1.2-24"
 class Connection(Entrance):
     """A client of this edge; an asyncio protocol by its methods."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        loop: asyncio.AbstractEventLoop,
-        limits: Limits,
-        *,
-        write_buffer_bytes: int,
-        connect_timeout_s: float,
-        slow_consumer_s: float,
-    ) -> None:
-        super().__init__(hub, loop, limits, write_buffer_bytes=write_buffer_bytes)
-        self._stall_clock = StallClock(slow_consumer_s)
-        self._look_s = min(MAX_LOOK_S, slow_consumer_s / 2)
-        self._admission_deadline = loop.time() + connect_timeout_s
+    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
+        super().__init__(hub, loop, limits)
+        self._stall_clock: StallClock | None = None
         self._ending: Ending | None = None
         self.oversized_count = 0
         """Publications that were acknowledged and dropped because their payload is too large."""
@@ -279,7 +268,7 @@ class Connection(Entrance):
         deadline = self._machine.next_deadline()
         if deadline is None and not self._is_admitted:
             deadline = self._admission_deadline
-        latest = now + self._look_s
+        latest = now + min(MAX_LOOK_S, self._limits.slow_consumer_s / 2)
         self.look_at = latest if deadline is None else min(latest, deadline)
 
     def _look(self, now: float) -> None:
@@ -289,8 +278,7 @@ class Connection(Entrance):
             return
         if self._is_admitted:  # the rates may have been changed
             self._throttle = throttle_of(self._grant.instance, self._throttle, now)
-        latest = self._machine.session.sent.last_identifier
-        if self._stall_clock.is_stalled(now, self._machine.queued_count, latest):
+        if self._machine.queued_count >= SLOW_QUEUE and self._is_stalled(now):
             self.close(reasons.SLOW_CONSUMER)
             return
         deadline = self._machine.next_deadline()
@@ -299,6 +287,11 @@ class Connection(Entrance):
                 # What we did not read is no silence of the peer; one that takes nothing for so long is gone.
                 self._machine.feed(b"", now)
             self._handle(self._machine.on_deadline(now))
+
+    def _is_stalled(self, now: float) -> bool:
+        if self._stall_clock is None:
+            self._stall_clock = StallClock(self._limits.slow_consumer_s)
+        return self._stall_clock.is_stalled(now, self._machine.queued_count, self._machine.session.sent.last_identifier)
 
     def _publish_will(self, will: Will, reason: int) -> None:
         # [MQTT-3.1.2-8]; the permission is that of now

@@ -36,8 +36,8 @@ class Entrance(Wire):
 
     __deletable__ = ("_subscriptions",)  # for mypyc
 
-    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits, *, write_buffer_bytes: int) -> None:
-        super().__init__(hub, loop, limits, write_buffer_bytes=write_buffer_bytes)
+    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
+        super().__init__(hub, loop, limits)
         self.channel_id = hub.channel_ids.next()
         self.client_id = ""
         self.instance_id = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import ssl
 import time
@@ -154,18 +155,10 @@ async def listening(
         connect_timeout_s=settings.connect_timeout_s,
         max_inflight=settings.max_inflight,
         max_queued=settings.max_queued,
+        write_buffer_bytes=settings.write_buffer_bytes,
+        slow_consumer_s=settings.slow_consumer_s,
     )
-
-    def new_connection() -> Connection:
-        return Connection(
-            hub,
-            loop,
-            limits,
-            write_buffer_bytes=settings.write_buffer_bytes,
-            connect_timeout_s=settings.connect_timeout_s,
-            slow_consumer_s=settings.slow_consumer_s,
-        )
-
+    new_connection = functools.partial(Connection, hub, loop, limits)
     descriptors = Descriptors(raise_limit())
 
     strangers = hub.strangers = Strangers(settings.max_strangers, settings.max_tls_strangers)

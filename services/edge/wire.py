@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 from typing_extensions import override
 
@@ -30,8 +30,9 @@ CLOSE_S = 5.0
 MAX_EARLY = 1000
 """Messages and notices that may come between the registration of a client and its CONNACK."""
 
-_buffer = bytearray(READ_BYTES)
+_buffer: Final = bytearray(READ_BYTES)
 """For all connections: what is read is taken at once."""
+_view: Final = memoryview(_buffer)
 
 
 class Wire(SharingClient):
@@ -39,11 +40,14 @@ class Wire(SharingClient):
 
     __deletable__ = ("_deliveries",)  # for mypyc
 
-    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits, *, write_buffer_bytes: int) -> None:
+    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         self._hub = hub
         self._loop = loop
-        self._machine = ServerConnection(now=loop.time(), limits=limits, gathers_runs=True)
-        self._write_buffer_bytes = write_buffer_bytes
+        self._limits = limits
+        now = loop.time()
+        self._machine = ServerConnection(now=now, limits=limits, gathers_runs=True)
+        self._admission_deadline = now + limits.connect_timeout_s
+        self.look_at = self._admission_deadline
         self._transport: asyncio.Transport
         self.address = ""
         self._deliveries: KeptDeliveries
@@ -65,7 +69,7 @@ class Wire(SharingClient):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport of a new TCP connection."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=self._write_buffer_bytes)
+        self._transport.set_write_buffer_limits(self._limits.write_buffer_bytes)
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if peer else ""
         self._hub.connections.add(self)
@@ -77,7 +81,7 @@ class Wire(SharingClient):
 
     def buffer_updated(self, size: int) -> None:
         """Take bytes of the client; there may be more than fit, which wait until others had their turn."""
-        self.data_received(bytes(memoryview(_buffer)[:size]))
+        self.data_received(bytes(_view[:size]))
         if size == READ_BYTES and not self._closed:
             self._hold(0)
 

@@ -28,6 +28,8 @@ class State(enum.Enum):
     CONNECTED = "connected"
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # that of `Enum` is a Python function
+
 
 TRANSITIONS: Final[dict[State, dict[type, State]]] = {
     State.AWAITING_CONNECT: {Connect: State.CONNECTING},
@@ -66,3 +68,7 @@ class Limits:
     """Publications and requests that the mesh has yet to answer; from here on `wants_pause`."""
     max_unreleased: int = 16_384
     """QoS 2 identifiers without PUBREL; a client that passes it is disconnected."""
+    write_buffer_bytes: int = 1 << 20
+    """What the transport holds before the peer counts as slow."""
+    slow_consumer_s: float = 30.0
+    """For how long it may acknowledge nothing while many deliveries wait."""

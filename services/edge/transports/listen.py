@@ -9,9 +9,10 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
+from typing import cast
 
 from services.common.runtime import background
-from services.edge.transports.layer import ByteProtocol, ProtocolFactory, as_protocol
+from services.edge.transports.layer import ByteProtocol, ProtocolFactory
 from services.edge.transports.proxy_protocol import ProxyProtocolLayer
 from services.edge.transports.strangers import Strangers
 from services.edge.transports.tls_layer import Handshakes, TlsLayer
@@ -89,17 +90,18 @@ async def open_listener(
         if spec.proxy_protocol:
             factory = _proxy_factory(loop, factory, spec.handshake_timeout_s, strangers)
 
-        def protocol() -> asyncio.BaseProtocol:
-            return as_protocol(refusal() or factory())
+        def protocol() -> ByteProtocol:
+            return refusal() or factory()
 
+        accept = cast("Callable[[], asyncio.BaseProtocol]", protocol)
         server = await loop.create_server(
-            protocol, spec.host, spec.port, backlog=spec.backlog, reuse_port=spec.reuse_port
+            accept, spec.host, spec.port, backlog=spec.backlog, reuse_port=spec.reuse_port
         )
         stack.callback(server.close)
         ports = [each.getsockname()[1] for each in server.sockets]
         for each in server.sockets * (ACCEPTED_AT_ONCE - 1):
             same = socket.socket(fileno=socket.dup(each.fileno()))
-            stack.callback((await loop.create_server(protocol, sock=same, backlog=spec.backlog)).close)
+            stack.callback((await loop.create_server(accept, sock=same, backlog=spec.backlog)).close)
         logger.info("listening", extra={"listener": spec.name, "host": spec.host, "ports": ports})
         yield ports
 

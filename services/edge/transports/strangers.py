@@ -54,6 +54,8 @@ class Strangers:
         self._all: dict[Stranger, None] = {}
         self._tls: dict[Stranger, float] = {}
         """Each with the time from which it may be closed for another."""
+        self._has_tls = False
+        """Whether there ever was a handshake; without, no transport need be asked about its own."""
         self._held: dict[object, int] = {}
         self._held_bytes = 0
         self._warned_at = 0.0
@@ -72,13 +74,14 @@ class Strangers:
     def enter(self, stranger: Stranger, transport: TransportInfo) -> None:
         """Add a stranger whose layer has its transport."""
         self._all[stranger] = None
-        if transport.get_extra_info("sslcontext") is not None:
+        if self._has_tls and transport.get_extra_info("sslcontext") is not None:
             self.start_tls(stranger)  # it had its place, and goes on
         if len(self._all) > self._limit:
             self.close_oldest()
 
     def start_tls(self, stranger: Stranger) -> None:
         """Note that the TLS handshake of a stranger begins; see `tls_wait_s`."""
+        self._has_tls = True
         self._tls[stranger] = time.monotonic() + TLS_S
 
     def tls_wait_s(self) -> float:

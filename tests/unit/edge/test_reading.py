@@ -62,8 +62,7 @@ def _connection() -> Connection:
     loop = asyncio.get_running_loop()
     hub = Hub(loop)
     hub.router = SimpleNamespace(is_congested=False)  # all that is asked
-    limits = Limits(max_packet_bytes=1 << 20, connect_timeout_s=10, max_inflight=64, max_queued=1000)
-    return Connection(hub, loop, limits, write_buffer_bytes=1 << 20, connect_timeout_s=10, slow_consumer_s=10)
+    return Connection(hub, loop, Limits(max_inflight=64, slow_consumer_s=10))
 
 
 def _read(connection: Connection, data: bytes) -> None:
