@@ -95,6 +95,8 @@ class CatchUp:
         self._flush = flush
         self._ahead_ms = 0  # how much the clock of NATS is ahead of ours
         self._in_hand: set[Log] = set()  # what `_catch_up` reads now
+        self._failures: dict[Log, int] = {}  # times in a row that nothing was to be had of a log in doubt
+        self._asking = asyncio.Lock()  # an answer of NATS counts before the next question is asked
 
     async def run(self) -> None:
         """Read after each opening of the link, and look at logs in doubt, until cancelled."""
@@ -152,15 +154,18 @@ class CatchUp:
         began = time.monotonic()
         link, logs = self._link, self._shard.logs
         opening = link.openings
-        states = await self._streams()
-        if link.openings != opening:
-            return
-        listed = [(logs.open(state.name, subjects.stream_names(state.name)[0]), state) for state in states]
-        for log, state in listed:
-            self._identify(log, state)
-            logs.begin_reading(log)
-            log.is_checked = False
-        link.is_behind = False  # a log that is made from now on comes live from its beginning
+        async with self._asking:
+            states = await self._streams()
+            if link.openings != opening:
+                return
+            listed = [(logs.open(state.name, subjects.stream_names(state.name)[0]), state) for state in states]
+            for log, state in listed:
+                self._identify(log, state)
+                logs.begin_reading(log)
+                log.is_checked = False
+            # Those that are not there any more have to end their reading.
+            logs.doubted.update(set(logs.reading()).difference(log for log, _ in listed))
+            link.is_behind = False  # a log that is made from now on comes live from its beginning
         count = 0
         self._in_hand = {log for log, _ in listed}
         try:
@@ -178,8 +183,8 @@ class CatchUp:
         """See which streams the logs in doubt are, and read those that are new or other ones."""
         link, logs, pump = self._link, self._shard.logs, self._shard.pump
         opening = link.openings
-        failure: Exception | None = None
-        for log in list(logs.doubted):
+        # Those that tell nothing, without a leader say, have their turn when the others had theirs, and one by one.
+        for log in sorted(logs.doubted, key=lambda log: self._failures.get(log, 0)):
             if link.is_behind or link.openings != opening:
                 return  # `_catch_up` has its turn
             if not self._is_of_router(log.name) or log in self._in_hand:
@@ -187,29 +192,37 @@ class CatchUp:
             logs.doubted.discard(log)
             try:
                 await self._look_at(log)
-            except NATS_ERRORS as error:  # one without a leader, say: the others must not wait for it
+                self._failures.pop(log, None)
+            except NATS_ERRORS:
                 logs.doubted.add(log)
-                failure = error
-        if failure is not None:
-            raise failure
+                self._failures[log] = self._failures.get(log, 0) + 1
+                raise
         if pump.is_rebuilding and link.openings == opening and self._is_last():
             pump.end_rebuilding()
 
     async def _look_at(self, log: Log) -> None:
         logs, opening = self._shard.logs, self._link.openings
-        log.skipped = 0  # what was left to reading by now, the stream has when it is asked
-        state = await self._state(log.name)
+        state = await self._ask_which(log)
         if self._link.openings != opening:
             return
         if state is not None:
-            if self._identify(log, state):
-                logs.begin_reading(log)
             if log.is_reading:
                 await self._read_to_end(log, state.last)
-        elif log.is_reading and not log.skipped:  # else it was made again meanwhile
+        elif log.skipped:  # it was made again meanwhile
+            logs.doubted.add(log)
+        elif log.is_reading:
             if log.created or log.met.resume_after:
                 logs.begin_anew(log, "", self._shard.roster.sessions)
             logs.end_reading(log)
+
+    async def _ask_which(self, log: Log) -> StreamState | None:
+        """Ask which stream a log is, and begin to read it when it is another one; returns what there is of it."""
+        async with self._asking:
+            log.skipped = 0  # what was left to reading by now, the stream has when it is asked
+            state = await self._state(log.name)
+            if state is not None and self._identify(log, state):
+                self._shard.logs.begin_reading(log)
+        return state
 
     def _identify(self, log: Log, state: StreamState) -> bool:
         is_other = self._shard.logs.identify(log, state.created, state.last, self._shard.roster.sessions)
@@ -221,6 +234,9 @@ class CatchUp:
         """Read logs that are far ahead, while what comes live goes on: whatever comes first, counts."""
         for state in await self._streams():
             log = self._shard.logs.open(state.name, subjects.stream_names(state.name)[0])
+            if self._identify(log, state):
+                self._shard.logs.begin_reading(log)
+                self._shard.logs.doubted.add(log)
             if not log.is_reading and state.last - log.met.resume_after > READ_ON_MESSAGES:
                 await self._read(log, state.last)
 
@@ -243,33 +259,30 @@ class CatchUp:
         logs = self._shard.logs
         count = await self._read(log, last)
         while not logs.end_reading(log):
-            log.skipped = 0  # not read to this: it may be of a stream that is gone
-            state = await self._state(log.name)
+            state = await self._ask_which(log)  # not read to `skipped`: that may be of a stream that is gone
             if state is None:
                 logs.doubted.add(log)
                 break
-            if self._identify(log, state):
-                logs.begin_reading(log)
             count += await self._read(log, state.last)
         return count
 
     async def _read(self, log: Log, last: int) -> int:
         """Read a log on through a sequence; returns how many messages that were."""
-        created, after = log.created, log.met.resume_after
+        stream, after = log.index, log.met.resume_after
         count = 0
         while after < last and (messages := await self._reader.read(log.name, after)):
-            if log.created != created:
-                return count  # it turned out to be another one, and is read from its beginning
             for message in messages:
                 while self._shard.fanout.is_busy:
                     self._flush()
                     await asyncio.sleep(0)
+                if log.index != stream:
+                    return count  # it turned out to be another one, and is read from its beginning
                 self._take(log, message)
             self._flush()
             after = messages[-1].sequence
             count += len(messages)
             await asyncio.sleep(0)
-        if log.created == created:
+        if log.index == stream:
             self._shard.logs.note_read(log, max(after, last))
         return count
 

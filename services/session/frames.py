@@ -124,6 +124,8 @@ def _rules(rules: session_pb2.SessionRules) -> Rules:
 
 
 def _carried(state: session_pb2.InflightState) -> Carried:
+    if not len(state.delivery_ids) == len(state.packet_identifiers) == len(state.stages):
+        raise StreamContractError("the fields of a delivery come together", rule="inflight")
     return Carried(
         list(zip(state.delivery_ids, state.packet_identifiers, state.stages, strict=True)),
         list(state.received_packet_identifiers),

@@ -287,3 +287,40 @@ async def test_receipts_of_a_new_log_that_is_read_before_its_messages_come_live(
                 waiting.append(group.create_task(deliver(mesh, number, topic="demo2")))
                 await asyncio.sleep(0.002)  # so that some come while the log is read, whenever that is
         assert {each.result() for each in waiting} == {"ACKNOWLEDGED"}
+
+
+async def test_a_log_that_is_deleted_before_its_turn_is_read_when_it_is_made_again(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, request = LogReader.read, Client.request
+    is_deleted = False
+    listed = asyncio.Event()
+
+    async def deleting(reader: LogReader, stream: str, after: int) -> list[StoredMessage]:
+        nonlocal is_deleted
+        if stream == LOG and not is_deleted:
+            await client.jetstream().delete_stream(LOG)
+            is_deleted = True
+        return await read(reader, stream, after)
+
+    async def noting(nats: Client, subject: str, *args: Any, **kwargs: Any) -> Msg:
+        answer = await request(nats, subject, *args, **kwargs)
+        if is_deleted and subject == "$JS.API.STREAM.LIST":
+            listed.set()
+        return answer
+
+    monkeypatch.setattr(log_reader, "BATCH_S", 0.5)
+    async with mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await subscribed(edge, channel_id, "demo/#")
+        edge.disconnect(channel_id)
+        await until(lambda: edge.is_confirmed)
+    await mesh.publish("demo/a", b"deleted with its log")
+    monkeypatch.setattr(LogReader, "read", deleting)
+    monkeypatch.setattr(Client, "request", noting)
+    async with mesh.nats() as client, mesh.serving(), mesh.edge() as edge:
+        channel_id = await connected(edge)
+        await listed.wait()  # it is not among those that are read now
+        await mesh.create_log()
+        await mesh.publish("demo/a", *numbered(3))
+        await until(lambda: edge.payloads(channel_id) == numbered(3))

@@ -155,7 +155,9 @@ class Fanout:
     def _report_met(self, log: Log, sequence: int, client_id: str, report: Report) -> None:
         """Have the end of a message reported that was read before it came live."""
         session, position = self._roster.find(log.instance_id, client_id), pack(log.index, sequence, P2P)
-        if session is not None and session.has(position):
+        if session is None or session.channel is None:
+            report(Outcome.KEPT)
+        elif session.has(position):
             self._pump.receipts.watch(session, position, report)
         else:
             report(Outcome.ACKNOWLEDGED)

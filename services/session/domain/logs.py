@@ -59,6 +59,7 @@ class Logs:
         """Account for a live message; says whether it is to be delivered now."""
         if log.is_reading:
             log.skipped = max(log.skipped, sequence)
+            self.doubted.add(log)
             return False
         met = log.met
         is_new = met.add(sequence)
