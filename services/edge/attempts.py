@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
+from services.common.errors import StreamContractError
 from services.edge import tokens
 from services.edge.mqtt.packets import Connect, ConnectReturnCode
 from services.edge.policies import Policies
@@ -121,10 +122,19 @@ class Attempts:
         return request
 
     def answer(self, response: auth_pb2.AuthenticateStreamResponse) -> None:
-        """Take the answer to the oldest question."""
+        """Take the answer to the oldest question.
+
+        Raises:
+            StreamContractError: it answers not each attempt; the question has not been taken for answered.
+        """
+        results = response.results
+        indexes = list(response.result_indexes) or list(range(len(results)))
+        asked = len(self._asked[0]) if self._asked else -1
+        if len(indexes) != asked or max(indexes) >= len(results):
+            raise StreamContractError("each attempt has its result", rule="results")
         batch = self._take_asked()
-        verdicts = [self._verdict(result) for result in response.results]
-        for attempt, index in zip(batch, response.result_indexes or range(len(verdicts)), strict=True):
+        verdicts = [self._verdict(result) for result in results]
+        for attempt, index in zip(batch, indexes, strict=True):
             verdict = verdicts[index]
             access, client = verdict.access, attempt.client
             if access is not None and not self._has_group(client, access.grant):

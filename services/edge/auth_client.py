@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from grpc import aio
 
+from services.common.errors import StreamContractError
 from services.common.grpc_client import call_metadata
 from services.common.linking import BACKOFF_S
 from services.common.runtime import first_of
@@ -75,7 +76,7 @@ class AuthClient:
             text = "in time"
             try:
                 await first_of(self._ask(call), self._take_answers(call), self._until_late())
-            except (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError) as error:
+            except (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, StreamContractError) as error:
                 text = (error.details() or "") if isinstance(error, aio.AioRpcError) else str(error)
             finally:
                 call.cancel()
