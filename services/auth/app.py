@@ -124,11 +124,10 @@ async def running(settings: AuthSettings, stop: asyncio.Event) -> AsyncGenerator
             listen=settings.https_listen, app=http, drain_s=settings.drain_s, tls=tls
         ) as https_port,
     ):
-        client = await unless_stopped(
-            stop,
-            jetstream.connect(settings.nats_url, name="auth", readiness=readiness, replicas=settings.nats_replicas),
+        connected = jetstream.connected(
+            settings.nats_url, name="auth", readiness=readiness, replicas=settings.nats_replicas
         )
-        await dependencies.enter_async_context(jetstream.closing(client))
+        client = await unless_stopped(stop, dependencies.enter_async_context(connected))
         store = Store(client=client, resources=resources, sealer=sealer, changed=watchers.tell)
         device_store = DeviceStore(client=client, view=view.devices, sealer=sealer, changed=watchers.tell)
         administration = Administration(

@@ -79,8 +79,11 @@ def _replicas(js: JetStreamContext) -> int:
     return client.replicas if isinstance(client, _Client) else 1
 
 
-async def connect(url: Secret, *, name: str, readiness: Readiness, replicas: int = 1) -> Client:
+@contextlib.asynccontextmanager
+async def connected(url: Secret, *, name: str, readiness: Readiness, replicas: int = 1) -> AsyncGenerator[Client]:
     """Connect to NATS, trying again until it answers; afterwards nats-py reconnects for ever.
+
+    Leaving closes the connection after what it holds was sent, within two seconds.
 
     Args:
         url: `nats://user:password@host:port`, several joined by commas.
@@ -89,7 +92,31 @@ async def connect(url: Secret, *, name: str, readiness: Readiness, replicas: int
         replicas: that `ensure_stream` and `ensure_bucket` give what they make by this client.
     """
     logged = False
+    while True:
+        client = _Client(replicas)
+        try:
+            await _connect(client, url, name, readiness)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # noqa: TRY301 - nats-py may have swallowed it
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            await _close(client)
+            if not logged:
+                logged = True
+                logger.warning("nats does not answer, trying on", extra={"error": repr(error)})
+            await asyncio.sleep(0.25)
+        except BaseException:
+            await _close(client)  # else its connection and tasks would outlive us
+            raise
+        else:
+            break
+    try:
+        readiness.mark(DEPENDENCY, present=True)
+        yield client
+    finally:
+        await _close(client)
 
+
+async def _connect(client: Client, url: Secret, name: str, readiness: Readiness) -> None:
     async def on_error(error: Exception) -> None:
         logger.warning("nats error", extra={"error": repr(error)})
 
@@ -99,53 +126,31 @@ async def connect(url: Secret, *, name: str, readiness: Readiness, replicas: int
     async def on_reconnect() -> None:
         readiness.mark(DEPENDENCY, present=True)
 
-    while True:
-        client = _Client(replicas)
-        try:
-            await client.connect(
-                url.reveal().split(","),
-                name=name,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # nats-py only sleeps for it
-                connect_timeout=2,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                pending_size=PENDING_BYTES,
-                inbox_prefix=INBOX_PREFIX,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=on_reconnect,
-            )
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError  # noqa: TRY301 - nats-py may have swallowed it
-        except asyncio.CancelledError:
-            async with asyncio.timeout(2):  # else its connection and tasks would outlive us
-                await client.close()
-            raise
-        except (OSError, nats.errors.Error, TimeoutError) as error:
-            if not logged:
-                logged = True
-                logger.warning("nats does not answer, trying on", extra={"error": repr(error)})
-            await asyncio.sleep(0.25)
-            continue
-        readiness.mark(DEPENDENCY, present=True)
-        return client
+    await client.connect(
+        url.reveal().split(","),
+        name=name,
+        allow_reconnect=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.25,  # type: ignore[arg-type]  # nats-py only sleeps for it
+        connect_timeout=2,
+        ping_interval=5,
+        max_outstanding_pings=2,
+        pending_size=PENDING_BYTES,
+        inbox_prefix=INBOX_PREFIX,
+        error_cb=on_error,
+        disconnected_cb=on_disconnect,
+        reconnected_cb=on_reconnect,
+    )
 
 
-@contextlib.asynccontextmanager
-async def closing(client: Client) -> AsyncGenerator[Client]:
-    """Close `client` on leaving, after what it holds was sent, within two seconds."""
-    try:
-        yield client
-    finally:
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-            if client.is_connected:
-                await client.flush(timeout=1)
-        # `RuntimeError` is uvloop's for a transport that broke, which nats-py does not look at.
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError, RuntimeError):
-            async with asyncio.timeout(1):
-                await client.close()
+async def _close(client: Client) -> None:
+    with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+        if client.is_connected:
+            await client.flush(timeout=1)
+    # `RuntimeError` is uvloop's for a transport that broke, which nats-py does not look at.
+    with contextlib.suppress(nats.errors.Error, TimeoutError, OSError, RuntimeError):
+        async with asyncio.timeout(1):
+            await client.close()
 
 
 async def ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:

@@ -73,10 +73,10 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         stack.callback(edges.close)  # ends the streams, which would use up the grace of the server
         auth = await enter(grpc_client.channel(settings.auth, settings.cluster_token))
         await enter(runtime.background(edges.run(), watch.run(auth)))
-        connecting = jetstream.connect(
+        connected = jetstream.connected(
             settings.nats_url, name="router", readiness=readiness, replicas=settings.nats_replicas
         )
-        client = await enter(jetstream.closing(await runtime.unless_stopped(stop, connecting)))
+        client = await runtime.unless_stopped(stop, enter(connected))
         js = client.jetstream()
         rules = LogRules(watch)
         log = LogWriter(

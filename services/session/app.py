@@ -65,10 +65,10 @@ async def serve(settings: SessionSettings, stop: asyncio.Event) -> None:
             http_server.serving_health(listen=settings.http_listen, readiness=readiness, drain_s=settings.drain_s)
         )
         stack.push_async_callback(servicer.end_links)  # open streams would use the grace up
-        connecting = jetstream.connect(
+        connected = jetstream.connected(
             settings.nats_url, name="weimq-session", readiness=readiness, replicas=settings.nats_replicas
         )
-        client = await enter(jetstream.closing(await unless_stopped(stop, connecting)))
+        client = await unless_stopped(stop, enter(connected))
         js = client.jetstream(timeout=5)
 
         store = Store(client, js, place=place)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import nats
 import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,6 +22,7 @@ from services.common import grpc_errors, jetstream, subjects
 from services.common.errors import StreamContractError
 from services.common.grpc_client import call_metadata, channel
 from services.common.link import Link, LinkBrokenError
+from services.common.readiness import Readiness
 from services.common.runtime import background
 from services.common.settings import Secret
 from services.router.app import serve
@@ -338,10 +338,8 @@ class FakeEdge:
         await self.link.exchange(read, call.write)
 
 
-@contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncGenerator[Client]:
-    async with jetstream.closing(await nats.connect(url)) as client:
-        yield client
+def connected(url: str) -> contextlib.AbstractAsyncContextManager[Client]:
+    return jetstream.connected(Secret(url), name="test", readiness=Readiness())
 
 
 async def make_log(url: str, parent: str, *, max_msg_size: int = -1) -> None:

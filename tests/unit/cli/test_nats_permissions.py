@@ -320,8 +320,7 @@ async def test_new_topics_and_backends_come_without_a_break(broker: Broker) -> N
 
 async def test_reloads_fail_no_management_call_of_a_service(broker: Broker) -> None:
     url = Secret(broker.data.read_text(broker.data.nats_url))
-    client = await jetstream.connect(url, name="test", readiness=Readiness())
-    async with jetstream.closing(client):
+    async with jetstream.connected(url, name="test", readiness=Readiness()) as client:
         js = client.jetstream(timeout=20)
         bucket = await js.key_value("resources")
         is_over = False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 
 import nats.errors
 import pytest
@@ -33,12 +33,8 @@ def config() -> api.StreamConfig:
     return api.StreamConfig(name=name, subjects=[name])
 
 
-@asynccontextmanager
-async def connected(cluster: NatsCluster, replicas: int) -> AsyncIterator[Client]:
-    url = Secret(cluster.url)
-    connecting = jetstream.connect(url, name="test", readiness=Readiness("nats"), replicas=replicas)
-    async with jetstream.closing(await connecting) as client:
-        yield client
+def connected(cluster: NatsCluster, replicas: int) -> AbstractAsyncContextManager[Client]:
+    return jetstream.connected(Secret(cluster.url), name="test", readiness=Readiness("nats"), replicas=replicas)
 
 
 async def replicas_of(client: Client, stream: str) -> int | None:

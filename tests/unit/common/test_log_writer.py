@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 
 import nats
 import nats.errors
@@ -35,11 +35,8 @@ NO_PEERS = 10005
 """JetStream's answer while a server of the cluster is late on a busy machine."""
 
 
-@contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncGenerator[Client]:
-    client = await jetstream.connect(Secret(url), name="test", readiness=Readiness("nats"))
-    async with jetstream.closing(client):
-        yield client
+def connected(url: str) -> AbstractAsyncContextManager[Client]:
+    return jetstream.connected(Secret(url), name="test", readiness=Readiness("nats"))
 
 
 async def add_stream(client: Client, name: str, **options: object) -> None:
