@@ -1,4 +1,4 @@
-"""The load generator: mqload, a C program that checks every payload it gets; ours in Python where it is missing."""
+"""The load generator: mqload, a C program that checks every payload it gets; ours where it is missing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks import own_loader
 
 _SOURCE = Path(__file__).parents[2] / "shared" / "bench" / "mqload.c"
 
@@ -27,11 +28,8 @@ def find() -> tuple[str, ...]:
     """Return the command of mqload, built when its source is at hand; else that of our own."""
     if path := os.environ.get("MQLOAD") or shutil.which("mqload"):
         return (path,)
-    if _SOURCE.exists() and (compiler := shutil.which("cc") or shutil.which("gcc")):
-        target = Path(tempfile.gettempdir()) / f"mqload-{os.getuid()}"
-        if not target.exists() or target.stat().st_mtime < _SOURCE.stat().st_mtime:
-            command = [compiler, "-O2", "-std=gnu11", "-pthread", "-o", str(target), str(_SOURCE)]
-            subprocess.run(command, check=True)
+    target = own_loader.BUILD / "mqload"
+    if _SOURCE.exists() and own_loader.build(_SOURCE, target, "-pthread"):
         return (str(target),)
     return OWN
 

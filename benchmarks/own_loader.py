@@ -1,23 +1,26 @@
 """The load generator for those who have no mqload: pairs of one publisher and one subscriber, QoS 0 and 1.
 
 It takes mqload's options for that and prints its JSON, as far as the tables need it, and checks every payload, too.
-Python takes more CPU time for a message than C, so it measures what is slower than itself: mosquitto as mqload does,
-and of the mesh a lower bound where `loader_cores` comes near 1.
+What happens to each message is in C (`own_loader.c`): a loader that is slower than the broker takes in and publishes
+more at a time, which lets the broker do more at a time, and shows it faster than it is.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import ctypes
 import itertools
 import json
-import struct
+import os
+import shutil
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import NoReturn, cast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
-import uvloop
 from typing_extensions import override
 
 from benchmarks.peers import cpu_s
@@ -28,151 +31,146 @@ from services.edge.mqtt import codec, packets
 ANSWER_S = 30.0
 """How long the broker may take for CONNACK and SUBACK."""
 
-MARK = struct.Struct(">QQ")
-"""How a payload begins: number of the message of its stream, and when it was sent, in nanoseconds."""
+MARK_SIZE = 16
+"""A payload begins with the number of the message of its stream, and when it was sent."""
 
-PUBACKS = [b"\x40\x02" + number.to_bytes(2, "big") for number in range(65_536)]
+MAX_CREDIT = 1 << 15
+
+STEPS = 64
+"""Of the histogram of latencies, for each power of two."""
+
+BUILD = Path(__file__).parents[1] / "build"
 
 
 class LoadError(Exception):
-    """The broker did not do what a run needs."""
+    """The broker did not do what a run needs, or the loader can't do it."""
 
 
-class Connection(asyncio.Protocol):
-    """An MQTT connection; after its answers to CONNECT and SUBSCRIBE its bytes go to `take`."""
+class Stream(ctypes.Structure):
+    """One publisher and its subscriber: their sockets, -1 once they are lost, and what was counted."""
 
-    def __init__(self, hello: bytes) -> None:
-        self._hello = hello
-        self._answered = asyncio.Event()
-        self._wanted = 0
-        self._rest = b""
-        self.take: Callable[[bytes], bytes]
-        self.transport: asyncio.Transport
-        self.is_lost = False
-
-    async def answer(self, data: bytes, size: int) -> bytes:
-        """Send bytes and return those of the answer, whose size is known."""
-        self._wanted = size
-        self._answered.clear()
-        self.transport.write(data)
-        async with asyncio.timeout(ANSWER_S):
-            await self._answered.wait()
-        answer, self._rest = self._rest[:size], self._rest[size:]
-        if len(answer) < size or answer[-1] & 0x83 == 0x80 or (answer[0] == 0x20 and answer[-1]):
-            raise LoadError(f"a client was refused: {answer.hex() or 'closed'}")
-        return answer
-
-    async def open(self) -> None:
-        """Send CONNECT and wait for CONNACK."""
-        await self.answer(self._hello, 4)
-
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        self._rest += data
-        if self._wanted:
-            if len(self._rest) >= self._wanted:
-                self._wanted = 0
-                self._answered.set()
-        else:
-            self._rest = self.take(self._rest)
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_lost = True
-        self._answered.set()
+    _fields_: ClassVar[Sequence[Any]] = (
+        ("publisher", ctypes.c_int32), ("subscriber", ctypes.c_int32),
+        *((name, ctypes.c_uint64) for name in ("sent", "acknowledged", "delivered", "lost", "dup", "corrupt")),
+    )  # fmt: skip
 
 
-class Pair:
-    """One stream: its publisher, its subscriber, and what they know.
+class Load(ctypes.Structure):
+    """What all streams have in common."""
+
+    _fields_: ClassVar[Sequence[Any]] = (
+        *((name, ctypes.c_uint32) for name in ("qos", "credit", "window", "payload_size", "is_sending")),
+        ("latencies", ctypes.c_uint64 * (64 * STEPS)),
+    )
+
+
+def build(source: Path, target: Path, *flags: str) -> bool:
+    """Compile a C source unless that was done; return whether there is a compiler."""
+    if (compiler := shutil.which("cc") or shutil.which("gcc")) is None:
+        return False
+    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = target.with_suffix(f".{os.getpid()}")  # others may run, or make, the same one
+        subprocess.run([compiler, "-O2", "-std=gnu11", *flags, "-o", str(made), str(source)], check=True)
+        made.replace(target)
+    return True
+
+
+class Run:
+    """Connections and counters of a run.
 
     Args:
-        topic: of the stream.
         options: of the run.
+
+    Raises:
+        LoadError: there is no C compiler, or a client was refused.
     """
 
-    def __init__(self, topic: str, options: argparse.Namespace) -> None:
-        self.topic = topic
-        self._qos: int = options.qos
-        self._credit: int = options.credit or (64, 256)[self._qos]
-        self._window: int = options.window if self._qos else sys.maxsize
-        self._padding = bytes(options.payload - MARK.size)
-        shown = codec.encode(
-            packets.Publish(topic, MARK.pack(0, 0) + self._padding, self._qos, False, False, self._qos)
+    def __init__(self, options: argparse.Namespace) -> None:
+        library = BUILD / "own_loader.so"
+        if not build(Path(__file__).with_suffix(".c"), library, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"):
+            raise LoadError("a C compiler is needed for that, or mqload: set MQLOAD to its path")
+        loader = ctypes.CDLL(str(library))
+        self._turn = loader.loop_run
+        self._turn.argtypes = (ctypes.c_void_p, ctypes.c_double, ctypes.c_int)
+        self._turn.restype = None
+        loader.loop_new.restype = ctypes.c_void_p
+        qos: int = options.qos
+        self.load = Load(qos, options.credit or (64, 256)[qos], options.window, options.payload)
+        topics = [options.topic.replace("%d", str(n)) for n in range(options.pubs)]
+        self._sockets: list[socket.socket] = []
+        try:
+            self._connect(options, topics)
+        except BaseException:
+            self.close()
+            raise
+        sockets = [each.fileno() for each in self._sockets]
+        self.streams = (Stream * options.pubs)(*zip(sockets[: options.pubs], sockets[options.pubs :], strict=True))
+        payload = bytes(options.payload)
+        shown = [codec.encode(packets.Publish(topic, payload, qos, False, False, qos)) for topic in topics]
+        self._packets = (ctypes.c_char_p * options.pubs)(*shown)
+        sizes = (ctypes.c_size_t * options.pubs)(*map(len, shown))
+        self._loop = loader.loop_new(
+            ctypes.byref(self.load), self.streams, ctypes.c_size_t(options.pubs), self._packets, sizes
         )
-        at = len(shown) - options.payload
-        self._head = shown[: at - 2 * self._qos]
-        self._format = struct.Struct(f">{len(self._head)}s{'H' * self._qos}QQ{len(self._padding)}s")
-        self.publisher: Connection
-        self.subscriber: Connection
-        self.is_sending = False
-        self.sent = self.acknowledged = self.delivered = 0
-        self.lost = self.dup = self.corrupt = 0
-        self.latencies_ns: list[int] = []
-        """Of the first message of each chunk."""
+
+    def _connect(self, options: argparse.Namespace, topics: Sequence[str]) -> None:
+        """Connect the publishers, then the subscribers, and subscribe these."""
+        hosts = [each.rpartition(":") for each in options.host.split(",")]
+        for number in range(2 * len(topics)):
+            host, _, port = hosts[number % len(hosts)]
+            connection = socket.create_connection((host, int(port)), ANSWER_S)
+            self._sockets.append(connection)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _ask(connection, connect_packet(options, number), 4)
+        for connection, topic in zip(self._sockets[len(topics) :], topics, strict=True):
+            _ask(connection, codec.encode(packets.Subscribe(1, [(topic, options.qos)])), 5)
+        for connection in self._sockets:
+            connection.setblocking(False)
+
+    def turn(self, seconds: float, *, until_complete: bool = False) -> None:
+        """Send and receive for some time, or until everything that was sent has come."""
+        self._turn(self._loop, seconds, until_complete)
+
+    def total(self, name: str) -> int:
+        """Return the sum of a counter over the streams."""
+        return sum(getattr(each, name) for each in self.streams)
+
+    @property
+    def disconnects(self) -> int:
+        """How many connections were lost."""
+        return sum((each.publisher < 0) + (each.subscriber < 0) for each in self.streams)
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is on its way."""
-        return self.delivered == self.sent and (not self._qos or self.acknowledged == self.sent)
+        return not any(
+            each.delivered < each.sent or (self.load.qos and each.acknowledged < each.sent) for each in self.streams
+        )
 
-    def send(self) -> None:
-        """Publish what credit and window allow."""
-        if not self.is_sending:
-            return
-        count = min(self._credit - self.sent + self.delivered, self._window - self.sent + self.acknowledged)
-        if count <= 0:
-            return
-        numbers = range(self.sent, self.sent + count)
-        self.sent += count
-        now, pack, head, padding = time.perf_counter_ns(), self._format.pack, self._head, self._padding
-        if self._qos:
-            data = b"".join([pack(head, n % 65_535 + 1, n, now, padding) for n in numbers])
-        else:
-            data = b"".join([pack(head, n, now, padding) for n in numbers])
-        self.publisher.transport.write(data)
+    def latency_us(self, percent: int) -> float:
+        """Return a percentile of the latencies."""
+        counts = list(self.load.latencies)
+        wanted = sum(counts) * percent / 100
+        for bucket, seen in enumerate(itertools.accumulate(counts)):
+            if seen >= wanted and seen:
+                power, step = divmod(bucket, STEPS)
+                return (step if not power else STEPS + step << power - 1) / 1e3
+        return 0.0
 
-    def take_acknowledgements(self, data: bytes) -> bytes:
-        """Count PUBACKs; they come in order. Returns what is no whole one."""
-        whole = len(data) & ~3
-        for kind, number in struct.iter_unpack(">HH", memoryview(data)[:whole]):
-            if kind != 0x4002 or number != self.acknowledged % 65_535 + 1:
-                self.corrupt += 1
-            self.acknowledged += 1
-        self.send()
-        return data[whole:]
+    def close(self) -> None:
+        """Close all connections."""
+        for each in self._sockets:
+            each.close()
 
-    def take_messages(self, data: bytes) -> bytes:
-        """Check and acknowledge messages. Returns what is no whole one."""
-        whole = len(data) - len(data) % self._format.size
-        if not whole:
-            return data
-        head, padding, expected = self._head, self._padding, self.delivered
-        identifiers: list[int] = []
-        sent_ns = 0
-        for found in self._format.iter_unpack(memoryview(data)[:whole]):
-            number, at_ns = found[-3], found[-2]
-            if found[0] != head or found[-1] != padding:
-                self.corrupt += 1
-            if number == expected:
-                expected += 1
-            elif number > expected:
-                self.lost += number - expected
-                expected = number + 1
-            else:
-                self.dup += 1
-            sent_ns = sent_ns or at_ns
-            if self._qos:
-                identifiers.append(found[1])
-        self.delivered = expected
-        self.latencies_ns.append(time.perf_counter_ns() - sent_ns)
-        if identifiers:
-            self.subscriber.transport.write(b"".join([PUBACKS[each] for each in identifiers]))
-        self.send()
-        return data[whole:]
+
+def _ask(connection: socket.socket, question: bytes, size: int) -> None:
+    connection.sendall(question)
+    answer = b""
+    while len(answer) < size and (more := connection.recv(size - len(answer))):
+        answer += more
+    if len(answer) < size or answer[-1] & 0x83 == 0x80 or (answer[0] == 0x20 and answer[-1]):
+        raise LoadError(f"a client was refused: {answer.hex() or 'closed'}")
 
 
 def connect_packet(options: argparse.Namespace, number: int) -> bytes:
@@ -182,89 +180,51 @@ def connect_packet(options: argparse.Namespace, number: int) -> bytes:
     return codec.encode(packets.Connect(4, client_id, True, 60, options.user, password, None))
 
 
-async def start(options: argparse.Namespace, connections: list[Connection]) -> list[Pair]:
-    """Return the pairs, connected and subscribed, not sending; what was opened is in `connections`."""
-    loop = asyncio.get_running_loop()
-    hosts = [each.rpartition(":") for each in options.host.split(",")]
-    numbers = itertools.count()
-
-    async def opened() -> Connection:
-        number = next(numbers)
-        host, _, port = hosts[number % len(hosts)]
-        hello = connect_packet(options, number)
-        _, connection = await loop.create_connection(lambda: Connection(hello), host, int(port))
-        connections.append(connection)
-        await connection.open()
-        return connection
-
-    pairs = [Pair(options.topic.replace("%d", str(n)), options) for n in range(options.pubs)]
-    for pair in pairs:
-        pair.publisher = await opened()
-        pair.publisher.take = pair.take_acknowledgements
-    for pair in pairs:
-        pair.subscriber = await opened()
-        pair.subscriber.take = pair.take_messages
-        await pair.subscriber.answer(codec.encode(packets.Subscribe(1, [(pair.topic, options.qos)])), 5)
-    await asyncio.sleep(options.settle)
-    return pairs
-
-
-async def measure(options: argparse.Namespace) -> dict[str, object]:
+def measure(options: argparse.Namespace) -> dict[str, object]:
     """Run once and return what mqload would print."""
-    connections: list[Connection] = []
+    run = Run(options)
     try:
-        return await _measured(options, connections)
+        return _measured(options, run)
     finally:
-        for connection in connections:
-            connection.transport.close()
+        run.close()
 
 
-async def _measured(options: argparse.Namespace, connections: list[Connection]) -> dict[str, object]:
+def _measured(options: argparse.Namespace, run: Run) -> dict[str, object]:
     pids = {each: int(each) for each in options.pid.split(",") if each}
-    pairs = await start(options, connections)
-    for pair in pairs:
-        pair.is_sending = True
-        pair.send()
-    await asyncio.sleep(options.warmup)
-    for pair in pairs:
-        pair.latencies_ns.clear()
-    began, before, own, broker = time.perf_counter(), _delivered(pairs), time.process_time(), cpu_s(pids)
-    await asyncio.sleep(options.duration)
-    wall, delivered, own = time.perf_counter() - began, _delivered(pairs) - before, time.process_time() - own
+    run.turn(options.settle)
+    run.load.is_sending = 1
+    run.turn(options.warmup)
+    ctypes.memset(run.load.latencies, 0, ctypes.sizeof(run.load.latencies))
+    began, before, own, broker = time.perf_counter(), run.total("delivered"), time.process_time(), cpu_s(pids)
+    run.turn(options.duration)
+    wall, delivered, own = time.perf_counter() - began, run.total("delivered") - before, time.process_time() - own
     after = cpu_s(pids)
     broker_s = sum(after[each] - broker[each] for each in pids)
-    latencies = sorted(itertools.chain.from_iterable(pair.latencies_ns for pair in pairs)) or [0]
-    for pair in pairs:
-        pair.is_sending = False
-    disconnects = await _drain(pairs, options.drain)
-    sent, arrived = sum(pair.sent for pair in pairs), _delivered(pairs)
+    latency = {f"p{percent}_us": run.latency_us(percent) for percent in (50, 99)}
+    run.load.is_sending = 0
+    _drain(run, options.drain)
+    sent, arrived = run.total("sent"), run.total("delivered")
     return {
         "tool": "weimq",
         "delivered_per_s": delivered / wall,
         "delivered_per_broker_cpu_s": delivered / broker_s if broker_s else 0,
         "delivered": arrived,
-        "latency": {f"p{part}_us": latencies[len(latencies) * part // 100] / 1e3 for part in (50, 99)},
+        "latency": latency,
         "usage": {"wall_s": wall, "loader_cpu_s": own, "broker_cpu_s": broker_s},
-        "lost": sum(pair.lost for pair in pairs) + sent - arrived,
-        "dup": sum(pair.dup for pair in pairs),
-        "corrupt": sum(pair.corrupt for pair in pairs),
-        "unacked": sum(pair.sent - pair.acknowledged for pair in pairs) if options.qos else 0,
-        "disconnects": disconnects,
+        "lost": run.total("lost") + sent - arrived,
+        "dup": run.total("dup"),
+        "corrupt": run.total("corrupt"),
+        "unacked": sent - run.total("acknowledged") if options.qos else 0,
+        "disconnects": run.disconnects,
     }
 
 
-def _delivered(pairs: Sequence[Pair]) -> int:
-    return sum(pair.delivered for pair in pairs)
-
-
-async def _drain(pairs: Sequence[Pair], idle_s: float) -> int:
-    """Wait for what is on its way, until nothing comes for `idle_s`; return how many connections were lost."""
-    before, since = -1, time.perf_counter()
-    while not all(pair.is_complete for pair in pairs) and time.perf_counter() - since < idle_s:
-        if (now := _delivered(pairs)) != before:
-            before, since = now, time.perf_counter()
-        await asyncio.sleep(0.01)
-    return sum(pair.publisher.is_lost + pair.subscriber.is_lost for pair in pairs)
+def _drain(run: Run, idle_s: float) -> None:
+    """Wait for what is on its way, until nothing comes for `idle_s`."""
+    before = -1
+    while not run.is_complete and (now := run.total("delivered") + run.total("acknowledged")) != before:
+        before = now
+        run.turn(idle_s, until_complete=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -300,7 +260,10 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pid", default="")
     for flag in ("--json", "-q", "--strict"):
         parser.add_argument(flag, action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.payload < MARK_SIZE or not 0 <= options.credit <= MAX_CREDIT or not 0 < options.window <= MAX_CREDIT:
+        parser.error(f"payload at least {MARK_SIZE} bytes, credit and window at most {MAX_CREDIT} messages")
+    return options
 
 
 def main() -> int:
@@ -308,7 +271,7 @@ def main() -> int:
     raise_file_limit()
     try:
         options = parsed(sys.argv[1:])
-        result = uvloop.run(measure(options))
+        result = measure(options)
     except (LoadError, OSError, TimeoutError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -10,8 +10,15 @@ import pytest
 
 from benchmarks.own_loader import LoadError, measure, parsed
 from services.edge.mqtt import codec, packets
+from tests.support.tools import need
 
 pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> str:
+    return need("cc", "gcc")
+
 
 Change = Callable[[int], int]
 """How often the message of this number is delivered."""
@@ -64,7 +71,7 @@ def arguments(port: int, qos: int) -> list[str]:
 @pytest.mark.parametrize("qos", [0, 1])
 async def test_all_that_is_sent_is_counted(qos: int) -> None:
     async with broker(lambda _: 1) as port:
-        result = await measure(parsed(arguments(port, qos)))
+        result = await asyncio.to_thread(measure, parsed(arguments(port, qos)))
     assert result["delivered"]
     assert {name: result[name] for name in ("lost", "dup", "corrupt", "unacked", "disconnects")} == dict.fromkeys(
         ("lost", "dup", "corrupt", "unacked", "disconnects"), 0
@@ -75,14 +82,14 @@ async def test_all_that_is_sent_is_counted(qos: int) -> None:
 @pytest.mark.parametrize(("times", "fault"), [(0, "lost"), (2, "dup")])
 async def test_a_message_that_is_lost_or_repeated_is_told(qos: int, times: int, fault: str) -> None:
     async with broker(lambda number: times if number == 5 else 1) as port:
-        result = await measure(parsed(arguments(port, qos)))
+        result = await asyncio.to_thread(measure, parsed(arguments(port, qos)))
     assert result[fault] == 1
 
 
 async def test_a_client_that_is_refused_ends_the_run() -> None:
     async with broker(lambda _: 1, return_code=5) as port:
         with pytest.raises(LoadError, match="refused: 20020005"):
-            await measure(parsed(arguments(port, 0)))
+            await asyncio.to_thread(measure, parsed(arguments(port, 0)))
 
 
 @pytest.mark.parametrize("more", [["--topology", "fanout"], ["--qos", "2"], ["--rate", "5000"]])
