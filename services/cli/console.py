@@ -108,6 +108,10 @@ class UpReport(Report):
         """Say that the system allows few connections."""
         self._note("weimq", f"at most {limit:,} open files, so fewer clients: raise ulimit -n", "yellow")
 
+    def pure(self, reason: str) -> None:
+        """Say that the hot path is not compiled."""
+        self._note("weimq", f"running in pure Python, which is slower: {reason} (make setup compiles)", "yellow")
+
     def stopping(self) -> None:
         """Say that the mesh was told to stop."""
         self._is_stopping = True

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from services import compiled
 from services.cli import certificate, config_file, mesh, nats_config, run_file
 from services.cli.console import UpReport
 from services.cli.errors import WRONG_USE, CliError
@@ -99,6 +100,8 @@ def up(
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the launcher lets each process have all of them
         if files < ENOUGH_FILES:
             report.few_files(files)
+        if not compiled.is_active:
+            report.pure(compiled.reason)
         report.starting(len(planned.processes), _shortest(directory.path))
         # Not on uvloop: it starts processes by fork(), which runs gRPC's fork handlers in the child; they crash now and
         # then. asyncio's own loop uses vfork().
