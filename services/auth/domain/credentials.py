@@ -108,7 +108,9 @@ def authenticate(attempt: Attempt, view: View, now_ms: int) -> Result:
     instance = resources.instance(instance_id)
     is_standard = instance is not None and instance.profile is Profile.STANDARD
     if not is_standard and (fault := names.client_id_fault(attempt.client_id)):
-        return Result(Outcome.IDENTIFIER_REJECTED, reason=f"client id {fault}")
+        # Who has no instance is most likely a plain MQTT client, whose client id is not at fault.
+        unnamed = "" if instance_id else "; neither user name nor listener names an instance"
+        return Result(Outcome.IDENTIFIER_REJECTED, reason=f"client id {fault}{unnamed}")
     if mode is Mode.SIGNATURE:
         return _by_signature(attempt, instance_id, key_id, resources, is_standard=is_standard)
     if mode is Mode.TOKEN:

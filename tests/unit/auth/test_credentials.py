@@ -116,6 +116,11 @@ CASES = {
     "too few parts": (attempt("Signature|AK1", GOOD, default="mqtt-demo"), BAD, "no known mode"),
     "too many parts": (attempt("Signature|AK1|mqtt-demo|x", GOOD, default="mqtt-demo"), BAD, "no known mode"),
     "no user name, no instance": (attempt(None, None), BAD, "neither user name nor listener names an instance"),
+    "no user name, no instance, an id of plain MQTT": (
+        attempt(None, None, "x"),
+        REJECTED,
+        "neither user name nor listener names an instance",
+    ),
     "no user name at an lmq listener": (attempt(None, None, default="mqtt-demo"), BAD, "no known mode"),
     "listener names an unknown instance": (attempt(None, None, default="nowhere"), BAD, "unknown instance"),
     "anonymous": (attempt(None, None, "any id", default="open"), OK, ""),
