@@ -28,9 +28,8 @@ def find() -> tuple[str, ...]:
     """Return the command of mqload, built when its source is at hand; else that of our own."""
     if path := os.environ.get("MQLOAD") or shutil.which("mqload"):
         return (path,)
-    target = own_loader.BUILD / "mqload"
-    if _SOURCE.exists() and own_loader.build(_SOURCE, target, "-pthread"):
-        return (str(target),)
+    if _SOURCE.exists() and (program := own_loader.build(_SOURCE, "-pthread")):
+        return (str(program),)
     return OWN
 
 

@@ -15,7 +15,7 @@
 enum {
     BUFFER_SIZE = 256 << 10, /* bytes of a read */
     MAX_EVENTS = 512,        /* connections of a turn */
-    MARK_SIZE = 16,          /* a payload begins with the number of the message and when it was sent, in ns */
+    MARK_SIZE = 24,          /* a payload begins with the stream, the number of the message, and when it was sent, in ns */
     STEPS = 64,              /* of the histogram, for each power of two */
     BUCKETS = 64 * STEPS,
 };
@@ -23,7 +23,8 @@ enum {
 /* What Python sees of one publisher and its subscriber: `Stream` of own_loader.py. */
 struct stream {
     int32_t publisher, subscriber; /* their sockets, which do not block; -1 once the connection is lost */
-    uint64_t sent, acknowledged, delivered, lost, dup, corrupt;
+    uint64_t sent, acknowledged, expected; /* numbers of messages; `expected` is the next one that is to come */
+    uint64_t delivered, lost, dup, corrupt;
 };
 
 /* What all streams have in common: `Load` of own_loader.py. */
@@ -43,6 +44,7 @@ struct connection {
 
 struct pair {
     struct stream *stream;
+    uint64_t index;
     uint8_t *packet; /* a PUBLISH, to be completed */
     size_t packet_size, at_identifier, at_mark;
     struct connection ends[2]; /* publisher, subscriber */
@@ -90,6 +92,11 @@ static uint8_t *writing(struct loop *loop, struct connection *c, size_t size)
         c->is_waiting = 1;
         loop->to_write[loop->to_write_count++] = c;
     }
+    if (c->out_begin && c->out_end + size > c->out_room) {
+        memmove(c->out, c->out + c->out_begin, c->out_end - c->out_begin);
+        c->out_end -= c->out_begin;
+        c->out_begin = 0;
+    }
     if (c->out_end + size > c->out_room) {
         c->out_room = (c->out_end + size) * 2;
         c->out = realloc(c->out, c->out_room);
@@ -107,13 +114,13 @@ static void publish(struct loop *loop, struct pair *pair)
     struct stream *s = pair->stream;
     if (!load->is_sending || s->publisher < 0)
         return;
-    uint64_t until = s->delivered + load->credit;
+    uint64_t until = s->expected + load->credit;
     if (load->qos && until > s->acknowledged + load->window)
         until = s->acknowledged + load->window;
     uint64_t now = until > s->sent ? now_ns() : 0;
     for (; s->sent < until; s->sent++) {
         uint8_t *packet = writing(loop, &pair->ends[0], pair->packet_size);
-        uint64_t mark[2] = {s->sent, now};
+        uint64_t mark[3] = {pair->index, s->sent, now};
         uint16_t identifier = (uint16_t)(s->sent % 65535 + 1);
         memcpy(packet, pair->packet, pair->packet_size);
         if (load->qos) {
@@ -145,17 +152,19 @@ static size_t take_messages(struct loop *loop, struct pair *pair, const uint8_t 
     uint64_t now = now_ns();
     for (; size - at >= pair->packet_size; at += pair->packet_size) {
         const uint8_t *packet = data + at;
-        uint64_t mark[2];
+        uint64_t mark[3];
         memcpy(mark, packet + pair->at_mark, MARK_SIZE);
         if (memcmp(packet, pair->packet, pair->at_identifier) ||
-            memcmp(packet + after_mark, pair->packet + after_mark, pair->packet_size - after_mark)) {
+            memcmp(packet + after_mark, pair->packet + after_mark, pair->packet_size - after_mark) ||
+            mark[0] != pair->index || mark[1] >= s->sent || mark[2] > now) {
             s->corrupt++;
-        } else if (mark[0] < s->delivered) {
+        } else if (mark[1] < s->expected) {
             s->dup++;
         } else {
-            s->lost += mark[0] - s->delivered;
-            s->delivered = mark[0] + 1;
-            note_latency(loop->load, now - mark[1]);
+            s->lost += mark[1] - s->expected;
+            s->expected = mark[1] + 1;
+            s->delivered++;
+            note_latency(loop->load, now - mark[2]);
         }
         if (loop->load->qos) {
             uint8_t *answer = writing(loop, &pair->ends[1], 4);
@@ -206,7 +215,7 @@ static int is_complete(const struct loop *loop)
 {
     for (size_t i = 0; i < loop->pair_count; i++) {
         const struct stream *s = loop->pairs[i].stream;
-        if (s->delivered < s->sent || (loop->load->qos && s->acknowledged < s->sent))
+        if (s->expected < s->sent || (loop->load->qos && s->acknowledged < s->sent))
             return 0;
     }
     return 1;
@@ -258,6 +267,7 @@ struct loop *loop_new(struct load *load, struct stream *streams, size_t count, u
     for (size_t i = 0; i < count; i++) {
         struct pair *pair = &loop->pairs[i];
         pair->stream = &streams[i];
+        pair->index = i;
         pair->packet = packets[i];
         pair->packet_size = sizes[i];
         pair->at_mark = sizes[i] - load->payload_size;

@@ -1,6 +1,7 @@
 """The load generator for those who have no mqload: pairs of one publisher and one subscriber, QoS 0 and 1.
 
-It takes mqload's options for that and prints its JSON, as far as the tables need it, and checks every payload, too.
+It takes mqload's options for that and prints its JSON, as far as the tables need it, and checks every payload, too. A
+stream that has lost as many messages as it has credit rests.
 What happens to each message is in C (`own_loader.c`): a loader that is slower than the broker takes in and publishes
 more at a time, which lets the broker do more at a time, and shows it faster than it is.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import itertools
 import json
 import os
@@ -31,10 +33,15 @@ from services.edge.mqtt import codec, packets
 ANSWER_S = 30.0
 """How long the broker may take for CONNACK and SUBACK."""
 
-MARK_SIZE = 16
-"""A payload begins with the number of the message of its stream, and when it was sent."""
+MARK_SIZE = 24
+"""A payload begins with its stream, the number of the message, and when it was sent."""
+
+SLICE_S = 0.1
+"""How long C has the say: Ctrl-C has to wait for it."""
 
 MAX_CREDIT = 1 << 15
+
+MAX_PAYLOAD = 1 << 20
 
 STEPS = 64
 """Of the histogram of latencies, for each power of two."""
@@ -51,7 +58,8 @@ class Stream(ctypes.Structure):
 
     _fields_: ClassVar[Sequence[Any]] = (
         ("publisher", ctypes.c_int32), ("subscriber", ctypes.c_int32),
-        *((name, ctypes.c_uint64) for name in ("sent", "acknowledged", "delivered", "lost", "dup", "corrupt")),
+        *((name, ctypes.c_uint64) for name in ("sent", "acknowledged", "expected")),
+        *((name, ctypes.c_uint64) for name in ("delivered", "lost", "dup", "corrupt")),
     )  # fmt: skip
 
 
@@ -64,16 +72,18 @@ class Load(ctypes.Structure):
     )
 
 
-def build(source: Path, target: Path, *flags: str) -> bool:
-    """Compile a C source unless that was done; return whether there is a compiler."""
+def build(source: Path, *flags: str) -> Path | None:
+    """Compile a C source unless that was done; return the result, or None without a compiler."""
     if (compiler := shutil.which("cc") or shutil.which("gcc")) is None:
-        return False
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = target.with_suffix(f".{os.getpid()}")  # others may run, or make, the same one
+        return None
+    digest = hashlib.sha256(source.read_bytes() + repr(flags).encode()).hexdigest()[:16]
+    target = BUILD / f"{source.stem}-{digest}"
+    if not target.exists():
+        BUILD.mkdir(exist_ok=True)
+        made = target.with_suffix(f".{os.getpid()}")  # others may make the same one
         subprocess.run([compiler, "-O2", "-std=gnu11", *flags, "-o", str(made), str(source)], check=True)
         made.replace(target)
-    return True
+    return target
 
 
 class Run:
@@ -87,8 +97,8 @@ class Run:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        library = BUILD / "own_loader.so"
-        if not build(Path(__file__).with_suffix(".c"), library, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"):
+        library = build(Path(__file__).with_suffix(".c"), "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+        if library is None:
             raise LoadError("a C compiler is needed for that, or mqload: set MQLOAD to its path")
         loader = ctypes.CDLL(str(library))
         self._turn = loader.loop_run
@@ -96,7 +106,7 @@ class Run:
         self._turn.restype = None
         loader.loop_new.restype = ctypes.c_void_p
         qos: int = options.qos
-        self.load = Load(qos, options.credit or (64, 256)[qos], options.window, options.payload)
+        self.load = Load(qos, options.credit, options.window, options.payload)
         topics = [options.topic.replace("%d", str(n)) for n in range(options.pubs)]
         self._sockets: list[socket.socket] = []
         try:
@@ -130,7 +140,9 @@ class Run:
 
     def turn(self, seconds: float, *, until_complete: bool = False) -> None:
         """Send and receive for some time, or until everything that was sent has come."""
-        self._turn(self._loop, seconds, until_complete)
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0 and not (until_complete and self.is_complete):
+            self._turn(self._loop, min(left, SLICE_S), until_complete)
 
     def total(self, name: str) -> int:
         """Return the sum of a counter over the streams."""
@@ -145,7 +157,7 @@ class Run:
     def is_complete(self) -> bool:
         """Whether nothing is on its way."""
         return not any(
-            each.delivered < each.sent or (self.load.qos and each.acknowledged < each.sent) for each in self.streams
+            each.expected < each.sent or (self.load.qos and each.acknowledged < each.sent) for each in self.streams
         )
 
     def latency_us(self, percent: int) -> float:
@@ -177,7 +189,7 @@ def connect_packet(options: argparse.Namespace, number: int) -> bytes:
     """Return the CONNECT of a client."""
     client_id = options.client_id % number
     password = sign(options.lmq_sign, client_id).encode() if options.lmq_sign else None
-    return codec.encode(packets.Connect(4, client_id, True, 60, options.user, password, None))
+    return codec.encode(packets.Connect(4, client_id, True, 0, options.user, password, None))
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -203,15 +215,16 @@ def _measured(options: argparse.Namespace, run: Run) -> dict[str, object]:
     latency = {f"p{percent}_us": run.latency_us(percent) for percent in (50, 99)}
     run.load.is_sending = 0
     _drain(run, options.drain)
-    sent, arrived = run.total("sent"), run.total("delivered")
+    sent = run.total("sent")
     return {
         "tool": "weimq",
         "delivered_per_s": delivered / wall,
         "delivered_per_broker_cpu_s": delivered / broker_s if broker_s else 0,
-        "delivered": arrived,
+        "published": sent,
+        "delivered": run.total("delivered"),
         "latency": latency,
         "usage": {"wall_s": wall, "loader_cpu_s": own, "broker_cpu_s": broker_s},
-        "lost": run.total("lost") + sent - arrived,
+        "lost": run.total("lost") + sent - run.total("expected"),
         "dup": run.total("dup"),
         "corrupt": run.total("corrupt"),
         "unacked": sent - run.total("acknowledged") if options.qos else 0,
@@ -222,7 +235,7 @@ def _measured(options: argparse.Namespace, run: Run) -> dict[str, object]:
 def _drain(run: Run, idle_s: float) -> None:
     """Wait for what is on its way, until nothing comes for `idle_s`."""
     before = -1
-    while not run.is_complete and (now := run.total("delivered") + run.total("acknowledged")) != before:
+    while not run.is_complete and (now := run.total("expected") + run.total("acknowledged")) != before:
         before = now
         run.turn(idle_s, until_complete=True)
 
@@ -248,7 +261,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--qos", type=int, choices=[0, 1], default=0)
     parser.add_argument("--payload", type=int, default=64)
     parser.add_argument("--window", type=int, default=16)
-    parser.add_argument("--credit", type=int, default=0)
+    parser.add_argument("--credit", type=int)
     parser.add_argument("--topic", default="bench/%d")
     parser.add_argument("--client-id", default="own_%06d")
     parser.add_argument("--user")
@@ -261,8 +274,12 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     for flag in ("--json", "-q", "--strict"):
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args(arguments)
-    if options.payload < MARK_SIZE or not 0 <= options.credit <= MAX_CREDIT or not 0 < options.window <= MAX_CREDIT:
-        parser.error(f"payload at least {MARK_SIZE} bytes, credit and window at most {MAX_CREDIT} messages")
+    if options.credit is None:
+        options.credit = (64, 256)[options.qos]
+    if not MARK_SIZE <= options.payload <= MAX_PAYLOAD:
+        parser.error(f"a payload has {MARK_SIZE} to {MAX_PAYLOAD} bytes")
+    if not 1 <= options.credit <= MAX_CREDIT or not 1 <= options.window <= MAX_CREDIT:
+        parser.error(f"credit and window are 1 to {MAX_CREDIT} messages")
     return options
 
 
