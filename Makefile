@@ -6,8 +6,8 @@ PY ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 BIN := .venv/bin
 GEN ?= gen
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-# Tests that share something go to the same worker (tests/conftest.py).
-WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# A module's tests share what is slow to start, so they go to the same worker, in the order of tests/conftest.py.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What `make check` runs in pure Python, too; CI runs everything.
 PURE_TESTS ?= tests/unit
 # Builds what changed; nothing without a C compiler, or with WEIMQ_PURE=1.

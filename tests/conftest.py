@@ -34,17 +34,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
     if hasattr(config, "workerinput"):
-        _share_out(items)
-
-
-def _share_out(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist which tests go to the same worker: those of a module, and all that share the mesh.
-
-    What takes longest comes first, so that the workers end together.
-    """
-    places = {"e2e": 0, "clients": 0, "chaos": 1, "conformance": 1, "contract": 1}
-    for item in items:
-        place = item.path.parent.name
-        shares_mesh = places.get(place) == 0 and "mesh" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("mesh" if shares_mesh else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: places.get(item.path.parent.name, 2))
+        # What takes longest comes first, so that the workers end together.
+        places = {"e2e": 0, "clients": 0, "chaos": 1, "conformance": 1, "contract": 1}
+        items.sort(key=lambda item: places.get(item.path.parent.name, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from pathlib import Path
 
@@ -19,9 +20,11 @@ def node_modules() -> Path:
     need("node", "nodejs")
     npm = need("npm", "npm")
     installed = HERE / "node_modules"
-    lock, stamp = (HERE / "package-lock.json").read_bytes(), installed / ".installed"
-    if not stamp.exists() or stamp.read_bytes() != lock:
-        done = subprocess.run([npm, "ci"], cwd=HERE, capture_output=True, text=True, timeout=INSTALL_S, check=False)
-        assert done.returncode == 0, f"npm ci failed:\n{done.stderr}"
-        stamp.write_bytes(lock)
+    wanted, stamp = (HERE / "package-lock.json").read_bytes(), installed / ".installed"
+    with (HERE / "package-lock.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be about to install it, too
+        if not stamp.exists() or stamp.read_bytes() != wanted:
+            done = subprocess.run([npm, "ci"], cwd=HERE, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+            assert done.returncode == 0, f"npm ci failed:\n{done.stderr}"
+            stamp.write_bytes(wanted)
     return installed
