@@ -15,8 +15,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 from nats.js.kv import KeyValue
+from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 from typing_extensions import override
 
+from services.common import runtime
 from services.common.errors import UnavailableError
 from services.common.readiness import Readiness
 from services.common.settings import Secret
@@ -73,6 +75,17 @@ class _Client(Client):
             await asyncio.sleep(pause_s)
         return await super().request(subject, payload, timeout, old_style, headers)
 
+    @override
+    async def _process_err(self, err_msg: str) -> None:
+        # nats-py would close for good, such as when NATS refuses our account for a moment while it reloads: the
+        # service would never be ready again.
+        if PERMISSIONS_ERR in err_msg or STALE_CONNECTION in err_msg:
+            await super()._process_err(err_msg)
+            return
+        error = nats.errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
 
 def _replicas(js: JetStreamContext) -> int:
     client = js._nc  # noqa: SLF001 - nats-py has no other door to it
@@ -81,9 +94,9 @@ def _replicas(js: JetStreamContext) -> int:
 
 @contextlib.asynccontextmanager
 async def connected(url: Secret, *, name: str, readiness: Readiness, replicas: int = 1) -> AsyncGenerator[Client]:
-    """Connect to NATS, trying again until it answers; afterwards nats-py reconnects for ever.
+    """Connect to NATS, trying again until it answers; afterwards the client reconnects for ever, whatever NATS says.
 
-    Leaving closes the connection after what it holds was sent, within two seconds.
+    Leaving closes the connection after what it holds was sent, within some three seconds.
 
     Args:
         url: `nats://user:password@host:port`, several joined by commas.
@@ -100,6 +113,8 @@ async def connected(url: Secret, *, name: str, readiness: Readiness, replicas: i
                 raise asyncio.CancelledError  # noqa: TRY301 - nats-py may have swallowed it
         except (OSError, nats.errors.Error, TimeoutError) as error:
             await _close(client)
+            if client._flush_queue is None:  # noqa: SLF001 - nats-py did not even try: the URL is wrong
+                raise
             if not logged:
                 logged = True
                 logger.warning("nats does not answer, trying on", extra={"error": repr(error)})
@@ -144,13 +159,35 @@ async def _connect(client: Client, url: Secret, name: str, readiness: Readiness)
 
 
 async def _close(client: Client) -> None:
-    with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+    """Send what the client holds and leave nothing of it, each step even if one before it is cancelled."""
+    client.options["allow_reconnect"] = False  # else a task that still reads would begin to reconnect
+    async with contextlib.AsyncExitStack() as steps:
+        steps.push_async_callback(_abandon, client)
+        steps.push_async_callback(_close_in_order, client)
         if client.is_connected:
-            await client.flush(timeout=1)
-    # `RuntimeError` is uvloop's for a transport that broke, which nats-py does not look at.
-    with contextlib.suppress(nats.errors.Error, TimeoutError, OSError, RuntimeError):
-        async with asyncio.timeout(1):
-            await client.close()
+            await runtime.attempt(client.flush(), within_s=1)
+
+
+async def _close_in_order(client: Client) -> None:
+    # The private parts: nats-py's `close` cancels a reconnection once only, which may forget it and then overwrites
+    # that the client is closed; and it fails before there is a queue, which `connect` makes once its URLs are parsed.
+    if client._reconnection_task is not None:  # noqa: SLF001 - see above
+        await runtime.end([client._reconnection_task], again_s=0.05, times=5)  # noqa: SLF001 - see above
+    if client._flush_queue is not None:  # noqa: SLF001 - see above
+        await runtime.attempt(client.close(), within_s=1)
+
+
+async def _abandon(client: Client) -> None:
+    """Abort what is left: nats-py gives up before it closes the transport when NATS takes no data, or if cancelled."""
+    tasks = client._reading_task, client._ping_interval_task, client._flusher_task, client._reconnection_task  # noqa: SLF001 - no other door
+    transport = client._transport  # noqa: SLF001 - see above
+    writer: asyncio.StreamWriter | None = getattr(transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    await runtime.end([task for task in tasks if task is not None], again_s=0.05, times=5)
+    if writer is not None:
+        # In a task, since what it waits for may have been cancelled together with nats-py's own `close`.
+        await runtime.attempt(writer.wait_closed(), within_s=0.1)
 
 
 async def ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:

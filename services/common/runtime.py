@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import TypeVar
 
 import uvloop
@@ -34,6 +35,7 @@ CANCEL_AGAIN_S = 1.0
 """How long background work has for its clean-up before it is cancelled once more."""
 
 S = TypeVar("S", bound=CommonSettings)
+T = TypeVar("T")
 
 
 @contextlib.asynccontextmanager
@@ -44,20 +46,53 @@ async def background(*work: Coroutine[object, object, None]) -> AsyncGenerator[N
         try:
             yield
         finally:
-            # Again and again: `asyncio.wait_for` before Python 3.12, which nats-py uses, forgets a cancellation
-            # that comes together with its result.
-            pending = set(tasks)
-            while pending:
-                for task in pending:
-                    task.cancel()
-                _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+            await end(tasks, again_s=CANCEL_AGAIN_S)
+
+
+async def end(tasks: Collection[asyncio.Task[T]], *, again_s: float, times: float = math.inf) -> None:
+    """Cancel tasks every `again_s`, `times` at most, until they have ended; what they raise then is logged.
+
+    Again and again: `asyncio.wait_for` before Python 3.12, which nats-py uses, forgets a cancellation that comes
+    together with its result.
+    """
+    pending = {task for task in tasks if not task.done()}
+    for task in pending:
+        task.add_done_callback(_log_failure)
+    cancelled: asyncio.CancelledError | None = None
+    while pending and times > 0:
+        times -= 1
+        for task in pending:
+            task.cancel()
+        try:
+            await asyncio.wait(pending, timeout=again_s)
+        except asyncio.CancelledError as error:  # whoever cancels us again wants the tasks gone as well
+            cancelled = error
+        pending = {task for task in pending if not task.done()}
+    if cancelled is not None:
+        raise cancelled
+
+
+def _log_failure(task: asyncio.Task[T]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("work failed while it was given up", exc_info=error)
+
+
+async def attempt(work: Coroutine[object, object, object], *, within_s: float) -> None:
+    """Run `work` and cancel it after `within_s`; a failure is logged.
+
+    Unlike `asyncio.timeout` it goes on even if `work` forgets that it was cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task,), timeout=within_s)
+        if task.done():
+            _log_failure(task)
+    finally:
+        await end([task], again_s=0.05, times=5)
 
 
 class StopRequestedError(Exception):
     """The process was asked to stop while it waited for something to start."""
-
-
-T = TypeVar("T")
 
 
 async def unless_stopped(stop: asyncio.Event, work: Coroutine[object, object, T]) -> T:
@@ -74,9 +109,7 @@ async def unless_stopped(stop: asyncio.Event, work: Coroutine[object, object, T]
             return task.result()
         raise StopRequestedError
     finally:
-        for each in (task, waiter):
-            each.cancel()
-        await asyncio.gather(task, waiter, return_exceptions=True)
+        await end((task, waiter), again_s=CANCEL_AGAIN_S)
 
 
 async def first_of(*work: Coroutine[object, object, object]) -> None:
@@ -85,12 +118,10 @@ async def first_of(*work: Coroutine[object, object, object]) -> None:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+        await end(tasks, again_s=CANCEL_AGAIN_S)
+    for error in [task.exception() for task in tasks if not task.cancelled()]:
+        if isinstance(error, Exception):
+            raise error
 
 
 def main(

@@ -98,14 +98,13 @@ async def keeping(
         deleted = DeletedInstances(
             js=js, roster=keeper.shard.roster, known_through=keeper.read_through, forget=keeper.forget
         )
-        clearing = asyncio.create_task(subscriptions.clear(js, keeper.markers if index == 0 else []))
-        stack.callback(clearing.cancel)
         await enter(
             background(
                 keeper.run(),
                 keeper.checkpointer.run(),
                 announcer.run(),
                 deleted.run(),
+                subscriptions.clear(js, keeper.markers if index == 0 else []),
                 *(link.run() for link in keeper.links),
                 *(reading.run() for reading in readings),
             )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from services.common import runtime
 
 SERVICE = """
 import asyncio, dataclasses
@@ -78,3 +81,47 @@ def test_wrong_settings_are_status_78_and_all_named() -> None:
     assert process.returncode == 78
     assert "TINY_FAILS" in err
     assert "TINY_OTHER" in err
+
+
+async def _forgetful(failure: Exception | None) -> None:
+    """Forget the first cancellation, as `asyncio.wait_for` does, and end by `failure` at the second."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if failure is not None:
+                raise failure
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("failure", [None, ValueError("late")])
+async def test_work_that_forgets_its_cancellation_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception | None
+) -> None:
+    monkeypatch.setattr(runtime, "CANCEL_AGAIN_S", 0.01)
+    stop = asyncio.Event()
+    stopped = asyncio.create_task(runtime.unless_stopped(stop, _forgetful(failure)))
+    await asyncio.sleep(0)  # begun
+    await asyncio.sleep(0)
+    stop.set()
+    async with asyncio.timeout(5):
+        with pytest.raises(runtime.StopRequestedError):
+            await stopped
+    assert [r.exc_info[1] for r in caplog.records if r.exc_info] == ([failure] if failure is not None else [])
+
+
+@pytest.mark.asyncio
+async def test_the_first_to_end_ends_work_that_forgets_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "CANCEL_AGAIN_S", 0.01)
+    async with asyncio.timeout(5):
+        with pytest.raises(ValueError, match="late"):
+            await runtime.first_of(_forgetful(ValueError("late")), asyncio.sleep(0))
+
+
+@pytest.mark.asyncio
+async def test_an_attempt_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    async with asyncio.timeout(5):
+        await runtime.attempt(_forgetful(None), within_s=0.01)
+    assert not caplog.records
