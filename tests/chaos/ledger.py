@@ -62,8 +62,8 @@ class Receipts:
         self.repeats: list[Repeat] = []
         self.discarded = 0
         """Repeats of QoS 2 under an identifier that was not released: the client knows the message."""
-        self.out_of_order = 0
-        """First deliveries that came after a later message of their lane."""
+        self.out_of_order: list[tuple[str, int, int, float]] = []
+        """First deliveries that came after a later message of their lane: topic, number, the later one's, when."""
         self.foreign = 0
         """Messages that it is not entitled to."""
 
@@ -82,7 +82,8 @@ class Receipts:
             self._first[index][n] = int((time.monotonic() - self._started) * _TICKS)
             self.received += 1
             if n < self._latest[index]:
-                self.out_of_order += 1
+                late = self.lanes[index].topic, n, self._latest[index], time.monotonic()
+                self.out_of_order.append(late)
             else:
                 self._latest[index] = n
 

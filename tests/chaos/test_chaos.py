@@ -190,7 +190,7 @@ def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     report = [
         f"seed {plan.seed}: {world.progress[0]} acknowledged in {took_s:.0f} s, {dict(sorted(killer.done.items()))}",
         *(
-            f"{each.name}: {each.received} received, {len(each.repeats)} repeats, {each.out_of_order} out of order"
+            f"{each.name}: {each.received} received, {len(each.repeats)} repeats, {len(each.out_of_order)} out of order"
             for each in world.receipts
         ),
         f"{found.total()} repeats of {world.progress[1]} received, and {discarded} that a client of QoS 2 tells",
@@ -201,7 +201,14 @@ def check(world: World, killer: Killer, plan: Plan, took_s: float) -> None:
     lost = {each.name: each.missing for each in world.receipts if each.missing}
     assert not lost, "\n".join([*report, f"LOST: {lost}", *(str(each.first_missing()) for each in world.receipts)])
     assert not any(each.foreign for each in world.receipts)
-    assert not any(each.out_of_order for each in world.receipts if each.in_order), "\n".join(report)
+    late = [
+        f"{each.name}: {topic} {n} after {latest}, at {at_s - killer.kills[0].time_s:.2f} s"
+        for each in world.receipts
+        if each.in_order
+        for topic, n, latest, at_s in each.out_of_order
+    ]
+    killed = [f"{kill.kind} killed at {kill.time_s - killer.kills[0].time_s:.2f} s" for kill in killer.kills]
+    assert not late, "\n".join([*report, *killed, *late[:100]])
     assert not any(each.lost_sessions for each in world.subscribers)
 
 
