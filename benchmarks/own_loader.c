@@ -15,7 +15,7 @@
 enum {
     BUFFER_SIZE = 256 << 10, /* bytes of a read */
     MAX_EVENTS = 512,        /* connections of a turn */
-    MARK_SIZE = 24,          /* a payload begins with the stream, the number of the message, and when it was sent, in ns */
+    MARK_SIZE = 24,          /* a payload begins with stream, number of the message, and when it was sent, in ns */
     STEPS = 64,              /* of the histogram, for each power of two */
     BUCKETS = 64 * STEPS,
 };
