@@ -112,6 +112,14 @@ async def unless_stopped(stop: asyncio.Event, work: Coroutine[object, object, T]
         await end((task, waiter), again_s=CANCEL_AGAIN_S)
 
 
+async def until_stopped(service: Awaitable[None]) -> None:
+    """Run a service to its end; a stop that comes while it starts is an end like any other."""
+    try:
+        await service
+    except* StopRequestedError:  # the task groups that it leaves wrap it
+        pass
+
+
 async def first_of(*work: Coroutine[object, object, object]) -> None:
     """Run `work` side by side until one ends, cancel the others, and raise what it raised."""
     tasks = [asyncio.ensure_future(coro) for coro in work]
@@ -179,7 +187,4 @@ async def _until_signalled(serve: Callable[[asyncio.Event], Awaitable[None]]) ->
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     logger.info("service starting", extra={"pid": os.getpid(), "hot_path": compiled.describe()})
-    try:
-        await serve(stop)
-    except* StopRequestedError:  # the task groups that it leaves wrap it
-        pass
+    await until_stopped(serve(stop))

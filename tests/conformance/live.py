@@ -16,7 +16,7 @@ from benchmarks.wire import TRANSPORTS, UPGRADE, frame, tls_context, unframe
 from services.common import grpc_server
 from services.common.healthcheck import is_serving
 from services.common.readiness import Readiness
-from services.common.runtime import background
+from services.common.runtime import background, until_stopped
 from services.common.settings import Secret
 from services.common.topics import matches
 from services.edge.app import serve
@@ -253,7 +253,7 @@ async def live_edge(
         )
 
         async def run() -> None:
-            await serve(settings, stop)
+            await until_stopped(serve(settings, stop))
             ended.set()
 
         async with background(run()):

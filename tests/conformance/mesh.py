@@ -15,6 +15,7 @@ from grpc import aio
 from services.common import grpc_server
 from services.common.healthcheck import is_serving
 from services.common.readiness import Readiness
+from services.common.runtime import until_stopped
 from services.common.settings import Secret
 from services.edge import app as edge_app
 from services.edge.settings import EdgeSettings
@@ -114,7 +115,7 @@ async def _run(nats_url: str, folder: Path, ports: list[int], ready: threading.E
         asyncio.TaskGroup() as group,
     ):
         for service in services:
-            group.create_task(service)
+            group.create_task(until_stopped(service))
         for address in edges:
             while not await is_serving(address):  # noqa: ASYNC110 - the health service is asked, it tells nobody
                 await asyncio.sleep(0.01)

@@ -24,7 +24,7 @@ from nats.js import api
 from services.auth.streams import Streams
 from services.common import grpc_client, healthcheck, subjects
 from services.common.errors import UnavailableError
-from services.common.runtime import background
+from services.common.runtime import background, until_stopped
 from services.common.settings import Secret
 from services.router import app as router_app
 from services.router.settings import RouterSettings
@@ -96,7 +96,7 @@ class Mesh:
         )
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(session_app.serve(settings, stop))
+            group.create_task(until_stopped(session_app.serve(settings, stop)))
             try:
                 await self.is_serving()
                 yield
@@ -204,7 +204,7 @@ async def mesh(nats_server: NatsServer, tmp_path: Path) -> AsyncGenerator[Mesh]:
     await mesh.create_log()
     stop = asyncio.Event()
     async with auth().serving(f"unix:{directory}/auth.sock"), asyncio.TaskGroup() as group:
-        group.create_task(router_app.serve(mesh.router_settings(), stop))
+        group.create_task(until_stopped(router_app.serve(mesh.router_settings(), stop)))
         async with (
             grpc_client.channel(mesh.router_address, TOKEN) as router,
             grpc_client.channel(mesh.session_address, TOKEN) as session,
@@ -843,7 +843,7 @@ async def test_a_subscription_waits_for_a_router_that_is_away(mesh: Mesh) -> Non
         channel_id = await connected(edge)
         change = edge.subscribe(channel_id, "unlogged/#", 1)
         async with asyncio.TaskGroup() as group:
-            group.create_task(router_app.serve(mesh.router_settings(late), stop))
+            group.create_task(until_stopped(router_app.serve(mesh.router_settings(late), stop)))
             await until(lambda: change in edge.stored)
             stop.set()
 

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 
 from services.common import grpc_client, healthcheck, subjects
 from services.common.link import Link, LinkBrokenError
-from services.common.runtime import StopRequestedError, background
+from services.common.runtime import background, until_stopped
 from services.common.settings import Secret
 from services.common.sharding import shard_of
 from services.session.app import serve
@@ -215,7 +215,7 @@ class Mesh:
         """Run the service; stopped gracefully on leaving."""
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(serve(self.settings(**changes), stop))
+            group.create_task(until_stopped(serve(self.settings(**changes), stop)))
             await eventually(lambda: healthcheck.is_serving(self.address))
             try:
                 yield stop
@@ -735,7 +735,7 @@ async def test_before_its_events_are_read_the_service_knows_nothing(mesh: Mesh) 
     await asyncio.to_thread(mesh.server.kill)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        group.create_task(_until_stopped(mesh, stop))
+        group.create_task(until_stopped(serve(mesh.settings(), stop)))
         answer = await mesh.stub.GetClient(
             pb.GetClientRequest(instance_id=INSTANCE, client_id=CLIENT), timeout=10, wait_for_ready=True
         )
@@ -747,14 +747,6 @@ async def test_before_its_events_are_read_the_service_knows_nothing(mesh: Mesh) 
         request = pb.CloseConnectionsRequest(instance_id=INSTANCE, client_id=CLIENT)
         assert await _code(mesh.stub.CloseConnections(request)) == grpc.StatusCode.UNAVAILABLE
         stop.set()
-
-
-async def _until_stopped(mesh: Mesh, stop: asyncio.Event) -> None:
-    # As `runtime.main` does; the task groups that it leaves wrap the exception.
-    try:
-        await serve(mesh.settings(), stop)
-    except* StopRequestedError:
-        pass
 
 
 # Calls and contract violations

@@ -12,7 +12,7 @@ from grpc import aio
 
 from services.common import grpc_server
 from services.common.readiness import Readiness
-from services.common.runtime import background
+from services.common.runtime import background, until_stopped
 from services.common.settings import Secret
 from services.edge.app import serve
 from services.edge.mqtt import codec, packets
@@ -136,7 +136,7 @@ async def world(profile: auth_pb2.Profile.ValueType = auth_pb2.PROFILE_LMQ, **ch
         settings = dataclasses.replace(settings, **changed)  # type: ignore[arg-type]  # fields of the test
 
         async def run() -> None:
-            await serve(settings, made.stop)
+            await until_stopped(serve(settings, made.stop))
             made.ended = True
 
         async with background(run()):

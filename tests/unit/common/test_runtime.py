@@ -125,3 +125,25 @@ async def test_an_attempt_ends_in_time(caplog: pytest.LogCaptureFixture) -> None
     async with asyncio.timeout(5):
         await runtime.attempt(_forgetful(None), within_s=0.01)
     assert not caplog.records
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("failure", [None, ValueError("late")])
+async def test_a_stop_while_a_service_starts_is_an_end_like_any_other(failure: Exception | None) -> None:
+    stop = asyncio.Event()
+    stop.set()
+
+    async def serve() -> None:
+        async with runtime.background(asyncio.sleep(3600)):  # its task group wraps what is raised
+            try:
+                await runtime.unless_stopped(stop, asyncio.sleep(3600))
+            finally:
+                if failure is not None:
+                    raise failure
+
+    if failure is None:
+        await runtime.until_stopped(serve())
+        return
+    with pytest.raises(ExceptionGroup) as raised:
+        await runtime.until_stopped(serve())
+    assert raised.group_contains(ValueError, match="late")
