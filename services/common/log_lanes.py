@@ -55,6 +55,8 @@ class Message:
         "failure",
         "head",
         "is_duplicate",
+        "is_found",
+        "is_indexed",
         "lane",
         "may_repeat",
         "message_id",
@@ -76,9 +78,13 @@ class Message:
         payload: bytes,
         token: object,
         may_repeat: bool,  # noqa: FBT001 - hot path
+        is_found: bool,  # noqa: FBT001
+        is_indexed: bool,  # noqa: FBT001
     ) -> None:
         self.lane = lane
-        self.may_repeat = may_repeat  # the stream may have it from another process, or from an earlier call
+        self.may_repeat = may_repeat  # the stream may have it: from another process, an earlier call or attempt
+        self.is_found = is_found  # then it is looked for in the stream
+        self.is_indexed = is_indexed  # JetStream knows its id, and drops repeats
         self.message_id = message_id
         self.number = number
         self.head = head  # of the control line
@@ -119,6 +125,7 @@ class Lane:
 
     __slots__ = (
         "end",
+        "fence",
         "flight",
         "groups",
         "is_clustered",
@@ -127,6 +134,7 @@ class Lane:
         "is_ours",
         "is_probing",
         "is_queued",
+        "is_reading",
         "lone",
         "name",
         "pause_s",
@@ -135,11 +143,17 @@ class Lane:
         "retry_at",
         "sent",
         "size",
+        "stream",
         "waiting",
     )
 
-    def __init__(self, name: str, *, is_ordered: bool, is_clustered: bool, is_ours: bool, end: int) -> None:
+    def __init__(
+        self, name: str, *, is_ordered: bool, is_clustered: bool, is_ours: bool, end: int, stream: str
+    ) -> None:
         self.name = name
+        self.stream = stream  # where repeats are looked for; empty: nowhere
+        self.fence = 0  # number of what asks where the stream ends, before repeats are looked for; 0: nothing
+        self.is_reading = False  # repeats are looked for
         self.is_ordered = is_ordered
         self.is_clustered = is_clustered
         self.is_ours = is_ours  # nobody else writes to its stream
@@ -172,7 +186,29 @@ class Lane:
 
     def is_held(self) -> bool:
         """Return whether what waits has to wait for the answer to what is in flight."""
-        return len(self.flight) > 0 and (self.is_probing or (self.is_ordered and self.is_clustered))
+        if self.fence or self.is_reading:
+            return True
+        if not self.flight:
+            return False
+        if self.is_probing or (self.is_ordered and self.is_clustered):
+            return True
+        return len(self.waiting) > 0 and self.must_find(self.waiting[0])
+
+    def finds(self) -> bool:
+        """Return whether repeats of messages that want it are looked for, so that JetStream need not know their ids."""
+        return self.stream != "" and not self.is_clustered
+
+    def must_find(self, message: Message) -> bool:
+        """Return whether a message has to be looked for before it is sent."""
+        return message.may_repeat and message.is_found and message.sequence == WAITING and self.finds()
+
+    def found(self, sequences: dict[str, int]) -> None:
+        """Note which of the messages that wait are in the stream, by their ids: they were looked for."""
+        for message in self.waiting:
+            if message.may_repeat and message.is_found and message.sequence == WAITING:
+                message.sequence = sequences.get(message.message_id, WAITING)
+                message.is_duplicate = message.sequence != WAITING
+                message.may_repeat = False
 
     def send(self, group: list[Message], inbox: bytes, parts: list[bytes]) -> None:
         """Add the commands that publish a group of messages, of which the last one is to be acknowledged."""
@@ -221,6 +257,7 @@ class Lane:
         """Move what is in flight, and split, back in front of what waits; it will be sent without groups."""
         self.lone += len(self.flight) + 1  # the first that is sent for the first time shows where the stream ends
         self.end = 0
+        self.fence = 0
         self.groups.clear()
         self.waiting.extendleft(reversed(self.flight))
         self.flight.clear()
@@ -259,17 +296,26 @@ class Lanes:
         tokens: how many leading tokens of a subject name its lane.
         is_ordered: asked whenever a lane begins, by its name.
         is_ours: likewise; whether nobody else writes to its stream.
+        stream_of: likewise; see `Lane.stream`.
+        is_clustered: whether JetStream is a cluster of servers.
     """
 
     def __init__(
-        self, tokens: int, is_ordered: Callable[[str], bool] | None, is_ours: Callable[[str], bool] | None
+        self,
+        tokens: int,
+        is_ordered: Callable[[str], bool] | None,
+        is_ours: Callable[[str], bool] | None,
+        stream_of: Callable[[str], str] | None,
+        *,
+        is_clustered: bool,
     ) -> None:
         self._tokens = tokens
         self._is_ordered = is_ordered
         self._is_ours = is_ours
+        self._stream_of = stream_of
         self._subjects: dict[str, tuple[str, bytes]] = {}
         self._ends: dict[str, int] = {}  # see `Lane.end`
-        self.is_clustered = False
+        self.is_clustered = is_clustered
         """Whether JetStream is a cluster of servers."""
         self.used: dict[str, Lane] = {}
         """Those with messages."""
@@ -288,12 +334,14 @@ class Lanes:
         """Return a lane, a new one when it has no messages."""
         lane = self.used.get(name)
         if lane is None:
+            is_ours = self._is_ours is not None and self._is_ours(name)
             lane = self.used[name] = Lane(
                 name,
                 is_ordered=self._is_ordered is not None and self._is_ordered(name),
                 is_clustered=self.is_clustered,
-                is_ours=self._is_ours is not None and self._is_ours(name),
+                is_ours=is_ours,
                 end=self._ends.pop(name, 0),
+                stream=self._stream_of(name) if is_ours and self._stream_of is not None else "",
             )
         return lane
 

@@ -10,12 +10,10 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.common.raw_nats import Tap
+from services.common.raw_nats import Tap, settle
 
 TICK_S = 0.1
 """How often the connection and the acknowledgement time are looked at while something is in flight."""
-SETTLE_S = 0.002
-"""How often is looked at whether the subscription was sent."""
 
 
 async def pump(
@@ -50,7 +48,7 @@ async def pump(
         wake.set()
 
     try:
-        await _settle(client)
+        await settle(client)
         while True:
             wake.clear()
             if client.is_closed:
@@ -64,12 +62,3 @@ async def pump(
         ended()
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()
-
-
-async def _settle(client: Client) -> None:
-    """Wait until the subscription is on its way to NATS, ahead of the messages, so that no answer is lost.
-
-    Not by `Client.flush`: when that is cancelled, nats-py stops reading.
-    """
-    while not client.is_closed and (client.pending_data_size or not client.is_connected):  # noqa: ASYNC110 - no event
-        await asyncio.sleep(SETTLE_S)

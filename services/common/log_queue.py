@@ -10,7 +10,9 @@ from nats.aio.client import Client
 
 from services.common.log_lanes import WAITING, Fullness, Lane, Lanes, Message
 from services.common.log_runs import RunMessage
+from services.common.log_tail import LogTails
 from services.common.log_wire import MESSAGE_ID, header_block, header_lines
+from services.common.raw_nats import is_clustered
 
 
 class LogQueue:
@@ -24,13 +26,15 @@ class LogQueue:
         is_ordered: Callable[[str], bool] | None,
         is_ours: Callable[[str], bool] | None,
         is_full: Callable[[str, bool], None] | None,
+        tails: LogTails | None,
     ) -> None:
         self._client = client
         self._fullness = Fullness(is_full) if is_full is not None else None
         self._inbox = f"{client.new_inbox()}."
         self._inbox_size = len(self._inbox)
         self._number = 0
-        self._lanes = Lanes(stream_tokens, is_ordered, is_ours)
+        stream_of = tails.stream_of if tails is not None else None
+        self._lanes = Lanes(stream_tokens, is_ordered, is_ours, stream_of, is_clustered=is_clustered(client))
         self._queue: deque[Lane] = deque()  # lanes with messages to send now
         self._wake = asyncio.Event()
         self._written = 0  # messages since the last turn
@@ -53,7 +57,7 @@ class LogQueue:
             headers: `Nats-Msg-Id` and others; control characters in values become `%XX`.
             token: given to `stored`; None: nobody is told.
         """
-        self.write_lines(subject, payload, headers.get(MESSAGE_ID, ""), header_lines(headers), token, False)  # noqa: FBT003 - hot path
+        self.write_lines(subject, payload, headers.get(MESSAGE_ID, ""), header_lines(headers), token, False, False)  # noqa: FBT003 - hot path
 
     def write_lines(
         self,
@@ -63,21 +67,26 @@ class LogQueue:
         lines: bytes,
         token: object,
         may_repeat: bool,  # noqa: FBT001 - hot path
+        is_found: bool,  # noqa: FBT001
     ) -> None:
         """Queue a message as `write` does.
 
         Args:
             subject: as there.
             payload: of the message.
-            message_id: its `Nats-Msg-Id`; empty: it has none.
+            message_id: its `Nats-Msg-Id`, or its `mqttMsgId`; empty: it has none.
             lines: the other headers, made by `log_wire.header_lines`.
             token: as there.
             may_repeat: the stream may have the message already: from the process before this one, or by another call.
+            is_found: a repeat may be looked for in the stream, among those of the process before this one; else
+                JetStream finds it by its table of ids, whatever wrote the message.
         """
         name, head = self._lanes.subject(subject)
         lane = self._lanes.lane(name)
         number = self._number = self._number + 1
-        self._add(Message(lane, number, message_id, head, header_block(message_id, lines), payload, token, may_repeat))
+        is_indexed = lane.is_ordered or not is_found or not lane.finds()
+        block = header_block(message_id, lines, is_indexed)
+        self._add(Message(lane, number, message_id, head, block, payload, token, may_repeat, is_found, is_indexed))
 
     def write_run(
         self,
@@ -92,12 +101,14 @@ class LogQueue:
     ) -> None:
         """Queue messages that are reported together, with the sequence of the first; see `log_runs`.
 
+        Repeats of them may be looked for, as with `is_found` of `write_lines`.
+
         Args:
             subject: as of `write`.
             packets: all of one length; each ends with a payload.
             count: of the messages.
             payload_bytes: length of each payload.
-            ids: what the `Nats-Msg-Id` of each begins with.
+            ids: what the id of each begins with.
             first: number that it ends with; the others have the next ones.
             lines: as of `write_lines`, of each.
             token: as there; a message that is reported by itself has a `log_runs.Part` with it.
@@ -105,7 +116,8 @@ class LogQueue:
         name, head = self._lanes.subject(subject)
         lane = self._lanes.lane(name)
         self._number += count
-        run = RunMessage(lane, self._number, ids, first, head, lines, packets, count, payload_bytes, token)
+        is_indexed = lane.is_ordered or not lane.finds()
+        run = RunMessage(lane, self._number, ids, first, head, lines, packets, count, payload_bytes, token, is_indexed)
         self._add(run)
 
     def _add(self, message: Message) -> None:

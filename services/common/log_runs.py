@@ -36,6 +36,7 @@ class RunMessage(Message):
         count: of the messages.
         payload_bytes: length of each payload.
         token: of all of them.
+        is_indexed: as of `Message`.
     """
 
     __slots__ = ("first", "ids", "lines")
@@ -52,9 +53,11 @@ class RunMessage(Message):
         count: int,
         payload_bytes: int,
         token: object,
+        is_indexed: bool,  # noqa: FBT001 - hot path
     ) -> None:
         last = f"{ids}{first + count - 1}"
-        super().__init__(lane, number, last, head, header_block(last, lines), packets, token, False)  # noqa: FBT003 - hot path
+        block = header_block(last, lines, is_indexed)
+        super().__init__(lane, number, last, head, block, packets, token, False, True, is_indexed)  # noqa: FBT003 - hot path
         self.ids = ids
         self.first = first
         self.lines = lines
@@ -69,7 +72,7 @@ class RunMessage(Message):
         if is_ordered or len(str(self.first)) != len(str(last)):  # each has a length of its own
             self._add_one_by_one(reply, follows, is_ordered, parts)
             return
-        start, end = run_edges(self.head, self.ids, self.lines, len(self.block), self.payload_bytes)
+        start, end = run_edges(self.head, self.ids, self.lines, len(self.block), self.payload_bytes, self.is_indexed)
         next_start = CRLF + start
         packets = self.payload
         payload_bytes = self.payload_bytes
@@ -105,12 +108,23 @@ class RunMessage(Message):
         parts: list[Message] = []
         for offset in range(self.count):
             message_id = f"{self.ids}{self.first + offset}"
-            block = header_block(message_id, self.lines)
+            block = header_block(message_id, self.lines, self.is_indexed)
             stop = (offset + 1) * step
             payload = packets[stop - self.payload_bytes : stop]
             number = self.number - self.count + 1 + offset
             token = Part(self.token, offset)
-            part = Message(self.lane, number, message_id, self.head, block, payload, token, self.may_repeat)
+            part = Message(
+                self.lane,
+                number,
+                message_id,
+                self.head,
+                block,
+                payload,
+                token,
+                self.may_repeat,
+                self.is_found,
+                self.is_indexed,
+            )
             part.size = self.size // self.count
             parts.append(part)
         parts[-1].sequence = self.sequence

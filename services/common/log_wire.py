@@ -9,9 +9,16 @@ from nats.aio.msg import Msg
 
 MESSAGE_ID = "Nats-Msg-Id"
 """Header by which JetStream knows a message that is sent again."""
+OWN_ID = "mqttMsgId"
+"""Header with the id of a message that JetStream need not know: who may send it again looks whether it is there."""
+
+_INDEXED = b"NATS/1.0\r\n%b: " % MESSAGE_ID.encode()
+_NOT_INDEXED = b"NATS/1.0\r\n%b: " % OWN_ID.encode()
+_NEVER = b"NATS/1.0\r\nNats-Expected-Last-Sequence: 999999999999999999\r\n\r\n"
 
 _STORED = re.compile(rb'\A\{"stream":\s*"[^"]*",.*"seq":\s*(\d+)')
 _DUPLICATE = re.compile(rb'"duplicate":\s*true')
+_LAST = re.compile(r"wrong last sequence: (\d+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -20,11 +27,17 @@ def header_lines(headers: dict[str, str]) -> bytes:
     return "".join([f"{name}: {_safe(value)}\r\n" for name, value in headers.items() if name != MESSAGE_ID]).encode()
 
 
-def header_block(message_id: str, lines: bytes) -> bytes:
-    """Return the header block of a message with these lines and its `Nats-Msg-Id`, unless that is empty."""
+def header_block(message_id: str, lines: bytes, is_indexed: bool) -> bytes:  # noqa: FBT001 - hot path
+    """Return the header block of a message with these lines and its id, unless that is empty.
+
+    Args:
+        message_id: of the message.
+        lines: made by `header_lines`.
+        is_indexed: JetStream is to know the id (`Nats-Msg-Id`).
+    """
     if not message_id:
         return b"NATS/1.0\r\n%b\r\n" % lines
-    return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n%b\r\n" % (_safe(message_id).encode(), lines)
+    return b"%b%b\r\n%b\r\n" % (_INDEXED if is_indexed else _NOT_INDEXED, _safe(message_id).encode(), lines)
 
 
 def command(head: bytes, reply: bytes, block: bytes, payload_size: int, follows: str) -> bytes:
@@ -43,8 +56,15 @@ def command(head: bytes, reply: bytes, block: bytes, payload_size: int, follows:
     return b"%b%b%d %d\r\n%b" % (head, reply, size, size + payload_size, block)
 
 
-def run_edges(head: bytes, ids: str, lines: bytes, block_size: int, payload_size: int) -> tuple[bytes, bytes]:
-    """Return the command of each message of a run up to the number in its `Nats-Msg-Id`, and what is behind that.
+def run_edges(
+    head: bytes,
+    ids: str,
+    lines: bytes,
+    block_size: int,
+    payload_size: int,
+    is_indexed: bool,  # noqa: FBT001 - hot path
+) -> tuple[bytes, bytes]:
+    """Return the command of each message of a run up to the number in its id, and what is behind that.
 
     Args:
         head: as of `command`.
@@ -52,15 +72,33 @@ def run_edges(head: bytes, ids: str, lines: bytes, block_size: int, payload_size
         lines: as of `header_block`.
         block_size: length of the block of headers, the same for all.
         payload_size: in bytes.
+        is_indexed: as of `header_block`.
     """
     sizes = b"%d %d" % (block_size, block_size + payload_size)
-    return b"%b%b\r\nNATS/1.0\r\nNats-Msg-Id: %b" % (head, sizes, _safe(ids).encode()), b"\r\n%b\r\n" % lines
+    start = _INDEXED if is_indexed else _NOT_INDEXED
+    return b"%b%b\r\n%b%b" % (head, sizes, start, _safe(ids).encode()), b"\r\n%b\r\n" % lines
+
+
+def fence(head: bytes, reply: bytes) -> bytes:
+    """Return a command that JetStream refuses behind all that was published before, telling where the stream ends.
+
+    Args:
+        head: as of `command`, of any subject of the stream.
+        reply: as there.
+    """
+    return b"%b%b%d %d\r\n%b\r\n" % (head, reply, len(_NEVER), len(_NEVER), _NEVER)
 
 
 def stored_at(data: bytes) -> int:
     """Return the sequence that an acknowledgement names; 0: the answer is none."""
     match = _STORED.match(data)
     return 0 if match is None else int(match[1])
+
+
+def last_sequence(reason: str) -> int:
+    """Return where a stream ends, from the text of the answer to a fence; -1: it is something else."""
+    match = _LAST.search(reason)
+    return -1 if match is None else int(match[1])
 
 
 def is_duplicate(data: bytes) -> bool:

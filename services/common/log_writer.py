@@ -34,7 +34,8 @@ from services.common import log_lanes
 from services.common.log_lanes import REFUSED, WAITING, Group, Lane, Message
 from services.common.log_pump import pump
 from services.common.log_queue import LogQueue
-from services.common.log_wire import fault, is_duplicate, stored_at
+from services.common.log_tail import LogTails
+from services.common.log_wire import fault, fence, is_duplicate, last_sequence, stored_at
 from services.common.raw_nats import is_clustered, write
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class LogWriter(LogQueue):
         is_gone: says whether the stream of a lane that fails is gone for good: its messages are then reported as
             failed. None: it never is.
         is_full: called with the tokens of a lane, and whether it is full (`log_lanes.Fullness`), when that changes.
+        tails: looks for repeats in the streams, as far as they are ours. None: JetStream is to know all ids.
         ack_timeout_s: time without an acknowledgement after which a lane is sent again, in seconds.
     """
 
@@ -87,8 +89,12 @@ class LogWriter(LogQueue):
         is_ours: Callable[[str], bool] | None = None,
         is_gone: Callable[[str], bool] | None = None,
         is_full: Callable[[str, bool], None] | None = None,
+        tails: LogTails | None = None,
     ) -> None:
-        super().__init__(client, stream_tokens=stream_tokens, is_ordered=is_ordered, is_ours=is_ours, is_full=is_full)
+        super().__init__(
+            client, stream_tokens=stream_tokens, is_ordered=is_ordered, is_ours=is_ours, is_full=is_full, tails=tails
+        )
+        self._tails = tails
         self._stored = stored
         self._failed = failed
         self._window_messages = window_messages
@@ -96,6 +102,7 @@ class LogWriter(LogQueue):
         self._ack_timeout_s = ack_timeout_s
         self._is_gone = is_gone
         self._inbox_bytes = self._inbox.encode()
+        self._fences: dict[int, Lane] = {}  # by number; see `Lane.fence`
         self._asked: dict[int, Message] = {}  # by number; not reported, and at some time sent with a reply subject
         self._paused: list[Lane] = []  # lanes that wait for `retry_at`
         self._flight_messages = 0
@@ -115,6 +122,9 @@ class LogWriter(LogQueue):
         Raises:
             nats.errors.ConnectionClosedError: the client was closed for good.
         """
+        return self._pump() if self._tails is None else self._tails.beside(self._pump)
+
+    def _pump(self) -> Coroutine[object, object, None]:
         return pump(
             self._client,
             f"{self._inbox}*",
@@ -165,14 +175,14 @@ class LogWriter(LogQueue):
             clustered = self._lanes.is_clustered = is_clustered(self._client)
             for lane in self._lanes.used.values():
                 lane.is_clustered = clustered
-                if lane.flight:
+                if lane.flight or lane.fence:
                     self._send_back(lane)
                     self._paused.append(lane)
                 if lane.retry_at:
                     lane.retry_at = now
-        elif self._flight_messages and self._client.is_connected:
+        elif (self._flight_messages or self._fences) and self._client.is_connected:
             for lane in self._lanes.used.values():
-                if lane.flight and now - lane.progress > self._ack_timeout_s:
+                if (lane.flight or lane.fence) and now - lane.progress > self._ack_timeout_s:
                     self._fail(lane, "no acknowledgement")
 
     def _end_pauses(self, now: float) -> None:
@@ -205,7 +215,11 @@ class LogWriter(LogQueue):
         budget = min(BURST, self._window_messages - self._flight_messages)
         group: list[Message] = []
         while lane.waiting and budget > 0 and self._flight_bytes < self._window_bytes and not lane.is_held():
-            message = lane.waiting.popleft()
+            message = lane.waiting[0]
+            if message.may_repeat and lane.must_find(message):
+                self._ask_end(lane, message, parts, now)
+                return
+            lane.waiting.popleft()
             if message.sequence == WAITING and not lane.may_send_whole(message):
                 lane.waiting.extendleft(reversed(message.split()))
                 continue
@@ -215,7 +229,7 @@ class LogWriter(LogQueue):
             budget -= message.count
             if message.sequence != WAITING:  # answered while it waited to be sent again, or refused
                 self._publish(lane, group, parts)
-                lane.groups.append(Group(message, 1, is_end=False))
+                lane.groups.append(Group(message, 1, is_end=message.is_duplicate))
                 if lane.flight[0] is message:
                     self._report(lane, now)
                 continue
@@ -226,6 +240,37 @@ class LogWriter(LogQueue):
             lane.lone = max(0, lane.lone - 1)
             self._publish(lane, [message], parts)
         self._publish(lane, group, parts)
+
+    def _ask_end(self, lane: Lane, message: Message, parts: list[bytes], now: float) -> None:
+        """Ask where the stream of a lane ends, behind all that was sent, to look for what may be a repeat."""
+        lane.progress = now
+        self._number += 1
+        lane.fence = self._number
+        self._fences[lane.fence] = lane
+        parts.append(fence(message.head, b"%b%d " % (self._inbox_bytes, lane.fence)))
+
+    def _find(self, lane: Lane, number: int, answer: Msg) -> None:
+        """Look for what may be a repeat, now that is known where the stream ends."""
+        if lane.fence != number:
+            return
+        lane.fence = 0
+        _, reason = fault(answer)
+        last = last_sequence(reason)
+        if last < 0 or self._tails is None:
+            self._fail(lane, reason)
+            return
+        ids = {message.message_id for message in lane.waiting if lane.must_find(message)}
+        lane.is_reading = True
+        self._tails.find(lane.stream, last, ids, lambda found: self._on_found(lane, found))
+
+    def _on_found(self, lane: Lane, sequences: dict[str, int] | None) -> None:
+        lane.is_reading = False
+        if sequences is None:
+            self._fail(lane, "the end of the stream can't be read")
+            return
+        lane.found(sequences)
+        self._enqueue(lane)
+        self._wake.set()
 
     def _publish(self, lane: Lane, group: list[Message], parts: list[bytes]) -> None:
         """Add the commands of a group, and empty it."""
@@ -245,10 +290,13 @@ class LogWriter(LogQueue):
             self._wake.set()
 
     def _take(self, answer: Msg) -> None:
-        number = answer.subject[self._inbox_size :]
-        message = self._asked.get(int(number)) if number.isdecimal() else None
+        digits = answer.subject[self._inbox_size :]
+        number = int(digits) if digits.isdecimal() else 0
+        message = self._asked.get(number)
         if message is None or message.sequence != WAITING:
-            return  # an answer to one of several attempts
+            if number in self._fences:
+                self._find(self._fences.pop(number), number, answer)
+            return  # or an answer to one of several attempts
         lane = message.lane
         data = answer.data
         sequence = stored_at(data)
@@ -344,12 +392,16 @@ class LogWriter(LogQueue):
     def _send_back(self, lane: Lane) -> None:
         """Move what is in flight back in front of what waits."""
         self.failures += 1
+        self._fences.pop(lane.fence, None)
         flight = lane.flight
         for _ in range(len(flight)):
             message = flight.popleft()
             self._flight_messages -= message.count
             self._flight_bytes -= message.size
-            flight.extend(message.split())
+            for part in message.split():
+                if part.is_found and lane.finds():
+                    part.may_repeat = True
+                flight.append(part)
             if message.number in self._asked:  # the answer to a run is that to its last message
                 self._asked[message.number] = flight[-1]
         lane.take_back()

@@ -10,6 +10,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from typing_extensions import override
 
+SETTLE_S = 0.002
+"""How often is looked at whether a subscription was sent."""
+
 
 class Tap(asyncio.Future[Msg]):
     """Takes every message of a subscription as it is read; never done.
@@ -33,6 +36,15 @@ class Tap(asyncio.Future[Msg]):
 def is_clustered(client: Client) -> bool:
     """Return whether the server that a client is connected to is one of a cluster."""
     return bool(client._server_info.get("cluster"))  # noqa: SLF001 - nats-py has no other door to it
+
+
+async def settle(client: Client) -> None:
+    """Wait until a subscription is on its way to NATS, ahead of what is written, so that no answer is lost.
+
+    Not by `Client.flush`: when that is cancelled, nats-py stops reading.
+    """
+    while not client.is_closed and (client.pending_data_size or not client.is_connected):  # noqa: ASYNC110 - no event
+        await asyncio.sleep(SETTLE_S)
 
 
 def write(client: Client, parts: Sequence[bytes]) -> None:

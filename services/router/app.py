@@ -10,6 +10,7 @@ import prometheus_client
 from grpc import aio
 
 from services.common import grpc_client, grpc_server, http_server, jetstream, log_health, runtime
+from services.common.log_tail import LogTails
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
 from services.router import members, metrics, retained, servicer
@@ -88,6 +89,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             is_ours=rules.is_ours,
             is_gone=rules.is_gone,
             is_full=router.full_logs.note,
+            tails=LogTails(client, rules.stream_of),
         )
         figures = metrics.RouterMetrics(router=router, retained=retained_messages, shards=shards, log=log, calls=calls)
         prometheus_client.REGISTRY.register(figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.common.subjects import KEPT, OUT, log_topic
+from services.common.subjects import KEPT, OUT, log_stream, log_topic
 from services.router.auth_watch import AuthWatch
 
 
@@ -30,6 +30,11 @@ class LogRules:
     def is_ours(self, lane: str) -> bool:
         """Return whether only this router writes to the stream of a lane: not so for retained and dead messages."""
         return lane.startswith((f"{OUT}.", f"{KEPT}."))
+
+    def stream_of(self, lane: str) -> str:
+        """Return the stream of a lane that is a message log, where repeats are looked for; else nothing."""
+        topic = _topic(lane)
+        return "" if topic is None else log_stream(*topic)
 
     def is_gone(self, lane: str) -> bool:
         """Return whether a lane is the log of a topic that was deleted."""

@@ -30,6 +30,7 @@ class Log(Protocol):
         lines: bytes,
         token: object,
         may_repeat: bool,  # noqa: FBT001 - hot path
+        is_found: bool,  # noqa: FBT001
     ) -> None: ...
 
     def write_run(  # noqa: D102

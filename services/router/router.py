@@ -348,7 +348,8 @@ class Router:
                     publication = Publication(
                         source, route, payload, flag, sequence, retained_by, topic_flag, in_kept, shown_topic
                     )
-                self._write(log, route, payload, message_id, lines, publication, flag & REPEATED != 0)
+                is_found = qos < 2 and message_ids is None  # noqa: PLR2004 - exactly once
+                self._write(log, route, payload, message_id, lines, publication, flag & REPEATED != 0, is_found)
                 log.push()
                 if qos:
                     continue  # `reports` delivers it
@@ -365,12 +366,13 @@ class Router:
         lines: bytes,
         publication: Publication | None,
         may_repeat: bool,  # noqa: FBT001 - hot path
+        is_found: bool,  # noqa: FBT001
     ) -> None:
         if publication is not None and publication.in_kept:
             self.kept.write(log, route.instance_id, payload, message_id, lines, publication, may_repeat)
             self.pressure.written(publication.source)
             return
-        log.write_lines(route.subject, payload, message_id, lines, publication, may_repeat)
+        log.write_lines(route.subject, payload, message_id, lines, publication, may_repeat, is_found)
 
     def _route(self, columns: Columns, index: int) -> Route:
         instance_id = columns.instances[columns.topic_instances[index]]

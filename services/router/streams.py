@@ -77,7 +77,7 @@ class StreamMaker:
             self._wake.set()
         if not stream.exists:
             log.probe(subject)
-        log.write_lines(subject, payload, message_id, lines, token, may_repeat)
+        log.write_lines(subject, payload, message_id, lines, token, may_repeat, False)  # noqa: FBT003 - hot path
 
     def done(self, instance_id: str) -> None:
         """Note that a message is stored, or never will be."""

@@ -16,12 +16,12 @@ from nats.js import JetStreamContext, api
 
 from services.common import jetstream, subjects, ticks
 from services.common.errors import UnavailableError
+from services.common.log_reader import LogReader, StoredMessage
 from services.common.log_wire import MESSAGE_ID
 from services.common.log_writer import LogWriter
 from services.session import stored
 from services.session.clock import Clock
 from services.session.domain.losses import Loss, Losses
-from services.session.log_reader import LogReader, StoredMessage
 
 logger = logging.getLogger(__name__)
 

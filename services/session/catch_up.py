@@ -23,12 +23,12 @@ from nats.aio.client import Client
 
 from services.common import subjects
 from services.common.errors import UnavailableError
+from services.common.log_reader import LogReader, StoredMessage, time_ms_of
 from services.common.sharding import router_of
 from services.session import stored
 from services.session.clock import Clock
 from services.session.domain.sessions import Log
 from services.session.domain.shard import Shard
-from services.session.log_reader import LogReader, StoredMessage, time_ms_of
 from services.session.router_link import RouterLink
 
 logger = logging.getLogger(__name__)

@@ -145,6 +145,7 @@ class EventLog:
             self._header_lines(event),
             _Token(log, waiter),
             may_repeat,
+            False,  # noqa: FBT003 - hot path
         )
 
     def watch(self, readiness: Readiness) -> Coroutine[object, object, None]:

@@ -14,6 +14,7 @@ from nats.js import JetStreamContext
 
 from services.common import subjects, ticks
 from services.common.errors import UnavailableError
+from services.common.log_reader import LogReader, StoredMessage
 from services.common.log_writer import LogWriter
 from services.common.sharding import shard_of
 from services.session import stored, subscriptions
@@ -25,7 +26,6 @@ from services.session.domain.positions import Met, sequence_of
 from services.session.domain.sessions import Log, Session
 from services.session.domain.shard import Shard, Store
 from services.session.files import Files
-from services.session.log_reader import LogReader, StoredMessage
 from services.session.metrics import Figures, count_dropped
 from services.session.router_link import RouterLink
 

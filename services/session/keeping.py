@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from grpc import aio
 from nats.aio.client import Client
 
+from services.common.log_reader import LogReader
 from services.common.log_writer import LogWriter
 from services.common.runtime import background, unless_stopped
 from services.session import subscriptions
@@ -21,7 +22,6 @@ from services.session.clock import Clock
 from services.session.deleted_instances import DeletedInstances
 from services.session.files import Files
 from services.session.keeper import Keeper
-from services.session.log_reader import LogReader
 from services.session.router_link import RouterLink
 from services.session.settings import SessionSettings
 

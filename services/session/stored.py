@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.common import subjects
-from services.session.log_reader import StoredMessage
+from services.common.log_reader import StoredMessage
 
 
 class Published(NamedTuple):

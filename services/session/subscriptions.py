@@ -20,11 +20,11 @@ from nats.js import JetStreamContext
 
 from services.common import jetstream, subjects
 from services.common.errors import UnavailableError
+from services.common.log_reader import LogReader, StoredMessage
 from services.common.log_writer import LogWriter
 from services.session.domain.interests import pack_subscription, qos_of, since_ms_of
 from services.session.domain.rules import Rules
 from services.session.domain.shard import Store
-from services.session.log_reader import LogReader, StoredMessage
 
 logger = logging.getLogger(__name__)
 

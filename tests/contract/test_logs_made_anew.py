@@ -9,9 +9,8 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.common import subjects
-from services.session import log_reader
-from services.session.log_reader import LogReader, StoredMessage
+from services.common import log_reader, subjects
+from services.common.log_reader import LogReader, StoredMessage
 from services.session.router_link import RouterLink
 from tests.contract.test_kept_receipts import deliver
 from tests.contract.test_persistent_sessions import INSTANCE, Mesh, connected, mesh, numbered, subscribed, until

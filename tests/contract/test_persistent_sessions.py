@@ -24,6 +24,7 @@ from nats.js import api
 from services.auth.streams import Streams
 from services.common import grpc_client, healthcheck, subjects
 from services.common.errors import UnavailableError
+from services.common.log_reader import LogReader
 from services.common.runtime import background, until_stopped
 from services.common.settings import Secret
 from services.router import app as router_app
@@ -32,7 +33,6 @@ from services.session import announcer, deleted_instances
 from services.session import app as session_app
 from services.session.clock import Clock
 from services.session.domain import losses
-from services.session.log_reader import LogReader
 from services.session.settings import SessionSettings
 from tests.support.fake_auth import FakeAuth
 from tests.support.nats import NatsServer, unique

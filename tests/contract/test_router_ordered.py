@@ -56,6 +56,7 @@ async def test_log_of_an_ordered_topic_keeps_the_order_when_it_fails_for_moments
     auth.put_topic("i", "p", ordered=True)
     total = 3_000
     config = StreamConfig(
+        allow_direct=True,
         name=subjects.log_stream("i", "p"),
         subjects=subjects.log_filter("i", "p"),
         discard=DiscardPolicy.NEW,

@@ -122,7 +122,9 @@ async def exercise(cluster: NatsCluster, mesh: Mesh, auth: FakeAuth, faults: lis
     """Publish while one fault follows another; return how many messages the log then has in order."""
     auth.put_topic("i", "p", ordered=True)
     stream = subjects.log_stream("i", "p")
-    config = api.StreamConfig(name=stream, subjects=subjects.log_filter("i", "p"), num_replicas=NODES)
+    config = api.StreamConfig(
+        name=stream, subjects=subjects.log_filter("i", "p"), num_replicas=NODES, allow_direct=True
+    )
     router = RouterProcess(mesh)
     published = 0
     is_over = is_paused = False

@@ -50,7 +50,7 @@ async def test_a_run_is_in_the_log_before_it_is_acknowledged_and_delivered(
         assert two.payloads == texts(0, 2 * COUNT)
         stored = await read_log(nats_server.url, "p")
     assert [each.data for each in stored] == texts(0, 2 * COUNT)
-    assert [each.headers and each.headers["Nats-Msg-Id"] for each in stored] == [
+    assert [each.headers and each.headers["mqttMsgId"] for each in stored] == [
         f"{one.incarnation}-{sequence}" for sequence in range(1, 2 * COUNT + 1)
     ]
     assert {each.headers and each.headers["clientId"] for each in stored} == {"c"}

@@ -349,6 +349,7 @@ async def make_log(url: str, parent: str, *, max_msg_size: int = -1) -> None:
                 name=subjects.log_stream("i", parent),
                 subjects=subjects.log_filter("i", parent),
                 max_msg_size=max_msg_size,
+                allow_direct=True,
             )
         )
 

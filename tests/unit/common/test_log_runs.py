@@ -37,8 +37,8 @@ class Run:
 class RunReports(Reports):
     """What a writer told of messages and runs, in messages."""
 
-    def __init__(self) -> None:
-        super().__init__(is_ours=True)
+    def __init__(self, *, finds: bool) -> None:
+        super().__init__(is_ours=True, finds=finds)
         self.whole = 0
         self.parts = 0
 
@@ -64,6 +64,11 @@ class RunReports(Reports):
         return [token]
 
 
+@pytest.fixture(params=[False, True], ids=["indexed", "found"])
+def reports(request: pytest.FixtureRequest) -> RunReports:
+    return RunReports(finds=request.param)
+
+
 def put_run(writer: LogWriter, stream: str, first: int, count: int, *, payload_bytes: int = DIGITS) -> None:
     """Write a run of messages that are their numbers."""
     packets = b"".join(b"head%b" % (b"%d" % n).rjust(payload_bytes, b"0") for n in range(first, first + count))
@@ -73,7 +78,7 @@ def put_run(writer: LogWriter, stream: str, first: int, count: int, *, payload_b
 
 def put_one(writer: LogWriter, stream: str, number: int, *, may_repeat: bool = False) -> None:
     payload = b"%06d" % number
-    writer.write_lines(f"t.{stream}.b", payload, f"{stream}-{number}", LINES, (stream, number), may_repeat)
+    writer.write_lines(f"t.{stream}.b", payload, f"{stream}-{number}", LINES, (stream, number), may_repeat, True)
 
 
 async def put_mixed(writer: LogWriter, stream: str, total: int) -> None:
@@ -106,15 +111,18 @@ async def check(client: Client, name: str, reports: RunReports, total: int) -> N
     is_ordered=st.booleans(),
     reply=st.sampled_from([b"", b"inbox.7 "]),
     follows=st.sampled_from(["", "before-1"]),
+    is_indexed=st.booleans(),
 )
 def test_commands_of_a_run_are_those_of_its_messages(
-    first: int, count: int, payload_bytes: int, is_ordered: bool, reply: bytes, follows: str
+    first: int, count: int, payload_bytes: int, is_ordered: bool, reply: bytes, follows: str, is_indexed: bool
 ) -> None:
     if not is_ordered:
         follows = ""
-    lane = Lane("t.s", is_ordered=is_ordered, is_clustered=False, is_ours=True, end=1)
+    lane = Lane("t.s", is_ordered=is_ordered, is_clustered=False, is_ours=True, end=1, stream="")
     packets = b"".join(b"head%b" % bytes([n] * payload_bytes) for n in range(count))
-    run = RunMessage(lane, 40 + count, "x\n-", first, b"HPUB t.s.a ", LINES, packets, count, payload_bytes, "token")
+    run = RunMessage(
+        lane, 40 + count, "x\n-", first, b"HPUB t.s.a ", LINES, packets, count, payload_bytes, "token", is_indexed
+    )
     found: list[bytes] = []
     run.add_commands(reply, follows, is_ordered, found)
     messages = run.split()
@@ -131,8 +139,8 @@ def test_commands_of_a_run_are_those_of_its_messages(
 
 
 def test_the_answer_to_a_run_is_that_to_its_last_message() -> None:
-    lane = Lane("t.s", is_ordered=False, is_clustered=False, is_ours=True, end=1)
-    run = RunMessage(lane, 3, "x-", 1, b"HPUB t.s.a ", LINES, b"123", 3, 1, "token")
+    lane = Lane("t.s", is_ordered=False, is_clustered=False, is_ours=True, end=1, stream="")
+    run = RunMessage(lane, 3, "x-", 1, b"HPUB t.s.a ", LINES, b"123", 3, 1, "token", True)
     run.sequence, run.failure = REFUSED, "too large"
     assert [(part.sequence, part.failure) for part in run.split()] == [(0, ""), (0, ""), (REFUSED, "too large")]
     run.sequence, run.is_duplicate = 9, True
@@ -141,10 +149,11 @@ def test_the_answer_to_a_run_is_that_to_its_last_message() -> None:
 
 @pytest.mark.parametrize("is_ordered", [False, True])
 @pytest.mark.asyncio
-async def test_runs_are_stored_and_reported_in_the_order_of_writing(nats_url: str, is_ordered: bool) -> None:
+async def test_runs_are_stored_and_reported_in_the_order_of_writing(
+    nats_url: str, is_ordered: bool, reports: RunReports
+) -> None:
     name = unique("s")
     total = 5_000
-    reports = RunReports()
     async with connected(nats_url) as client:
         await add_stream(client, name)
         writer = reports.writer(client, window_messages=500, is_ordered=lambda _lane: is_ordered)
@@ -166,9 +175,8 @@ async def test_runs_are_stored_and_reported_in_the_order_of_writing(nats_url: st
 
 
 @pytest.mark.asyncio
-async def test_every_message_of_a_run_has_its_own_id(nats_url: str) -> None:
+async def test_every_message_of_a_run_has_its_own_id(nats_url: str, reports: RunReports) -> None:
     name = unique("s")
-    reports = RunReports()
     async with connected(nats_url) as client:
         await add_stream(client, name)
         writer = reports.writer(client)
@@ -180,15 +188,17 @@ async def test_every_message_of_a_run_has_its_own_id(nats_url: str) -> None:
         consumer = await client.jetstream().subscribe(f"t.{name}.>", stream=name, ordered_consumer=True)
         messages = [await consumer.next_msg(timeout=10) for _ in range(18)]
     for message in messages:
-        assert message.headers == {"Nats-Msg-Id": f"{name}-{int(message.data)}", "clientId": "c"}
+        name_of_id = "mqttMsgId" if reports.finds else "Nats-Msg-Id"
+        assert message.headers == {name_of_id: f"{name}-{int(message.data)}", "clientId": "c"}
     assert [int(message.data) for message in messages] == [*range(13), *range(98, 103)]
 
 
 @pytest.mark.parametrize("is_ordered", [False, True])
 @pytest.mark.asyncio
-async def test_runs_survive_a_server_that_is_killed_in_the_middle(nats_server: NatsServer, is_ordered: bool) -> None:
+async def test_runs_survive_a_server_that_is_killed_in_the_middle(
+    nats_server: NatsServer, is_ordered: bool, reports: RunReports
+) -> None:
     total = 20_000
-    reports = RunReports()
     async with connected(nats_server.url) as client:
         await add_stream(client, "s")
         writer = reports.writer(client, is_ordered=lambda _lane: is_ordered)
@@ -204,8 +214,7 @@ async def test_runs_survive_a_server_that_is_killed_in_the_middle(nats_server: N
 
 
 @pytest.mark.asyncio
-async def test_runs_without_an_acknowledgement_are_written_again(nats_server: NatsServer) -> None:
-    reports = RunReports()
+async def test_runs_without_an_acknowledgement_are_written_again(nats_server: NatsServer, reports: RunReports) -> None:
     async with connected(nats_server.url) as client:
         await add_stream(client, "s")
         writer = reports.writer(client, ack_timeout_s=0.2)
@@ -224,10 +233,11 @@ async def test_runs_without_an_acknowledgement_are_written_again(nats_server: Na
 
 @pytest.mark.parametrize("is_ordered", [False, True])
 @pytest.mark.asyncio
-async def test_nothing_is_reported_that_a_stream_failed_in_the_middle_of_a_run(nats_url: str, is_ordered: bool) -> None:
+async def test_nothing_is_reported_that_a_stream_failed_in_the_middle_of_a_run(
+    nats_url: str, is_ordered: bool, reports: RunReports
+) -> None:
     name = unique("s")
     total = 2_000
-    reports = RunReports()
     async with connected(nats_url) as client:
         await add_stream(client, name, discard=DiscardPolicy.NEW, max_msgs=10)
         writer = reports.writer(client, is_ordered=lambda _lane: is_ordered)
@@ -241,7 +251,7 @@ async def test_nothing_is_reported_that_a_stream_failed_in_the_middle_of_a_run(n
 @pytest.mark.asyncio
 async def test_messages_of_runs_that_were_stored_before_are_reported_where_they_are(nats_url: str) -> None:
     name = unique("s")
-    reports = RunReports()
+    reports = RunReports(finds=False)
     async with connected(nats_url) as client:
         await add_stream(client, name)
         for number in (20, 3, 50):
@@ -258,10 +268,9 @@ async def test_messages_of_runs_that_were_stored_before_are_reported_where_they_
 
 
 @pytest.mark.asyncio
-async def test_sequences_of_runs_are_right_when_others_write_all_the_same(nats_url: str) -> None:
+async def test_sequences_of_runs_are_right_when_others_write_all_the_same(nats_url: str, reports: RunReports) -> None:
     name = unique("s")
     total = 3_000
-    reports = RunReports()
     async with connected(nats_url) as client, connected(nats_url) as other:
         await add_stream(client, name)
         writer = reports.writer(client, window_messages=200)
@@ -280,9 +289,8 @@ async def test_sequences_of_runs_are_right_when_others_write_all_the_same(nats_u
 
 
 @pytest.mark.asyncio
-async def test_runs_go_together_again_after_a_failure(nats_url: str) -> None:
+async def test_runs_go_together_again_after_a_failure(nats_url: str, reports: RunReports) -> None:
     name = unique("s")
-    reports = RunReports()
     async with connected(nats_url) as client:
         writer = reports.writer(client)
         async with background(writer.run()):
@@ -299,9 +307,10 @@ async def test_runs_go_together_again_after_a_failure(nats_url: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_messages_of_a_run_that_cannot_be_stored_are_refused_in_their_turn(nats_url: str) -> None:
+async def test_messages_of_a_run_that_cannot_be_stored_are_refused_in_their_turn(
+    nats_url: str, reports: RunReports
+) -> None:
     name = unique("s")
-    reports = RunReports()
     async with connected(nats_url) as client:
         await add_stream(client, name, max_msg_size=1000)
         writer = reports.writer(client)
@@ -319,15 +328,17 @@ async def test_messages_of_a_run_that_cannot_be_stored_are_refused_in_their_turn
 
 
 @pytest.mark.asyncio
-async def test_run_of_messages_at_the_limit_is_stored_as_far_as_its_numbers_are_short(nats_url: str) -> None:
+async def test_run_of_messages_at_the_limit_is_stored_as_far_as_its_numbers_are_short(
+    nats_url: str, reports: RunReports
+) -> None:
     name = unique("s")
-    reports = RunReports()
     async with connected(nats_url) as client:
         await add_stream(client, name)
         writer = reports.writer(client)
         async with background(writer.run()):
             put_one(writer, name, 0)
-            headers = len(f"NATS/1.0\r\nNats-Msg-Id: {name}-9\r\n\r\n") + len(LINES)
+            name_of_id = "mqttMsgId" if reports.finds else "Nats-Msg-Id"
+            headers = len(f"NATS/1.0\r\n{name_of_id}: {name}-9\r\n\r\n") + len(LINES)
             put_run(writer, name, 8, 4, payload_bytes=client.max_payload - headers)
             await until(lambda: not writer.backlog_messages)
         assert reports.order == [(name, number) for number in (0, 8, 9, 10, 11)]
@@ -335,9 +346,8 @@ async def test_run_of_messages_at_the_limit_is_stored_as_far_as_its_numbers_are_
 
 
 @pytest.mark.asyncio
-async def test_runs_of_a_stream_that_is_gone_are_reported_as_failed(nats_url: str) -> None:
+async def test_runs_of_a_stream_that_is_gone_are_reported_as_failed(nats_url: str, reports: RunReports) -> None:
     gone, other = unique("gone"), unique("s")
-    reports = RunReports()
     async with connected(nats_url) as client:
         await add_stream(client, other)
         writer = reports.writer(client, is_gone=lambda lane: lane == f"t.{gone}")
@@ -353,9 +363,10 @@ async def test_runs_of_a_stream_that_is_gone_are_reported_as_failed(nats_url: st
 
 @pytest.mark.timeout(180)
 @pytest.mark.asyncio
-async def test_ordered_runs_keep_the_order_in_a_cluster_that_refuses_messages(nats_cluster: NatsCluster) -> None:
+async def test_ordered_runs_keep_the_order_in_a_cluster_that_refuses_messages(
+    nats_cluster: NatsCluster, reports: RunReports
+) -> None:
     total = 500
-    reports = RunReports()
     async with connected(nats_cluster.url) as client:
         await add_stream(client, "s", discard=DiscardPolicy.NEW, max_msgs=10, num_replicas=3)
         writer = reports.writer(client, is_ordered=lambda _lane: True)
@@ -365,9 +376,8 @@ async def test_ordered_runs_keep_the_order_in_a_cluster_that_refuses_messages(na
 
 
 @pytest.mark.asyncio
-async def test_much_is_sent_while_more_is_written(nats_url: str) -> None:
+async def test_much_is_sent_while_more_is_written(nats_url: str, reports: RunReports) -> None:
     name = unique("s")
-    reports = RunReports()
     async with connected(nats_url) as client, connected(nats_url) as other:
         await add_stream(client, name)
         writer = reports.writer(client)

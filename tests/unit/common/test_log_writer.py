@@ -16,6 +16,7 @@ from nats.js.errors import BadRequestError
 
 from services.common import jetstream
 from services.common.log_lanes import MAX_CONTROL_LINE
+from services.common.log_tail import LogTails
 from services.common.log_wire import header_lines
 from services.common.log_writer import LogWriter
 from services.common.readiness import Readiness
@@ -40,7 +41,8 @@ def connected(url: str) -> AbstractAsyncContextManager[Client]:
 
 
 async def add_stream(client: Client, name: str, **options: object) -> None:
-    config = StreamConfig(name=name, subjects=[f"t.{name}", f"t.{name}.>"], duplicate_window=120, **options)  # type: ignore[arg-type]
+    options = {"duplicate_window": 120, "allow_direct": True, **options}
+    config = StreamConfig(name=name, subjects=[f"t.{name}", f"t.{name}.>"], **options)  # type: ignore[arg-type]
     async with asyncio.timeout(60):
         while True:
             try:
@@ -71,10 +73,12 @@ class Reports:
 
     Args:
         is_ours: whether nobody else writes to the streams, so that messages go in groups.
+        finds: whether repeats are looked for in them, so that JetStream does not know their ids.
     """
 
-    def __init__(self, *, is_ours: bool) -> None:
+    def __init__(self, *, is_ours: bool, finds: bool = False) -> None:
         self.is_ours = is_ours
+        self.finds = finds
         self.stored: list[tuple[object, int, bool]] = []
         self.failed: list[tuple[object, str]] = []
         self.order: list[object] = []
@@ -88,13 +92,19 @@ class Reports:
         self.order.append(token)
 
     def writer(self, client: Client, **options: object) -> LogWriter:
-        options = {"stream_tokens": 2, "is_ours": lambda _lane: self.is_ours, **options}
+        tails = LogTails(client, lambda lane: lane.removeprefix("t.")) if self.finds else None
+        options = {"stream_tokens": 2, "is_ours": lambda _lane: self.is_ours, "tails": tails, **options}
         return LogWriter(client, stored=self.on_stored, failed=self.on_failed, **options)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=[False, True], ids=["one by one", "groups"])
+@pytest.fixture(params=["one by one", "groups", "found"])
 def reports(request: pytest.FixtureRequest) -> Reports:
-    return Reports(is_ours=request.param)
+    return Reports(is_ours=request.param != "one by one", finds=request.param == "found")
+
+
+@pytest.fixture(params=[False, True], ids=["indexed", "found"])
+def ours(request: pytest.FixtureRequest) -> Reports:
+    return Reports(is_ours=True, finds=request.param)
 
 
 def put(writer: LogWriter, stream: str, number: int, *, may_repeat: bool = False) -> None:
@@ -105,6 +115,7 @@ def put(writer: LogWriter, stream: str, number: int, *, may_repeat: bool = False
         header_lines({"clientId": "c"}),
         (stream, number),
         may_repeat,
+        True,
     )
 
 
@@ -246,7 +257,7 @@ async def test_repeated_message_id_is_reported_as_duplicate(nats_url: str, repor
         writer = reports.writer(client)
         async with background(writer.run()):
             put(writer, name, 7)
-            put(writer, name, 7)
+            put(writer, name, 7, may_repeat=True)
             await until(lambda: not writer.backlog_messages)
     assert reports.stored == [((name, 7), 1, False), ((name, 7), 1, True)]
 
@@ -332,7 +343,12 @@ async def fill_and_drain(
     """Write while the stream takes some messages, is full for a moment, and takes some again."""
     js = client.jetstream()
     config = StreamConfig(
-        name=name, subjects=[f"t.{name}.>"], duplicate_window=120, discard=DiscardPolicy.NEW, num_replicas=replicas
+        name=name,
+        subjects=[f"t.{name}.>"],
+        duplicate_window=120,
+        allow_direct=True,
+        discard=DiscardPolicy.NEW,
+        num_replicas=replicas,
     )
 
     async def toggle() -> None:
@@ -491,12 +507,11 @@ async def test_messages_of_a_group_that_were_stored_before_are_reported_where_th
 
 
 @pytest.mark.asyncio
-async def test_sequences_are_right_when_others_write_all_the_same(nats_url: str) -> None:
+async def test_sequences_are_right_when_others_write_all_the_same(nats_url: str, ours: Reports) -> None:
     name = unique("s")
-    reports = Reports(is_ours=True)
     async with connected(nats_url) as client, connected(nats_url) as other:
         await add_stream(client, name)
-        writer = reports.writer(client, window_messages=200)
+        writer = ours.writer(client, window_messages=200)
 
         async def disturb() -> None:
             for number in range(10_000, 10_100):
@@ -508,17 +523,16 @@ async def test_sequences_are_right_when_others_write_all_the_same(nats_url: str)
             await disturb()
             await until(lambda: not writer.backlog_messages)
         places = dict(await positions(client, name))
-        assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(3000)]
+        assert [entry[:2] for entry in ours.stored] == [((name, number), places[number]) for number in range(3000)]
         assert len(places) == 3100
 
 
 @pytest.mark.asyncio
-async def test_late_message_of_the_process_before_does_not_make_up_for_a_repeat(nats_url: str) -> None:
+async def test_late_message_of_the_process_before_does_not_make_up_for_a_repeat(nats_url: str, ours: Reports) -> None:
     name = unique("s")
-    reports = Reports(is_ours=True)
     async with connected(nats_url) as client, connected(nats_url) as other:
         await add_stream(client, name)
-        writer = reports.writer(client)
+        writer = ours.writer(client)
         async with background(writer.run()):
             put(writer, name, 0)
             await until(lambda: not writer.backlog_messages)
@@ -527,17 +541,16 @@ async def test_late_message_of_the_process_before_does_not_make_up_for_a_repeat(
                 put(writer, name, number, may_repeat=number == 2)
             await until(lambda: not writer.backlog_messages)
         places = dict(await positions(client, name))
-        assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(50)]
+        assert [entry[:2] for entry in ours.stored] == [((name, number), places[number]) for number in range(50)]
         assert len(places) == 50
 
 
 @pytest.mark.asyncio
-async def test_repeats_between_new_messages_stop_no_groups(nats_url: str) -> None:
+async def test_repeats_between_new_messages_stop_no_groups(nats_url: str, ours: Reports) -> None:
     name = unique("s")
-    reports = Reports(is_ours=True)
     async with connected(nats_url) as client:
         await add_stream(client, name)
-        writer = reports.writer(client)
+        writer = ours.writer(client)
         async with background(writer.run()):
             put(writer, name, 0)
             put(writer, name, 1)
@@ -547,19 +560,18 @@ async def test_repeats_between_new_messages_stop_no_groups(nats_url: str) -> Non
             await until(lambda: not writer.backlog_messages)
         assert not writer.failures
         places = dict(await positions(client, name))
-        assert [entry[1] for entry in reports.stored] == [places[entry[0][1]] for entry in reports.stored]  # type: ignore[index]
+        assert [entry[1] for entry in ours.stored] == [places[entry[0][1]] for entry in ours.stored]  # type: ignore[index]
 
 
 @pytest.mark.asyncio
-async def test_nothing_is_reported_that_a_stream_failed_in_the_middle_of_a_group(nats_url: str) -> None:
+async def test_nothing_is_reported_that_a_stream_failed_in_the_middle_of_a_group(nats_url: str, ours: Reports) -> None:
     name = unique("s")
     total = 2_000
-    reports = Reports(is_ours=True)
     async with connected(nats_url) as client:
         await add_stream(client, name, discard=DiscardPolicy.NEW, max_msgs=10)
-        writer = reports.writer(client)
-        await fill_and_drain(client, name, reports, writer, total)
+        writer = ours.writer(client)
+        await fill_and_drain(client, name, ours, writer, total)
         assert writer.failures
         places = dict(await positions(client, name))
-        assert [entry[:2] for entry in reports.stored] == [((name, number), places[number]) for number in range(total)]
+        assert [entry[:2] for entry in ours.stored] == [((name, number), places[number]) for number in range(total)]
         assert len(places) == total

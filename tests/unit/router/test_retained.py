@@ -102,7 +102,14 @@ class FakeLog:
         raise AssertionError(subject)
 
     def write_lines(
-        self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object, may_repeat: bool
+        self,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        lines: bytes,
+        token: object,
+        may_repeat: bool,
+        is_found: bool,
     ) -> None:
         assert isinstance(token, RetainedWrite)
         assert not message_id

@@ -46,7 +46,14 @@ class FakeLog:
         self.written.append((payload, token))
 
     def write_lines(
-        self, subject: str, payload: bytes, message_id: str, lines: bytes, token: object, may_repeat: bool
+        self,
+        subject: str,
+        payload: bytes,
+        message_id: str,
+        lines: bytes,
+        token: object,
+        may_repeat: bool,
+        is_found: bool,
     ) -> None:
         if may_repeat:
             self.repeats.append(payload)

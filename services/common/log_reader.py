@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.common.errors import UnavailableError
-from services.common.raw_nats import Tap, write
+from services.common.raw_nats import Tap, settle, write
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class LogReader:
         self._waiting: deque[_Request] = deque()
         self._connection = -1
         self._wake = asyncio.Event()
+        self._is_heard = asyncio.Event()  # answers come
 
     @property
     def pending(self) -> int:
@@ -123,6 +124,7 @@ class LogReader:
         ended = request.ended
         if ended is None:
             raise AssertionError("a batch has an end")
+        await self._is_heard.wait()
         number = self._send([request])
         self._wake.set()
         try:
@@ -145,6 +147,8 @@ class LogReader:
         """Send what is asked for until cancelled."""
         subscription = await self._client.subscribe(f"{self._inbox}*", future=Tap(self._on_answer))
         try:
+            await settle(self._client)
+            self._is_heard.set()
             while True:
                 self._wake.clear()
                 self._send_again(time.monotonic())
@@ -153,6 +157,7 @@ class LogReader:
                     async with asyncio.timeout(TICK_S if self._flight else None):
                         await self._wake.wait()
         finally:
+            self._is_heard.clear()
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 

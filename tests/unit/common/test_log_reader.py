@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.session.log_reader import StoredMessage
+from services.common.log_reader import StoredMessage
 
 
 @pytest.mark.parametrize(
