@@ -42,7 +42,7 @@ def test_every_message_is_in_the_log_of_its_topic(mesh: Mesh, qos: int) -> None:
         assert headers["cleansessionflag"] == "true"
         assert headers["mqttSecondTopic"] == topic.removeprefix(mesh.topic)
         assert headers["clientId"] == publisher.client_id
-        assert headers["Nats-Msg-Id"]
+        assert headers["Nats-Msg-Id" if qos == 2 else "mqttMsgId"]
 
 
 def test_p2p_messages_are_in_the_log(mesh: Mesh) -> None:
