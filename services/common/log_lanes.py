@@ -57,6 +57,7 @@ class Message:
         "is_duplicate",
         "is_found",
         "is_indexed",
+        "is_old",
         "lane",
         "may_repeat",
         "message_id",
@@ -83,6 +84,7 @@ class Message:
     ) -> None:
         self.lane = lane
         self.may_repeat = may_repeat  # the stream may have it: from another process, an earlier call or attempt
+        self.is_old = may_repeat  # so it was from the start: from another process, or an earlier call
         self.is_found = is_found  # then it is looked for in the stream
         self.is_indexed = is_indexed  # JetStream knows its id, and drops repeats
         self.message_id = message_id
@@ -108,6 +110,10 @@ class Message:
         """Return the messages that this is."""
         return [self]
 
+    def ids_of_all(self) -> list[str]:
+        """Return the ids of the messages that this is."""
+        return [self.message_id]
+
 
 class Group:
     """Messages in flight that follow one another, of which only the last one is acknowledged; `count` of them."""
@@ -124,6 +130,8 @@ class Lane:
     """The messages of one stream, in the order of writing: those in flight, then those waiting to be sent."""
 
     __slots__ = (
+        "asks_before",
+        "begin",
         "end",
         "fence",
         "flight",
@@ -148,9 +156,11 @@ class Lane:
     )
 
     def __init__(
-        self, name: str, *, is_ordered: bool, is_clustered: bool, is_ours: bool, end: int, stream: str
+        self, name: str, *, is_ordered: bool, is_clustered: bool, is_ours: bool, end: int, stream: str, begin: int
     ) -> None:
         self.name = name
+        self.asks_before = False  # something that waits may be from the process before
+        self.begin = begin  # sequence of the first message of this process; 0: not known
         self.stream = stream  # where repeats are looked for; empty: nowhere
         self.fence = 0  # number of what asks where the stream ends, before repeats are looked for; 0: nothing
         self.is_reading = False  # repeats are looked for
@@ -202,13 +212,34 @@ class Lane:
         """Return whether a message has to be looked for before it is sent."""
         return message.may_repeat and message.is_found and message.sequence == WAITING and self.finds()
 
-    def found(self, sequences: dict[str, int]) -> None:
-        """Note which of the messages that wait are in the stream, by their ids: they were looked for."""
+    def wanted(self) -> set[str]:
+        """Return the ids of the messages that wait and have to be looked for.
+
+        Not of those behind another copy of theirs: that has to be sent and answered first.
+        """
+        ids: set[str] = set()
+        copies: set[str] = set()
         for message in self.waiting:
-            if message.may_repeat and message.is_found and message.sequence == WAITING:
+            if message.sequence != WAITING:
+                continue
+            if self.must_find(message) and message.message_id not in copies:
+                ids.add(message.message_id)
+            copies.update(message.ids_of_all())
+        return ids
+
+    def found(self, wanted: set[str], sequences: dict[str, int]) -> None:
+        """Note which of the messages that wait are in the stream, by their ids; `wanted` were looked for."""
+        self.asks_before = False
+        for message in self.waiting:
+            if message.sequence != WAITING or not (message.may_repeat and message.is_found):
+                continue
+            if message.message_id in wanted:
+                wanted.discard(message.message_id)  # a second copy waits for the first one
                 message.sequence = sequences.get(message.message_id, WAITING)
                 message.is_duplicate = message.sequence != WAITING
                 message.may_repeat = False
+            elif message.is_old:
+                self.asks_before = True
 
     def send(self, group: list[Message], inbox: bytes, parts: list[bytes]) -> None:
         """Add the commands that publish a group of messages, of which the last one is to be acknowledged."""
@@ -315,6 +346,7 @@ class Lanes:
         self._stream_of = stream_of
         self._subjects: dict[str, tuple[str, bytes]] = {}
         self._ends: dict[str, int] = {}  # see `Lane.end`
+        self._begins: dict[str, int] = {}  # see `Lane.begin`
         self.is_clustered = is_clustered
         """Whether JetStream is a cluster of servers."""
         self.used: dict[str, Lane] = {}
@@ -341,9 +373,17 @@ class Lanes:
                 is_clustered=self.is_clustered,
                 is_ours=is_ours,
                 end=self._ends.pop(name, 0),
+                begin=self._begins.get(name, 0),
                 stream=self._stream_of(name) if is_ours and self._stream_of is not None else "",
             )
         return lane
+
+    def begin(self, lane: Lane, sequence: int) -> None:
+        """Note the first message that this process stored in a lane."""
+        lane.begin = sequence
+        if len(self._begins) >= MAX_NAMES:
+            self._begins.clear()
+        self._begins[lane.name] = sequence
 
     def finish(self, lane: Lane) -> None:
         """Forget a lane without messages, but for the end of its stream."""

@@ -84,6 +84,8 @@ class LogQueue:
         name, head = self._lanes.subject(subject)
         lane = self._lanes.lane(name)
         number = self._number = self._number + 1
+        if may_repeat and is_found:
+            lane.asks_before = True
         is_indexed = lane.is_ordered or not is_found or not lane.finds()
         block = header_block(message_id, lines, is_indexed)
         self._add(Message(lane, number, message_id, head, block, payload, token, may_repeat, is_found, is_indexed))

@@ -101,6 +101,11 @@ class RunMessage(Message):
                 follows = message.message_id
 
     @override
+    def ids_of_all(self) -> list[str]:
+        """Return the ids of the messages that this is."""
+        return [f"{self.ids}{number}" for number in range(self.first, self.first + self.count)]
+
+    @override
     def split(self) -> list[Message]:
         """Return the messages one by one; the last one has the answer, if there was one."""
         packets = self.payload

@@ -9,24 +9,61 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 
 from nats.aio.client import Client
 
 from services.common.errors import UnavailableError
-from services.common.log_reader import LogReader
+from services.common.log_reader import LogReader, StoredMessage
 from services.common.log_wire import MESSAGE_ID, OWN_ID
 from services.common.runtime import first_of
 
 logger = logging.getLogger(__name__)
 
-FIRST_MESSAGES = 1_024
-"""How far is looked back at first; twice as far as long as messages are found in the older half."""
+STEP_MESSAGES = 256
+"""How far is looked back at first; twice as far each time."""
 MOST_MESSAGES = 16_384
 """How far is looked back at most: four times what a writer has in flight."""
+MOST_MS = 10_000
+"""And how long before the last message, in ms, for those of the process before: nothing was in flight that long."""
+NEAR = 1_024
+"""How many more messages of this process are looked at for what it may have been given twice."""
+KEPT_S = 120.0
+KEPT_LOGS = 64
+"""How long, and of how many logs, is kept what the process before stored last."""
 LOOKS = 16
 """Logs that are read at the same time."""
+
+
+class Look:
+    """What is looked for.
+
+    Args:
+        stream: nobody else writes to it now.
+        last: sequence of its last message.
+        ids: of the messages that are looked for.
+        sent: how many this process may have sent in vain; looked for at the end of the stream.
+        before: sequence of the last message of the process before, when its messages may be among them; else -1.
+        found: called with the sequences of those that the stream has, or None: it can't be read. Must not raise.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        last: int,
+        ids: set[str],
+        sent: int,
+        before: int,
+        found: Callable[[dict[str, int] | None], None],
+    ) -> None:
+        self.stream = stream
+        self.last = last
+        self.ids = ids
+        self.sent = sent
+        self.before = before
+        self.found = found
 
 
 class LogTails:
@@ -40,19 +77,13 @@ class LogTails:
     def __init__(self, client: Client, stream_of: Callable[[str], str]) -> None:
         self.stream_of = stream_of
         self._reader = LogReader(client)
-        self._wanted: deque[tuple[str, int, set[str], Callable[[dict[str, int] | None], None]]] = deque()
+        self._wanted: deque[Look] = deque()
+        self._before: dict[str, tuple[int, float, dict[str, int]]] = {}  # by stream: see `_of_before`
         self._wake = asyncio.Event()
 
-    def find(self, stream: str, last: int, ids: set[str], found: Callable[[dict[str, int] | None], None]) -> None:
-        """Have `found` called with the sequences of those messages that the stream has, or None: it can't be read.
-
-        Args:
-            stream: nobody else writes to it now.
-            last: of the stream.
-            ids: of the messages.
-            found: must not raise.
-        """
-        self._wanted.append((stream, last, ids, found))
+    def find(self, look: Look) -> None:
+        """Look for messages; its `found` is called."""
+        self._wanted.append(look)
         self._wake.set()
 
     async def beside(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
@@ -68,45 +99,67 @@ class LogTails:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._wanted:
-                    stream, last, ids, found = self._wanted.popleft()
+                    look = self._wanted.popleft()
                     await slots.acquire()
-                    task = group.create_task(self._look(stream, last, ids, found))
+                    task = group.create_task(self._look(look))
                     task.add_done_callback(lambda _task: slots.release())
 
-    async def _look(
-        self, stream: str, last: int, ids: set[str], found: Callable[[dict[str, int] | None], None]
-    ) -> None:
-        try:
-            sequences = await self._sequences(stream, last, ids)
-        except UnavailableError as error:
-            logger.warning("end of a log not read", extra={"stream": stream, "reason": str(error)})
-            found(None)
-            return
-        logger.info("end of a log read", extra={"stream": stream, "wanted": len(ids), "found": len(sequences)})
-        found(sequences)
-
-    async def _sequences(self, stream: str, last: int, ids: set[str]) -> dict[str, int]:
+    async def _look(self, look: Look) -> None:
         sequences: dict[str, int] = {}
-        span, end = FIRST_MESSAGES, last  # all behind `end` was read
-        while True:
-            start = max(0, last - span)
-            await self._read(stream, start, end, ids, sequences)
-            is_done = start == 0 or span >= MOST_MESSAGES or len(sequences) == len(ids)
-            if is_done or not any(sequence <= last - span // 2 for sequence in sequences.values()):
-                return sequences
-            span, end = span * 2, start
+        try:
+            sent = look.sent + NEAR if look.before >= 0 else look.sent
+            for message in await self._stretch(look.stream, look.last - sent, look.last):
+                _note(message, sequences)
+            if look.before > 0 and not look.ids <= sequences.keys():
+                sequences |= await self._of_before(look.stream, look.before)
+        except UnavailableError as error:
+            logger.warning("end of a log not read", extra={"stream": look.stream, "reason": str(error)})
+            look.found(None)
+            return
+        found = {message_id: sequences[message_id] for message_id in look.ids & sequences.keys()}
+        logger.info("end of a log read", extra={"stream": look.stream, "wanted": len(look.ids), "found": len(found)})
+        look.found(found)
 
-    async def _read(self, stream: str, start: int, end: int, ids: set[str], sequences: dict[str, int]) -> None:
-        """Note which messages there are behind `start` up to `end`; the first one of each id."""
-        position = start
+    async def _of_before(self, stream: str, last: int) -> dict[str, int]:
+        """Return the messages up to a sequence that were stored shortly before it; read once."""
+        now = time.monotonic()
+        end, until, sequences = self._before.get(stream, (0, 0.0, {}))
+        if end == last and until > now:
+            return sequences
+        sequences = {}
+        span, end = STEP_MESSAGES, last  # all behind `end` was read
+        newest = 0
+        while end > 0:
+            start = max(0, last - span)
+            messages = await self._stretch(stream, start, end)
+            for message in messages:
+                _note(message, sequences)
+            if messages:
+                newest = newest or messages[-1].time_ms
+                if messages[0].time_ms < newest - MOST_MS:
+                    break
+            if span >= MOST_MESSAGES:
+                break
+            span, end = span * 2, start
+        while len(self._before) >= KEPT_LOGS:
+            del self._before[next(iter(self._before))]
+        self._before[stream] = (last, now + KEPT_S, sequences)
+        return sequences
+
+    async def _stretch(self, stream: str, start: int, end: int) -> list[StoredMessage]:
+        """Return the messages behind `start` up to `end`."""
+        found: list[StoredMessage] = []
+        position = max(0, start)
         while position < end:
             messages = await self._reader.read(stream, position)
             if not messages:
-                return
-            for message in messages:
-                if message.sequence > end:
-                    return
-                message_id = message.headers.get(OWN_ID) or message.headers.get(MESSAGE_ID, "")
-                if message_id in ids:
-                    sequences.setdefault(message_id, message.sequence)
+                break
+            found += [message for message in messages if message.sequence <= end]
             position = messages[-1].sequence
+        return found
+
+
+def _note(message: StoredMessage, sequences: dict[str, int]) -> None:
+    message_id = message.headers.get(OWN_ID) or message.headers.get(MESSAGE_ID, "")
+    if message_id:
+        sequences[message_id] = min(message.sequence, sequences.get(message_id, message.sequence))

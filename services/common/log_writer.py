@@ -34,7 +34,7 @@ from services.common import log_lanes
 from services.common.log_lanes import REFUSED, WAITING, Group, Lane, Message
 from services.common.log_pump import pump
 from services.common.log_queue import LogQueue
-from services.common.log_tail import LogTails
+from services.common.log_tail import LogTails, Look
 from services.common.log_wire import fault, fence, is_duplicate, last_sequence, stored_at
 from services.common.raw_nats import is_clustered, write
 
@@ -259,16 +259,21 @@ class LogWriter(LogQueue):
         if last < 0 or self._tails is None:
             self._fail(lane, reason)
             return
-        ids = {message.message_id for message in lane.waiting if lane.must_find(message)}
+        ids = lane.wanted()
         lane.is_reading = True
-        self._tails.find(lane.stream, last, ids, lambda found: self._on_found(lane, found))
+        before = -1
+        if lane.asks_before:  # where the messages of this process begin, if it has stored any
+            before = lane.begin - 1 if 0 < lane.begin <= last else last
+        found: Callable[[dict[str, int] | None], None] = lambda sequences: self._on_found(lane, ids, sequences)  # noqa: E731
+        look = Look(lane.stream, last, set(ids), lane.lone, before, found)
+        self._tails.find(look)
 
-    def _on_found(self, lane: Lane, sequences: dict[str, int] | None) -> None:
+    def _on_found(self, lane: Lane, wanted: set[str], sequences: dict[str, int] | None) -> None:
         lane.is_reading = False
         if sequences is None:
             self._fail(lane, "the end of the stream can't be read")
             return
-        lane.found(sequences)
+        lane.found(wanted, sequences)
         self._enqueue(lane)
         self._wake.set()
 
@@ -335,6 +340,8 @@ class LogWriter(LogQueue):
                 return
             groups.popleft()
             lane.note_end(group)
+            if not lane.begin and last.sequence != REFUSED and not last.is_duplicate:
+                self._lanes.begin(lane, last.sequence - group.count + 1)
             sequence = last.sequence - group.count + 1
             while True:
                 message = lane.flight.popleft()

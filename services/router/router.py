@@ -348,7 +348,7 @@ class Router:
                     publication = Publication(
                         source, route, payload, flag, sequence, retained_by, topic_flag, in_kept, shown_topic
                     )
-                is_found = qos < 2 and message_ids is None  # noqa: PLR2004 - exactly once
+                is_found = qos < 2 and message_ids is None and not source.origin  # noqa: PLR2004 - exactly once
                 self._write(log, route, payload, message_id, lines, publication, flag & REPEATED != 0, is_found)
                 log.push()
                 if qos:

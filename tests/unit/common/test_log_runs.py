@@ -118,7 +118,7 @@ def test_commands_of_a_run_are_those_of_its_messages(
 ) -> None:
     if not is_ordered:
         follows = ""
-    lane = Lane("t.s", is_ordered=is_ordered, is_clustered=False, is_ours=True, end=1, stream="")
+    lane = Lane("t.s", is_ordered=is_ordered, is_clustered=False, is_ours=True, end=1, stream="", begin=0)
     packets = b"".join(b"head%b" % bytes([n] * payload_bytes) for n in range(count))
     run = RunMessage(
         lane, 40 + count, "x\n-", first, b"HPUB t.s.a ", LINES, packets, count, payload_bytes, "token", is_indexed
@@ -139,7 +139,7 @@ def test_commands_of_a_run_are_those_of_its_messages(
 
 
 def test_the_answer_to_a_run_is_that_to_its_last_message() -> None:
-    lane = Lane("t.s", is_ordered=False, is_clustered=False, is_ours=True, end=1, stream="")
+    lane = Lane("t.s", is_ordered=False, is_clustered=False, is_ours=True, end=1, stream="", begin=0)
     run = RunMessage(lane, 3, "x-", 1, b"HPUB t.s.a ", LINES, b"123", 3, 1, "token", True)
     run.sequence, run.failure = REFUSED, "too large"
     assert [(part.sequence, part.failure) for part in run.split()] == [(0, ""), (0, ""), (REFUSED, "too large")]
