@@ -17,12 +17,14 @@ form a *group*, and only the last one has a reply subject: NATS and this process
 - A new connection to NATS sends every lane back at once.
 - A message that can never be stored (too large for the server or the stream) is reported as failed, in its turn.
 
-Reports come in the order of writing in every lane, and `log_lanes` says what order the streams have. Repeats are
-harmless within the duplicate window of the stream, since every message in a group has a `Nats-Msg-Id`.
+Reports come in the order of writing in every lane, and `log_lanes` says what order the streams have. Of what is sent
+again JetStream drops repeats within the duplicate window of the stream, or (`is_found`) they are looked for in it
+first: a *fence*, a message that JetStream refuses behind all that was sent, tells where it ends (decision 13).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -264,9 +266,8 @@ class LogWriter(LogQueue):
         before = -1
         if lane.asks_before:  # where the messages of this process begin, if it has stored any
             before = lane.begin - 1 if 0 < lane.begin <= last else last
-        found: Callable[[dict[str, int] | None], None] = lambda sequences: self._on_found(lane, ids, sequences)  # noqa: E731
-        look = Look(lane.stream, last, set(ids), lane.lone, before, found)
-        self._tails.find(look)
+        found = functools.partial(self._on_found, lane, ids)
+        self._tails.find(Look(lane.stream, last, set(ids), lane.lone, before, found))
 
     def _on_found(self, lane: Lane, wanted: set[str], sequences: dict[str, int] | None) -> None:
         lane.is_reading = False

@@ -103,7 +103,7 @@ async def test_message_goes_to_subscribers_and_the_log(mesh: Mesh, auth: FakeAut
         assert logged.subject == "mq.out.i.p.a.b"
         assert logged.data == b"\x00payload"
         assert logged.headers is not None
-        assert logged.headers.pop("mqttMsgId").startswith("in-")
+        assert logged.headers.pop("Nats-Msg-Id").startswith("in-")
         assert logged.headers == {
             "qoslevel": "1",
             "cleansessionflag": "true",
