@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from nats.aio.client import Client
 
 from services.common.errors import UnavailableError
-from services.common.log_reader import LogReader, StoredMessage
+from services.common.log_reader import LogReader
 from services.common.log_wire import MESSAGE_ID, OWN_ID
 from services.common.runtime import first_of
 
@@ -108,8 +108,7 @@ class LogTails:
         sequences: dict[str, int] = {}
         try:
             sent = look.sent + NEAR if look.before >= 0 else look.sent
-            for message in await self._stretch(look.stream, look.last - sent, look.last):
-                _note(message, sequences)
+            await self._note(look.stream, look.last - sent, look.last, sequences)
             if look.before > 0 and not look.ids <= sequences.keys():
                 sequences |= await self._of_before(look.stream, look.before)
         except UnavailableError as error:
@@ -131,14 +130,9 @@ class LogTails:
         newest = 0
         while end > 0:
             start = max(0, last - span)
-            messages = await self._stretch(stream, start, end)
-            for message in messages:
-                _note(message, sequences)
-            if messages:
-                newest = newest or messages[-1].time_ms
-                if messages[0].time_ms < newest - MOST_MS:
-                    break
-            if span >= MOST_MESSAGES:
+            oldest_ms, newest_ms = await self._note(stream, start, end, sequences)
+            newest = newest or newest_ms
+            if (oldest_ms and oldest_ms < newest - MOST_MS) or span >= MOST_MESSAGES:
                 break
             span, end = span * 2, start
         while len(self._before) >= KEPT_LOGS:
@@ -146,20 +140,24 @@ class LogTails:
         self._before[stream] = (last, now + KEPT_S, sequences)
         return sequences
 
-    async def _stretch(self, stream: str, start: int, end: int) -> list[StoredMessage]:
-        """Return the messages behind `start` up to `end`."""
-        found: list[StoredMessage] = []
+    async def _note(self, stream: str, start: int, end: int, sequences: dict[str, int]) -> tuple[int, int]:
+        """Note the messages behind `start` up to `end`, batch by batch; return when the first and the last were stored.
+
+        Both in ms since 1970; both 0 when there are none.
+        """
+        oldest_ms = newest_ms = 0
         position = max(0, start)
         while position < end:
             messages = await self._reader.read(stream, position)
             if not messages:
                 break
-            found += [message for message in messages if message.sequence <= end]
+            for message in messages:
+                if message.sequence > end:
+                    break
+                oldest_ms = oldest_ms or message.time_ms
+                newest_ms = message.time_ms
+                message_id = message.headers.get(OWN_ID) or message.headers.get(MESSAGE_ID, "")
+                if message_id:
+                    sequences[message_id] = min(message.sequence, sequences.get(message_id, message.sequence))
             position = messages[-1].sequence
-        return found
-
-
-def _note(message: StoredMessage, sequences: dict[str, int]) -> None:
-    message_id = message.headers.get(OWN_ID) or message.headers.get(MESSAGE_ID, "")
-    if message_id:
-        sequences[message_id] = min(message.sequence, sequences.get(message_id, message.sequence))
+        return oldest_ms, newest_ms
