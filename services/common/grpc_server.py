@@ -93,7 +93,8 @@ class _Health(health.aio.HealthServicer):
 
     @override
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]) -> None:
-        await first_of(super().Watch(request, context), self._ended.wait())
+        with contextlib.suppress(aio.InternalError):  # whoever watched is gone
+            await first_of(super().Watch(request, context), self._ended.wait())
 
     @override
     async def enter_graceful_shutdown(self) -> None:

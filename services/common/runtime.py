@@ -21,6 +21,7 @@ import uvloop
 from services import compiled
 from services.common import grpc_wakeups
 from services.common import logging as json_logging
+from services.common.errors import DomainError
 from services.common.settings import CommonSettings, SettingsError, load
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,11 @@ async def end(tasks: Collection[asyncio.Task[T]], *, again_s: float, times: floa
 
 
 def _log_failure(task: asyncio.Task[T]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    if isinstance(error, DomainError):
+        logger.info("work was given up", extra={"reason": str(error)})
+    else:
         logger.warning("work failed while it was given up", exc_info=error)
 
 
@@ -123,10 +128,17 @@ async def until_stopped(service: Awaitable[None]) -> None:
 async def first_of(*work: Coroutine[object, object, object]) -> None:
     """Run `work` side by side until one ends, cancel the others, and raise what it raised."""
     tasks = [asyncio.ensure_future(coro) for coro in work]
+    ended: list[asyncio.Task[object]] = []
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await end(tasks, again_s=CANCEL_AGAIN_S)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended = [task for task in tasks if task.done()]
+            await end(tasks, again_s=CANCEL_AGAIN_S)
+    except asyncio.CancelledError:
+        for task in ended:  # `end` logs what the others raise
+            _log_failure(task)
+        raise
     for error in [task.exception() for task in tasks if not task.cancelled()]:
         if isinstance(error, Exception):
             raise error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import sys
 
 import pytest
 
-from services.common import runtime
+from services.common import errors, runtime
 
 SERVICE = """
 import asyncio, dataclasses
@@ -118,6 +120,47 @@ async def test_the_first_to_end_ends_work_that_forgets_its_cancellation(monkeypa
     async with asyncio.timeout(5):
         with pytest.raises(ValueError, match="late"):
             await runtime.first_of(_forgetful(ValueError("late")), asyncio.sleep(0))
+
+
+async def _cancel_beside(failure: Exception, turns: int) -> None:
+    """Cancel the first of some, so many turns of the loop after one of them has failed."""
+    fails = asyncio.Event()
+
+    async def fail() -> None:
+        await fails.wait()
+        raise failure
+
+    async def cancel() -> None:
+        await fails.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+
+    waiting = asyncio.create_task(runtime.first_of(fail(), _forgetful(None)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # all have begun
+    cancelling = asyncio.create_task(cancel())
+    await asyncio.sleep(0)
+    fails.set()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    await cancelling
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("failure", "level"), [(errors.NotServingError("stopping"), logging.INFO), (ValueError("broken"), logging.WARNING)]
+)
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_a_failure_while_the_first_of_some_is_cancelled_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, turns: int, failure: Exception, level: int
+) -> None:
+    monkeypatch.setattr(runtime, "CANCEL_AGAIN_S", 0.01)
+    caplog.set_level(logging.INFO)
+    await _cancel_beside(failure, turns)
+    gc.collect()  # asyncio tells of failures that nobody took when their tasks are freed
+    assert [(r.name, r.levelno) for r in caplog.records] == [("services.common.runtime", level)]
 
 
 @pytest.mark.asyncio
