@@ -22,6 +22,7 @@ MODULES = (
     "services.common.subjects",
     "services.common.topics",
     "services.common.trie",
+    "services.common.utf8",
     "services.edge.arrivals",
     "services.edge.attempts",
     "services.edge.channel_ids",

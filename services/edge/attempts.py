@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
+from services.common import utf8
 from services.common.errors import StreamContractError
 from services.edge import tokens
 from services.edge.mqtt.packets import Connect, ConnectReturnCode
@@ -27,8 +28,6 @@ LARGE_BYTES = 4_096
 MAX_LARGE_BYTES = 16 << 20
 """Large CONNECT packets that may wait and be asked about together, so that a question fits into a message of gRPC
 whatever strangers send; a further one is answered CONNACK 3."""
-MAX_UTF8_BYTES = 4
-"""Of a character."""
 
 TYPES = {
     tokens.READ: auth_pb2.TOKEN_TYPE_READ,
@@ -198,4 +197,4 @@ def _is_any_revoked(granted: Iterable[Token], policies: Policies) -> bool:
 
 def _size(text: str) -> int:
     """Return the most bytes that a text takes."""
-    return len(text) if text.isascii() else MAX_UTF8_BYTES * len(text)
+    return len(text) if text.isascii() else utf8.MAX_BYTES * len(text)

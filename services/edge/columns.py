@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.common import utf8
 from services.edge.mqtt.packets import Publish, PublishRun
 from services.edge.policy import FLAG_LOGGED, TopicRule
 from services.edge.ports import Client
@@ -10,9 +11,6 @@ from weimq.router.v1 import router_pb2
 
 OVERHEAD_BYTES = 64
 """What a message costs besides its payload, for the size of a batch."""
-
-MAX_UTF8_BYTES = 4
-"""What a character takes at the most."""
 
 QOS = 3
 RETAIN = 4
@@ -135,13 +133,13 @@ class Columns:
         if topic is None:
             topic = self.topic_index[rule] = len(self.topics)
             self.topics.append(rule.topic)
-            self.bytes += len(rule.topic) * MAX_UTF8_BYTES
+            self.bytes += len(rule.topic) * utf8.MAX_BYTES
             self.topic_instances.append(self.instance_index.setdefault(rule.instance_id, len(self.instance_index)))
             self.topic_flags.append(rule.flags)
         publisher = self.publisher_index.get(client_id)
         if publisher is None:
             publisher = self.publisher_index[client_id] = len(self.publisher_index)
-            self.bytes += len(client_id) * MAX_UTF8_BYTES
+            self.bytes += len(client_id) * utf8.MAX_BYTES
         self.topic_indexes.append(topic)
         self.sequences.append(sequence)
         self.payloads.append(payload)

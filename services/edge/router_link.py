@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from grpc import aio
 
+from services.common import utf8
 from services.common.grpc_client import call_metadata
 from services.common.link import Link
 from services.common.linking import Opened, keep_linked
@@ -20,7 +21,6 @@ from services.common.settings import Secret
 from services.edge.arrivals import Arrivals
 from services.edge.columns import (
     CLEAN_SESSION,
-    MAX_UTF8_BYTES,
     OVERHEAD_BYTES,
     REPEATED,
     RETAIN,
@@ -279,7 +279,7 @@ class RouterLink:
         added = self._added
         size = count = 0
         while count < len(added) and size < FRAME_BYTES:
-            size += len(added[count].topic_filter) * MAX_UTF8_BYTES + OVERHEAD_BYTES
+            size += len(added[count].topic_filter) * utf8.MAX_BYTES + OVERHEAD_BYTES
             count += 1
         targets = frame.added_targets
         for target in added[:count]:
@@ -287,7 +287,7 @@ class RouterLink:
         del added[:count]
         while self._queries and not added and size < FRAME_BYTES:
             query = self._queries.popleft()
-            size += len(query.topic_filter) * MAX_UTF8_BYTES + OVERHEAD_BYTES
+            size += len(query.topic_filter) * utf8.MAX_BYTES + OVERHEAD_BYTES
             frame.retained_queries.append(query)
         if added or self._queries:
             return False

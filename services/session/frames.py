@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from services.common import utf8
 from services.common.errors import StreamContractError
 from services.session.domain.records import Publisher, Will
 from services.session.domain.rules import Rules
@@ -17,8 +18,6 @@ MAX_INSTANCE_BYTES = 128
 """Longest instance id: it becomes part of stream names and subjects."""
 MAX_CLIENT_ID_BYTES = 65_535
 MAX_ADDRESS_BYTES = 256
-MAX_UTF8_BYTES = 4
-"""Of a character."""
 MAX_WILL_BYTES = 65_535
 """Longest topic name, and longest payload, of a will: CONNECT has 16 bits for each length."""
 
@@ -107,7 +106,7 @@ def _check(channel_id: str, instance_id: str, client_id: str, address: str) -> N
 
 def _is_longer(text: str, most_bytes: int) -> bool:
     """Say whether a text takes more bytes; encodes only one that may."""
-    return len(text) * MAX_UTF8_BYTES > most_bytes and len(text.encode()) > most_bytes
+    return len(text) * utf8.MAX_BYTES > most_bytes and len(text.encode()) > most_bytes
 
 
 def _rules(rules: session_pb2.SessionRules) -> Rules:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from grpc import aio
 
+from services.common import utf8
 from services.common.grpc_client import call_metadata
 from services.common.link import Link, LinkBrokenError
 from services.common.linking import Opened, keep_linked
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 FRAME_BYTES = 1 << 20
 """Size of the filters after which a frame is full."""
-MAX_UTF8_BYTES = 4
 OVERHEAD_BYTES = 64
 QOS = 3
 KEPT_P2P = 8
@@ -194,7 +194,7 @@ class RouterLink:
             interest = self._added.popleft()
             if interest.target_id not in by_target:
                 continue  # removed since
-            size += len(interest.topic_filter) * MAX_UTF8_BYTES + OVERHEAD_BYTES
+            size += len(interest.topic_filter) * utf8.MAX_BYTES + OVERHEAD_BYTES
             frame.added_targets.add(
                 target_id=interest.target_id,
                 instance_id=interest.instance_id,
