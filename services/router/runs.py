@@ -129,5 +129,3 @@ class Runs:
                 self._kept.write(log, route.instance_id, payload, message_id, lines, part, may_repeat)
             else:
                 log.write_lines(route.subject, payload, message_id, lines, part, may_repeat, True)  # noqa: FBT003 - hot path
-        if in_kept:
-            self._pressure.written(source)
