@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import aiomqtt
@@ -18,6 +19,8 @@ from tests.chaos.ledger import Lane, Receipts
 from tests.support.clients import close_sockets
 
 PAHO_WINDOW = 50
+LOG_LINES = 20_000
+"""Of paho's own log, to be shown when something has failed."""
 
 
 def _paho(name: str, *, clean_session: bool) -> paho.Client:
@@ -35,6 +38,7 @@ class PahoPublisher:
     """
 
     def __init__(self, name: str, port: int, lane: Lane, qos: int, interval_s: float) -> None:
+        self.name = name
         self._interval_s = interval_s
         self._client = _paho(name, clean_session=True)
         self._client.max_inflight_messages_set(PAHO_WINDOW)
@@ -47,11 +51,17 @@ class PahoPublisher:
         self._client.on_connect = self._on_connect
         self._client.on_pre_connect = self._on_pre_connect
         self._client.on_disconnect = self._client.on_connect_fail = self._on_disconnect
+        self._client.on_log = self._on_log
+        self.log: deque[tuple[float, str]] = deque(maxlen=LOG_LINES)
+        """What paho did last, and when by `time.monotonic`."""
         self._early: set[int] = set()
         self._lock = threading.Lock()
         self._publishing = threading.Lock()
         self._may_publish = threading.Event()
         self._may_publish.set()
+
+    def _on_log(self, _client: object, _data: object, _level: object, text: str) -> None:
+        self.log.append((time.monotonic(), text))
 
     def _on_pre_connect(self, *_: object) -> None:
         with self._publishing:
