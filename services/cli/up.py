@@ -155,9 +155,10 @@ async def _supervise(
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup weimq up` stays
-            loop.add_signal_handler(number, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM):  # though a script that starts us with `&` has SIGINT ignored
+        loop.add_signal_handler(number, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup weimq up` stays
+        loop.add_signal_handler(signal.SIGHUP, on_signal)
     try:
         await supervisor.run(stop)
     except WrongSettingsError as error:
