@@ -35,6 +35,7 @@ def figures(row: Row, result: dict[str, Any]) -> dict[str, float]:
         found["p50_ms"] = result["connack"]["p50_us"] / 1000
         found["p99_ms"] = result["connack"]["p99_us"] / 1000
     if row.mode[0] == "idle":
+        found["kib_per_connection"] = result["mem_held"]["rss_delta_kb_per_conn"]
         usage = result["hold_usage"]
         found["idle_cpu_percent"] = 100 * usage["broker_cpu_s"] / usage["wall_s"]
     return found

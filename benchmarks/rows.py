@@ -124,7 +124,7 @@ ROWS = (
     ),
     Row(
         "idle", "10,000 idle connections", ("idle", "-n", str(STORM), "-w", "100", "--hold", "60", "--keepalive", "60"),
-        (Goal("idle_cpu_percent", 5, 2),), is_timed=False, peers=(),
+        (Goal("kib_per_connection", 14, 7), Goal("idle_cpu_percent", 5, 2)), is_timed=False, peers=(),
     ),
 )  # fmt: skip
 
