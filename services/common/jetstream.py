@@ -42,15 +42,16 @@ PENDING_BYTES = 32 << 20
 API = "$JS.API."
 """How the subjects of JetStream's management calls begin."""
 
-RELOAD_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Pauses before a management call is made again that found nobody there."""
+NOBODY_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Pauses before a request is made again that found nobody there."""
 
 
 class _Client(Client):
-    """A client that knows how many replicas streams and buckets are to have, and outlasts reloads of NATS.
+    """A client that knows how many replicas streams and buckets are to have, and asks again where nobody answers.
 
-    While NATS reloads its accounts, as it does when topics and backends come and go, nobody answers JetStream's calls
-    for a moment.
+    Nobody answers JetStream's calls for a moment while NATS reloads its accounts, as it does when topics and backends
+    come and go; nobody takes what is written to a new stream until all servers of a cluster have heard of it, which
+    may be after its creation was answered. A request that found nobody has done nothing: it can be made again.
     """
 
     def __init__(self, replicas: int) -> None:
@@ -66,12 +67,9 @@ class _Client(Client):
         old_style: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> Msg:
-        for pause_s in RELOAD_PAUSES_S:
-            try:
+        for pause_s in NOBODY_PAUSES_S:
+            with contextlib.suppress(nats.errors.NoRespondersError):
                 return await super().request(subject, payload, timeout, old_style, headers)
-            except nats.errors.NoRespondersError:
-                if not subject.startswith(API):
-                    raise
             await asyncio.sleep(pause_s)
         return await super().request(subject, payload, timeout, old_style, headers)
 

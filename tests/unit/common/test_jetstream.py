@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 
 import nats.errors
+import nats.js.errors
 import pytest
 from nats.aio.client import Client
 from nats.js import api
@@ -68,6 +69,24 @@ async def test_streams_and_buckets_get_the_replicas_of_the_client_and_keep_what_
         other = unique("b")
         await jetstream.ensure_bucket(safe.jetstream(), other)
         assert [await replicas_of(safe, name) for name in (str(stream.name), f"KV_{other}")] == [3, 3]
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_comes_late_gets_what_was_written_before(cluster: NatsCluster) -> None:
+    late = config()
+    async with connected(cluster, 1) as client, asyncio.TaskGroup() as group:
+        is_taken = group.create_task(client.jetstream().publish(str(late.name), b"early", timeout=20))
+        with pytest.raises(nats.errors.NoRespondersError):
+            await Client.request(client, str(late.name), b"", timeout=20)  # as nats-py does it: nobody is there
+        await jetstream.ensure_stream(client.jetstream(), late)
+        assert (await is_taken).stream == late.name
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_never_comes_is_told(cluster: NatsCluster) -> None:
+    async with connected(cluster, 1) as client:
+        with pytest.raises(nats.js.errors.NoStreamResponseError):
+            await client.jetstream().publish(unique("S"), b"", timeout=20)
 
 
 @pytest.mark.asyncio
