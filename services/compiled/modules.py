@@ -40,6 +40,7 @@ MODULES = (
     "services.edge.policies",
     "services.edge.policy",
     "services.edge.ports",
+    "services.edge.pace",
     "services.edge.pulse",
     "services.edge.returns",
     "services.edge.receipts",

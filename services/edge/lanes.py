@@ -10,6 +10,7 @@ QoS 0, but for:
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from services.common import qos0_window
@@ -144,7 +145,7 @@ class Lanes:
             frame: number of the one that takes it.
         """
         others_wait = not self.first.is_empty
-        if not self.qos0.is_empty and self.window.has_turn(others_wait):
+        if not self.qos0.is_empty and self.window.has_turn(others_wait, time.monotonic()):
             columns = self.qos0.take()
             if others_wait and columns.questions:  # they follow the messages of QoS 1 and 2, too
                 self.first.open.questions += columns.questions
@@ -155,7 +156,7 @@ class Lanes:
             return None
         columns = self.first.take()
         if columns.sequences:
-            self.window.passed()
+            self.window.passed(time.monotonic())
             columns.is_first = True
         return columns
 

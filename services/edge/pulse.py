@@ -14,8 +14,8 @@ from services.edge.policy import FLAG_LOGGED
 
 LATE_S: Final = 0.002
 """What takes so much longer than the fastest is late: publishers with a small window wait for it."""
-DRIFT_S: Final = 1e-6
-"""What the time of the fastest rises by with each other one, since ways become longer: some milliseconds a minute."""
+DRIFT: Final = 2e-5
+"""What the time of the fastest rises by in each second, since ways become longer: a millisecond a minute."""
 LOST_S: Final = 1.0
 """What takes longer than that does not wait for messages of QoS 0."""
 
@@ -23,14 +23,14 @@ LOST_S: Final = 1.0
 class Pulse:
     """Watches one message after the other. Owned by one event loop."""
 
-    __slots__ = ("_least_s", "_sent_at", "_sequence", "is_late")
+    __slots__ = ("_is_judged", "_judged_at", "_least_s", "_sent_at", "_sequence")
 
     def __init__(self) -> None:
         self._least_s = 0.0  # what one takes when nothing is in its way, the network's part; 0: not known
-        self._sequence = 0
+        self._judged_at = 0.0  # when that was known
+        self._sequence = 0  # of the one that is watched
         self._sent_at = 0.0
-        self.is_late = False
-        """Whether the last one took, or takes, too long."""
+        self._is_judged = False  # it is known to be late
 
     def sent(self, columns: Columns, unacknowledged: Mapping[int, Unacknowledged]) -> None:
         """Note that messages go."""
@@ -39,20 +39,30 @@ class Pulse:
             if entry is not None and not entry.rule.flags & FLAG_LOGGED:
                 self._sequence = columns.sequences[-1]
                 self._sent_at = time.monotonic()
+                self._is_judged = False
 
-    def look(self, unacknowledged: Mapping[int, Unacknowledged]) -> None:
-        """Judge by what is acknowledged and what is not."""
-        if not (self._sequence or self.is_late):
-            return
-        age_s = time.monotonic() - self._sent_at
+    def look(self, unacknowledged: Mapping[int, Unacknowledged]) -> bool | None:
+        """Judge the one that is watched, once, by whether it is acknowledged.
+
+        Returns:
+            Whether it is late; None: nothing new is known.
+        """
         if not self._sequence:
-            self.is_late = bool(unacknowledged) and age_s <= LOST_S
-        elif self._sequence not in unacknowledged:
+            return None
+        now = time.monotonic()
+        age_s = now - self._sent_at
+        is_late = age_s > self._least_s + LATE_S
+        if self._sequence not in unacknowledged:
             self._sequence = 0
-            self.is_late = age_s > self._least_s + LATE_S
-            self._least_s = min(age_s, self._least_s + DRIFT_S) if self._least_s else age_s
+            risen_s = self._least_s + DRIFT * (now - self._judged_at)
+            self._least_s = min(age_s, risen_s) if self._least_s else age_s
+            self._judged_at = now
         elif age_s > LOST_S:
             self._sequence = 0
-            self.is_late = False
-        elif age_s > self._least_s + LATE_S:
-            self.is_late = True
+            return None
+        elif not is_late:
+            return None
+        if self._is_judged:
+            return None
+        self._is_judged = True
+        return is_late

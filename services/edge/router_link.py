@@ -24,6 +24,7 @@ from services.edge.columns import (
     OVERHEAD_BYTES,
     REPEATED,
     RETAIN,
+    Columns,
     Entry,
     Unacknowledged,
 )
@@ -165,14 +166,14 @@ class RouterLink:
         if flags != TAKEN:
             self._send(client, rule, publication, clean_session, flags)
         else:
-            self._flow.took(client, publication.qos)
+            self._flow.took(client, publication.qos, 0)
 
     def publish_run(self, client: Client, rule: TopicRule, run: PublishRun, clean_session: bool) -> None:  # noqa: FBT001 - hot path
         """Take messages over; see `ports.Router`."""
         flags = 0
         if not rule.flags:
             if self._short.take_run(client, rule, run, clean_session):
-                self._flow.took(client, run.qos)
+                self._flow.took(client, run.qos, 0)
                 return
         elif rule.flags == FLAG_LOGGED and not rule.is_ordered and run.qos <= 1:
             flags = self._local.take_run(rule, run)
@@ -194,7 +195,7 @@ class RouterLink:
         if qos:
             self._keep(sequence, Unacknowledged(client, rule, run, flags))
         self._gather(rule, client.client_id, sequence, run.frames, flags, run)
-        self._flow.took(client, qos)
+        self._flow.took(client, qos, len(run.frames))
 
     def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool, flags: int) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos
@@ -203,7 +204,7 @@ class RouterLink:
         if qos:
             self._keep(sequence, Unacknowledged(client, rule, publication, flags))
         self._gather(rule, client.client_id, sequence, publication.payload, flags, None)
-        self._flow.took(client, qos)
+        self._flow.took(client, qos, len(publication.payload) + OVERHEAD_BYTES)
 
     def _keep(self, sequence: int, entry: Unacknowledged) -> None:
         self._unacknowledged[sequence] = entry
@@ -246,8 +247,9 @@ class RouterLink:
         frame = router_pb2.LinkRequest()
         if has_changes and not self._add_changes(frame):
             return frame  # full, and what follows must not overtake the interests that are left
-        self._pulse.look(self._unacknowledged)
-        self._lanes.window.is_late = self._pulse.is_late
+        is_late = self._pulse.look(self._unacknowledged)
+        if is_late is not None:
+            self._flow.judge(is_late)
         columns = self._lanes.take(self.link.next_frame)
         if columns is None and not has_changes and self._snapshot_complete:
             if not self._goodbye or not self._lanes.is_empty:
@@ -258,17 +260,22 @@ class RouterLink:
         if not self._snapshot_complete:
             self._snapshot_complete = frame.snapshot_complete = True
         if columns is not None:
-            for route in columns.questions:
-                frame.route_questions.add(instance_id=route.instance_id, topic=route.topic, is_logged=route.is_logged)
-            if columns.is_awaited:
-                frame.is_awaited = True
-            if columns.is_first:
-                self._pulse.sent(columns, self._unacknowledged)
-            if columns.sequences:
-                self.link.gather(len(columns.sequences))
-                columns.write_to(frame.publishes)
+            self._write(columns, frame)
             self._flow.relieve()
         return frame
+
+    def _write(self, columns: Columns, frame: router_pb2.LinkRequest) -> None:
+        for route in columns.questions:
+            frame.route_questions.add(instance_id=route.instance_id, topic=route.topic, is_logged=route.is_logged)
+        if columns.is_awaited:
+            frame.is_awaited = True
+        if columns.sequences:
+            self.link.gather(len(columns.sequences))
+            columns.write_to(frame.publishes)
+        if columns.is_first:
+            self._pulse.sent(columns, self._unacknowledged)
+        elif self._lanes.window.is_narrow:
+            self.link.go_on()  # messages of QoS 1 and 2 that come now are not to wait for this frame's pause
 
     def _ask(self, route: LocalRoute) -> None:
         self._lanes.ask(route)
@@ -387,8 +394,6 @@ class RouterLink:
                 entry.acknowledged()
                 if entry.route is not None:
                     self._local.settle(entry.route)
-        if self._pulse.is_late:
-            self.link.wake()
 
     def _report(self, receipt_id: int, outcome: Outcome) -> None:
         self._reports[receipt_id] = outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
@@ -317,7 +318,7 @@ class EdgeLink:
         if self._again:
             return self._build_again()
         outbox = self._outbox
-        has_turn = outbox.has_qos0 and self._qos0.has_turn(outbox.has_first)
+        has_turn = outbox.has_qos0 and self._qos0.has_turn(outbox.has_first, time.monotonic())
         batch = outbox.take_qos0() if has_turn else outbox.take()
         if batch is None and self._revoked:
             batch = Batch(0)
@@ -362,8 +363,10 @@ class EdgeLink:
         self._revoked.clear()
         if batch.is_qos0:
             is_awaited = self._qos0.sent(self.link.next_frame) or is_awaited
+            if self._qos0.is_narrow:
+                self.link.go_on()
         elif batch.payloads:
-            self._qos0.passed()
+            self._qos0.passed(time.monotonic())
         response.is_awaited = is_awaited
         self.delivered += len(batch.payloads) - len(batch.runs) + sum(run.count for run in batch.runs)
         if batch.payloads:

@@ -211,6 +211,15 @@ async def test_under_load_more_gathers_for_the_next_frame() -> None:
 
 
 @pytest.mark.asyncio
+async def test_nothing_gathers_behind_a_frame_that_nobody_is_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "BUSY_S", 10)  # however slow the machine is
+    end = End()
+    end.link.gather(link_module.MANY)
+    end.link.go_on()
+    assert await frames_of(end, 3) == [[1], [2], [3, 4, 5]]
+
+
+@pytest.mark.asyncio
 async def test_single_things_that_follow_one_another_gather_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "BUSY_S", 10)  # however slow the machine is
     assert await frames_of(End(), 3) == [[1], [2], [3, 4, 5]]

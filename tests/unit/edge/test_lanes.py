@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import cast
 
 import pytest
 from typing_extensions import override
 
 from services.common import qos0_window
-from services.edge import flow, lanes
+from services.edge import flow, lanes, pace
 from services.edge.columns import RETAIN
 from services.edge.flow import Flow
 from services.edge.hub import Hub
@@ -102,6 +104,7 @@ def test_nothing_overtakes_a_retained_message_of_its_topic(world: World) -> None
     world.add(1 | RETAIN)
     world.add(1, other)
     assert world.frames() == [[4], [1, 2, 3]]
+    world.lanes.window.confirmed(world.frame)
     world.add(0)
     world.add(1)
     assert world.frames() == [[6], [5]]  # it went
@@ -185,12 +188,36 @@ class Publisher(FakeClient):
         pass
 
 
+class Clock:
+    """A loop that knows when something is to be called, and the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+        self.now = 1000.0
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+        if monkeypatch is not None:
+            monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Note it."""
+        self.calls.append((self.now + delay_s, call))
+
+    def wait(self, seconds: float) -> None:
+        """Have time pass."""
+        self.now += seconds
+        calls, self.calls = self.calls, []
+        for at, call in calls:
+            if at <= self.now:
+                call()
+            else:
+                self.calls.append((at, call))
+
+
 class Reading(World):
     """What waits, and who is read from."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         super().__init__()
-        hub = Hub(cast("asyncio.AbstractEventLoop", None))
+        hub = Hub(cast("asyncio.AbstractEventLoop", clock))
         hub.router = FakeRouter()  # type: ignore[assignment]  # no more is needed
         short = ShortWay(hub, lambda _: None, lambda *_: None)
         local = LocalDelivery(hub, lambda _: None, lambda *_: None)
@@ -198,11 +225,17 @@ class Reading(World):
 
     def publish(self, client: Publisher, qos: int, size: int) -> None:
         self.add(qos, size=size)
-        self.flow.took(client, qos)
+        self.flow.took(client, qos, size)
 
     def confirm(self) -> None:
         self.lanes.window.confirmed(self.frame)
         self.flow.relieve()
+
+    def carry(self) -> None:
+        """Have all frames go that may."""
+        while self.take():
+            self.flow.relieve()
+            self.confirm()
 
 
 def test_only_those_who_send_qos_0_wait_for_its_room() -> None:
@@ -236,6 +269,43 @@ def test_they_go_on_a_few_at_a_time_and_all_of_them() -> None:
         world.confirm()
     assert 0 < went_on[0] <= flow.QOS0_LOW_BYTES // flow.READ_BYTES
     assert not any(publisher.rooms_awaited for publisher in publishers)
+
+
+def test_beside_qos_1_that_is_late_they_go_on_at_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    world, careful = Reading(clock), Publisher()
+    flooding = [Publisher() for _ in range(10)]
+
+    def flow_on() -> None:
+        world.publish(careful, 1, 10)
+        world.carry()
+
+    def judge() -> None:
+        for _ in range(100):
+            world.flow.judge(True)
+
+    judge()
+    flow_on()
+    for each in flooding:
+        world.publish(each, 0, pace.QUANTUM)
+    assert all(each.rooms_awaited for each in flooding[1:])
+    brought = len(flooding)
+    for _ in range(1000):
+        clock.wait(0.01)
+        judge()
+        flow_on()
+        assert careful.rooms_awaited == 0
+        for each in flooding:
+            if not each.rooms_awaited:
+                world.publish(each, 0, pace.QUANTUM)
+                brought += 1
+    bound = (clock.now - 1000) * pace.LEAST_RATE / pace.QUANTUM
+    assert 0.5 * bound < brought <= bound + len(flooding) + 1
+    assert sum(each.rooms_awaited for each in flooding) == len(flooding)
+    clock.wait(1)  # nothing of QoS 1 flows any more: as soon as one brings something, all go on
+    world.publish(next(each for each in flooding if not each.rooms_awaited), 0, 10)
+    world.carry()
+    assert not any(each.rooms_awaited for each in flooding)
 
 
 def test_everybody_waits_for_too_much_of_qos_1() -> None:

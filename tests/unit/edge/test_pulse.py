@@ -15,10 +15,12 @@ from tests.unit.edge.test_short_way import FakeClient
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pulse = Pulse()
         self.waiting: dict[int, Unacknowledged] = {}
         self.sequence = 0
+        self._now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self._now)
 
     def send(self, flags: int = 0) -> None:
         self.sequence += 1
@@ -28,65 +30,73 @@ class World:
         columns.add(rule, "c", self.sequence, b"", 1)
         self.pulse.sent(columns, self.waiting)
 
-    def is_late(self) -> bool:
-        self.pulse.look(self.waiting)
-        return self.pulse.is_late
+    def look(self) -> bool | None:
+        return self.pulse.look(self.waiting)
 
-    def wait(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = time.monotonic() + seconds
-        monkeypatch.setattr(time, "monotonic", lambda: now)
+    def wait(self, seconds: float) -> None:
+        self._now += seconds
+
+    def take(self, seconds: float) -> bool | None:
+        """Send a message and have it acknowledged after so long; return the judgement."""
+        self.send()
+        self.wait(seconds)
+        self.waiting.clear()
+        return self.look()
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
 
 
-def test_what_takes_long_is_late_until_one_does_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_long_is_late_and_judged_once(world: World) -> None:
+    assert world.look() is None
     world.send()
-    world.wait(1.5 * pulse.LATE_S, monkeypatch)
+    assert world.look() is None
+    world.wait(1.5 * pulse.LATE_S)
     world.send()
-    assert world.is_late()
+    assert world.look() is True
+    assert world.look() is None
     del world.waiting[1]
-    assert world.is_late()
+    assert world.look() is None
     world.send()
     world.waiting.pop(3)
-    assert not world.is_late()
+    assert world.look() is False
+    assert world.look() is None
 
 
-def test_what_the_network_takes_is_not_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def take(seconds: float) -> bool:
-        world.send()
-        world.wait(seconds, monkeypatch)
-        world.waiting.clear()
-        return world.is_late()
-
+def test_what_the_network_takes_is_not_late(world: World) -> None:
     network_s = 2 * pulse.LATE_S
-    assert take(network_s)
-    assert not take(network_s)
-    assert not take(network_s + 0.5 * pulse.LATE_S)
-    assert take(network_s + 1.5 * pulse.LATE_S)
-    assert not take(0.5 * pulse.LATE_S)
-    assert take(network_s)
+    assert world.take(network_s) is True
+    assert world.take(network_s) is False
+    assert world.take(network_s + 0.5 * pulse.LATE_S) is False
+    assert world.take(network_s + 1.5 * pulse.LATE_S) is True
+    assert world.take(0.5 * pulse.LATE_S) is False
+    assert world.take(network_s) is True
 
 
-def test_nothing_is_late_when_nothing_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_that_becomes_longer_is_known_after_some_minutes_and_not_by_many_messages(world: World) -> None:
+    assert world.take(0.1 * pulse.LATE_S) is False
+    for _ in range(10_000):
+        assert world.take(1.5 * pulse.LATE_S) is True
+    for _ in range(10):
+        world.wait(60)
+        world.take(1.5 * pulse.LATE_S)
+    assert world.take(1.5 * pulse.LATE_S) is False
+
+
+def test_what_is_never_acknowledged_does_not_count_for_ever(world: World) -> None:
     world.send()
-    world.wait(1.5 * pulse.LATE_S, monkeypatch)
-    world.waiting.clear()
-    assert world.is_late()
-    assert not world.is_late()
-
-
-def test_what_is_never_acknowledged_does_not_count_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.wait(1.5 * pulse.LATE_S)
+    assert world.look() is True
+    world.wait(1.5 * pulse.LOST_S)
+    assert world.look() is None
     world.send()
-    world.wait(1.5 * pulse.LATE_S, monkeypatch)
-    assert world.is_late()
-    world.wait(1.5 * pulse.LOST_S, monkeypatch)
-    assert not world.is_late()
+    world.waiting.pop(2)
+    assert world.look() is False
 
 
-def test_what_waits_for_a_log_is_not_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_for_a_log_is_not_late(world: World) -> None:
     world.send(FLAG_LOGGED)
-    world.wait(1.5 * pulse.LATE_S, monkeypatch)
-    assert not world.is_late()
+    world.wait(1.5 * pulse.LATE_S)
+    assert world.look() is None
