@@ -195,7 +195,7 @@ class Link(Generic[S, R]):
                 before, sent_at = sent_at, clock()
                 is_again = self._on_stream < len(self._unconfirmed)  # nothing more can gather for frames sent before
                 if self._goes_on:
-                    self._goes_on = self._gathers = False
+                    self._goes_on = False
                 elif (self._gathers or sent_at - before < BUSY_S) and not is_again:
                     self._gathers = False
                     await asyncio.sleep(GATHER_S)

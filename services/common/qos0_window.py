@@ -15,7 +15,7 @@ from typing import Final
 MOST_FRAMES: Final = 8
 """Frames under way at the most."""
 
-FLOW_S: Final = 0.05
+FLOW_S: Final = 0.02
 """For how long others flow after a frame of theirs."""
 
 FRAME_BYTES: Final = 128 << 10
@@ -42,7 +42,7 @@ class Qos0Window:
         self.is_held = False
         """Whether the peer wants no more for now."""
         self.is_narrow = False
-        """Whether messages of QoS 1 or 2 flow."""
+        """Whether messages of QoS 1 or 2 flow, as far as was last looked."""
 
     @property
     def is_empty(self) -> bool:
@@ -59,14 +59,18 @@ class Qos0Window:
         """Messages at which a frame is closed."""
         return NARROW_MESSAGES if self.is_narrow else FRAME_MESSAGES
 
-    def has_turn(self, others_wait: bool, now: float) -> bool:  # noqa: FBT001 - hot path
-        """Say whether the next frame may be one of QoS 0."""
+    def look(self, now: float) -> bool:
+        """Return whether messages of QoS 1 or 2 flow; `now`: monotonic seconds."""
         self.is_narrow = now < self._flowed_at + FLOW_S
+        return self.is_narrow
+
+    def has_turn(self, others_wait: bool, now: float) -> bool:  # noqa: FBT001 - hot path
+        """Say whether the next frame may be one of QoS 0, which `sent` is told of."""
         if self.is_held:
             return False
         if others_wait:
             return self._passed >= PATIENCE and not self._frames
-        return len(self._frames) < (1 if self.is_narrow else MOST_FRAMES)
+        return len(self._frames) < (1 if self.look(now) else MOST_FRAMES)
 
     def passed(self, now: float) -> None:
         """Note that a frame with messages of QoS 1 or 2 goes."""

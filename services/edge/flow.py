@@ -9,10 +9,11 @@ import time
 from collections import deque
 from typing import Final
 
+from services.common.qos0_window import FLOW_S
 from services.edge.hub import Hub
 from services.edge.lanes import Lanes
 from services.edge.local_delivery import LocalDelivery
-from services.edge.pace import Pace
+from services.edge.pace import QUANTUM, Pace
 from services.edge.ports import Client
 from services.edge.short_way import ShortWay
 
@@ -75,7 +76,7 @@ class Flow:
         Args:
             client: that sent it.
             qos: of the message.
-            size: bytes that go to the router; 0: it takes the short way.
+            size: bytes that wait in the lane of QoS 0; 0: it takes another way.
         """
         lanes = self._lanes
         held_bytes = self.held_bytes
@@ -100,9 +101,10 @@ class Flow:
             self._hub.resume_publishers()
         if not self._waiting:
             return
-        if lanes.window.is_narrow:
+        now = time.monotonic()
+        if lanes.window.look(now):
             if not self._is_timed and lanes.qos0.bytes + held_bytes <= NARROW_BYTES:
-                self._relieve_slowly()
+                self._relieve_slowly(now)
             return
         count = (QOS0_LOW_BYTES - lanes.qos0.bytes - held_bytes) // READ_BYTES
         if lanes.qos0.is_empty:
@@ -111,12 +113,13 @@ class Flow:
                 count = len(self._waiting)  # nothing is under way whose end would let the next ones go on
         self._go_on(count)
 
-    def _relieve_slowly(self) -> None:
-        now = time.monotonic()
-        self._go_on(self._pace.room(now))
+    def _relieve_slowly(self, now: float) -> None:
+        debt_s = self._pace.debt_s(now)
+        if not debt_s:
+            self._go_on(QUANTUM // READ_BYTES)
         if self._waiting:
             self._is_timed = True
-            self._hub.call_later(self._pace.debt_s(now) + SETTLE_S, self._look)
+            self._hub.call_later(min(debt_s, FLOW_S) + SETTLE_S, self._look)  # others may have ended meanwhile
 
     def _look(self) -> None:
         self._is_timed = False

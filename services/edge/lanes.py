@@ -145,7 +145,8 @@ class Lanes:
             frame: number of the one that takes it.
         """
         others_wait = not self.first.is_empty
-        if not self.qos0.is_empty and self.window.has_turn(others_wait, time.monotonic()):
+        now = time.monotonic()
+        if not self.qos0.is_empty and self.window.has_turn(others_wait, now):
             columns = self.qos0.take()
             if others_wait and columns.questions:  # they follow the messages of QoS 1 and 2, too
                 self.first.open.questions += columns.questions
@@ -156,7 +157,7 @@ class Lanes:
             return None
         columns = self.first.take()
         if columns.sequences:
-            self.window.passed(time.monotonic())
+            self.window.passed(now)
             columns.is_first = True
         return columns
 

@@ -11,7 +11,7 @@ from typing import Final
 
 LEAST_RATE: Final = 1048576.0
 MOST_RATE: Final = 64 * 1048576.0
-"""Bounds of the rate, in bytes a second: nobody is cut off, and it comes down from the highest in ten judgements."""
+"""Bounds of the rate, in bytes a second: nobody is cut off, and a dozen judgements bring it down from the highest."""
 
 RISE: Final = 512 << 10
 FALL: Final = 0.7
@@ -21,26 +21,24 @@ QUANTUM: Final = 128 << 10
 """How far reading may be ahead of the rate, and what is read when it no longer is: a few large frames cost less of the
 CPU than many small ones."""
 
-MOST_READERS: Final = 32
-"""So many are read from for one quantum, however little each of them may bring."""
-
 FORGET_S: Final = 1.0
 """Without a judgement for so long nothing is known, and the rate is the highest."""
 
 
 class Pace:
-    """The rate of one link, and the debt of its publishers."""
+    """The rate of one link, and the debt of its publishers. `now` is monotonic seconds."""
 
-    __slots__ = ("_average", "_judged_at", "_paid_at", "_rate")
+    __slots__ = ("_debt", "_judged_at", "_paid_at", "_rate")
 
     def __init__(self) -> None:
         self._rate = MOST_RATE
         self._judged_at = 0.0
-        self._paid_at = 0.0  # when the debt is paid off
-        self._average = QUANTUM / MOST_READERS  # of what one brings at a time
+        self._debt = 0.0  # bytes, at `_paid_at`
+        self._paid_at = 0.0
 
     def judge(self, is_late: bool, now: float) -> None:  # noqa: FBT001 - hot path
-        """Adapt to a message of QoS 1 or 2 that was acknowledged in time, or not; `now`: monotonic seconds."""
+        """Adapt to a message of QoS 1 or 2 that was acknowledged in time, or not."""
+        self._pay(now)
         self._judged_at = now
         if is_late:
             self._rate = max(LEAST_RATE, self._rate * FALL)
@@ -49,18 +47,17 @@ class Pace:
 
     def read(self, size: int, now: float) -> bool:
         """Note that one publisher brought so many bytes, and return whether it is to wait."""
-        if now > self._judged_at + FORGET_S:
-            self._rate = MOST_RATE
-        self._average += (size - self._average) / 16
-        self._paid_at = max(self._paid_at, now) + size / self._rate
-        return (self._paid_at - now) * self._rate > QUANTUM
-
-    def room(self, now: float) -> int:
-        """Return how many of those who wait may be read from; 0: the debt is not paid off."""
-        if self._paid_at > now:
-            return 0
-        return min(MOST_READERS, max(1, int(QUANTUM / self._average)))
+        self._pay(now)
+        self._debt += size
+        return self._debt > QUANTUM
 
     def debt_s(self, now: float) -> float:
-        """Return after how many seconds the debt is paid off."""
-        return max(0.0, self._paid_at - now)
+        """Return after how many seconds those who wait may be read from."""
+        self._pay(now)
+        return self._debt / self._rate
+
+    def _pay(self, now: float) -> None:
+        if now > self._judged_at + FORGET_S:
+            self._rate = MOST_RATE
+        self._debt = max(0.0, self._debt - (now - self._paid_at) * self._rate)
+        self._paid_at = now

@@ -195,7 +195,7 @@ class RouterLink:
         if qos:
             self._keep(sequence, Unacknowledged(client, rule, run, flags))
         self._gather(rule, client.client_id, sequence, run.frames, flags, run)
-        self._flow.took(client, qos, len(run.frames))
+        self._flow.took(client, qos, 0 if rule.is_ordered else len(run.frames))
 
     def _send(self, client: Client, rule: TopicRule, publication: Publish, clean_session: bool, flags: int) -> None:  # noqa: FBT001 - hot path
         qos = publication.qos
@@ -204,7 +204,7 @@ class RouterLink:
         if qos:
             self._keep(sequence, Unacknowledged(client, rule, publication, flags))
         self._gather(rule, client.client_id, sequence, publication.payload, flags, None)
-        self._flow.took(client, qos, len(publication.payload) + OVERHEAD_BYTES)
+        self._flow.took(client, qos, 0 if rule.is_ordered else len(publication.payload) + OVERHEAD_BYTES)
 
     def _keep(self, sequence: int, entry: Unacknowledged) -> None:
         self._unacknowledged[sequence] = entry
@@ -274,7 +274,7 @@ class RouterLink:
             columns.write_to(frame.publishes)
         if columns.is_first:
             self._pulse.sent(columns, self._unacknowledged)
-        elif self._lanes.window.is_narrow:
+        elif columns.sequences and self._lanes.window.is_narrow:
             self.link.go_on()  # messages of QoS 1 and 2 that come now are not to wait for this frame's pause
 
     def _ask(self, route: LocalRoute) -> None:
@@ -343,6 +343,7 @@ class RouterLink:
         self._returns.start_anew()
         self._reports = {}  # their calls ended with the router
         self._full_logs.clear()
+        self._pulse = Pulse()  # the way to it may be longer
         self._queries = deque(self._unanswered.values())
         self._notices[:0] = [done for _, notices in self._waiting for done in notices]
         self._waiting.clear()

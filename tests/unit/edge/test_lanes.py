@@ -302,9 +302,21 @@ def test_beside_qos_1_that_is_late_they_go_on_at_the_pace(monkeypatch: pytest.Mo
     bound = (clock.now - 1000) * pace.LEAST_RATE / pace.QUANTUM
     assert 0.5 * bound < brought <= bound + len(flooding) + 1
     assert sum(each.rooms_awaited for each in flooding) == len(flooding)
-    clock.wait(1)  # nothing of QoS 1 flows any more: as soon as one brings something, all go on
-    world.publish(next(each for each in flooding if not each.rooms_awaited), 0, 10)
+
+
+def test_they_all_go_on_when_qos_1_has_ended_whatever_was_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    world = Reading(clock)
+    flooding = [Publisher() for _ in range(100)]
+    for _ in range(100):
+        world.flow.judge(True)
+    world.publish(Publisher(), 1, 10)
     world.carry()
+    for each in flooding:  # a debt of more than ten seconds
+        world.publish(each, 0, pace.QUANTUM)
+        world.carry()
+    assert sum(each.rooms_awaited for each in flooding) > 90
+    clock.wait(2 * (qos0_window.FLOW_S + flow.SETTLE_S))
     assert not any(each.rooms_awaited for each in flooding)
 
 

@@ -15,7 +15,7 @@ def read_for(each: Pace, seconds: float, size: int) -> int:
     now, total = NOW, 0
     while now < NOW + seconds:
         each.judge(False, now)
-        if each.room(now):
+        if not each.debt_s(now):
             total += size
             each.read(size, now)
         now += 1e-4
@@ -35,10 +35,11 @@ def test_what_is_read_comes_to_the_rate() -> None:
 
 def test_nobody_is_cut_off_however_late_others_are() -> None:
     each = slowest()
-    assert each.read(2 * pace.QUANTUM, NOW)
-    assert each.debt_s(NOW) == pytest.approx(2 * pace.QUANTUM / pace.LEAST_RATE)
-    assert not each.room(NOW)
-    assert each.room(NOW + each.debt_s(NOW) + 1e-6)
+    assert each.read(pace.QUANTUM + 1, NOW)
+    due_s = each.debt_s(NOW)
+    assert due_s == pytest.approx(pace.QUANTUM / pace.LEAST_RATE, rel=0.01)
+    assert each.debt_s(NOW + 0.5 * due_s) == pytest.approx(0.5 * due_s)
+    assert each.debt_s(NOW + 1.01 * due_s) == 0
 
 
 def test_each_that_is_late_slows_it_and_each_in_time_makes_up_for_some() -> None:
@@ -60,21 +61,22 @@ def test_some_may_be_ahead_so_that_much_is_read_at_a_time() -> None:
     assert not each.read(pace.QUANTUM // 2, NOW)
     assert not each.read(pace.QUANTUM // 2, NOW)
     assert each.read(1, NOW)
-    assert not each.room(NOW + 0.9 * each.debt_s(NOW))
 
 
-def test_the_more_each_brings_the_fewer_are_read_from() -> None:
-    small, large = Pace(), Pace()
-    for _ in range(100):
-        small.read(1, NOW)
-        large.read(pace.QUANTUM, NOW)
-    later = NOW + 100
-    assert small.room(later) == pace.MOST_READERS
-    assert large.room(later) == 1
+def test_a_debt_is_paid_off_at_the_rate_of_now() -> None:
+    each = slowest()
+    each.read(100 * pace.QUANTUM, NOW)
+    before_s = each.debt_s(NOW)
+    for _ in range(1000):
+        each.judge(False, NOW)
+    assert each.debt_s(NOW) < 0.1 * before_s
 
 
-def test_without_judgements_the_rate_is_forgotten() -> None:
+@pytest.mark.parametrize("is_judged", [False, True])
+def test_without_judgements_the_rate_is_forgotten(is_judged: bool) -> None:
     each = slowest()
     later = NOW + 1.1 * pace.FORGET_S
+    if is_judged:
+        each.judge(False, later)
     each.read(pace.QUANTUM, later)
     assert each.debt_s(later) == pytest.approx(pace.QUANTUM / pace.MOST_RATE)
