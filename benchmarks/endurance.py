@@ -6,7 +6,8 @@ offered: publishers that reach the peak of QoS 1 by themselves, beside as many a
 at QoS 0 as fast as TCP takes them. Medians of some rounds count. Goodput is what is delivered, as a share of the peak
 of its QoS: messages of QoS 0 cost a fraction of the others, and would otherwise hide a loss of those. It must stay; and
 of QoS 1 must come a larger share of what is offered than of QoS 0. QoS 1 is offered by
-publishers with windows: at a rate beyond what goes through, mqload writes late messages one by one, without a rest.
+publishers with windows: at a rate beyond what goes through, mqload writes late messages one by one, without a rest. So
+the loader of QoS 0 yields to that of QoS 1, which would wait for it otherwise, and offer less than its peak.
 
 Soak: memory of every process must be flat while messages flow and clients come and go. Run
 `python -m benchmarks.endurance --help`; see README.md.
@@ -105,15 +106,27 @@ class Load:
         self._broker = broker
         self._topic = topic
 
-    def run(self, qos: int, seconds: float, *more: str, base: int = 0, is_strict: bool = True) -> dict[str, Any]:
-        """Send from `PAIRS` publishers to as many subscribers over two edges; returns what mqload says."""
+    def run(
+        self, qos: int, seconds: float, *more: str, base: int = 0, is_strict: bool = True, yields: bool = False
+    ) -> dict[str, Any]:
+        """Send from `PAIRS` publishers to as many subscribers over two edges; returns what mqload says.
+
+        Args:
+            qos: of the messages.
+            seconds: to measure.
+            more: options of mqload.
+            base: number of the first client.
+            is_strict: whether a lost message fails the run.
+            yields: whether other loaders have the CPU first.
+        """
         arguments = [
             "throughput", "-P", str(PAIRS + 1), "--qos", str(qos), "-t", str(seconds), "--warmup", "1", "--drain", "10",
             "-h", ",".join(self._broker.hosts), *self._broker.identity, "--id-base", str(base),
             "--topic", f"{self._topic}/endurance{base}/%d", *more,
         ]  # fmt: skip
         pids = self._broker.pids.values()
-        return loader.run(self._program, arguments, pids, timeout_s=seconds + 300, is_strict=is_strict)
+        program = ("nice", "-n", "19", *self._program) if yields else self._program
+        return loader.run(program, arguments, pids, timeout_s=seconds + 300, is_strict=is_strict)
 
     def churn(self, seconds: float, rate: int, base: int) -> dict[str, Any]:
         """Have clients come and go."""
@@ -132,7 +145,7 @@ def overload(console: Console, broker: Broker, options: argparse.Namespace) -> t
         """Return the results of QoS 1 and of others beside it."""
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(load.run, 1, options.seconds)
-            other = pool.submit(load.run, qos, options.seconds, *more, base=1000, is_strict=qos > 0)
+            other = pool.submit(load.run, qos, options.seconds, *more, base=1000, is_strict=qos > 0, yields=qos == 0)
             return [first.result(), other.result()]
 
     def alone(qos: int, *more: str) -> float:
