@@ -72,10 +72,15 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self, request_iterator: AsyncIterator[auth_pb2.AuthenticateStreamRequest], context: Context
     ) -> None:
         self._gate.check()
-        await first_of(self._authenticate_all(context), self._gate.closed.wait())
+        writing = asyncio.Lock()
+        await first_of(self._authenticate_all(context, writing), self._closed(writing))
         self._gate.check()  # an open stream would use up the grace of all other calls
 
-    async def _authenticate_all(self, context: Context) -> None:
+    async def _closed(self, writing: asyncio.Lock) -> None:
+        await self._gate.closed.wait()
+        await writing.acquire()  # gRPC takes no status while an answer is under way: the stream would stay open
+
+    async def _authenticate_all(self, context: Context, writing: asyncio.Lock) -> None:
         while (request := await context.read()) is not aio.EOF:
             self._check(request.attempts)
             if request.merges_results:
@@ -83,7 +88,8 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             else:
                 results = self._attempts.answer(request.attempts, _now_ms(), time.monotonic())
                 response = auth_pb2.AuthenticateStreamResponse(results=results)
-            await context.write(response)
+            async with writing:
+                await context.write(response)
 
     def _check(self, attempts: Sequence[auth_pb2.ConnectAttempt]) -> None:
         self._gate.check()

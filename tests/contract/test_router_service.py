@@ -34,6 +34,7 @@ from tests.support.router import (
     until,
     until_not_serving,
 )
+from tests.support.wait import WAIT_S
 from weimq.router.v1 import router_pb2, router_pb2_grpc
 
 __all__ = ["mesh"]  # a fixture
@@ -229,7 +230,8 @@ async def test_restarted_router_goes_on_where_the_old_one_was(mesh: Mesh, nats_s
             assert [message.data for message in await read_log(nats_server.url, "p")] == numbers
 
 
-async def test_restarted_router_waits_for_the_edges_of_the_old_one(mesh: Mesh) -> None:
+async def test_restarted_router_waits_for_the_edges_of_the_old_one(mesh: Mesh, nats_server: NatsServer) -> None:
+    mesh = Mesh(mesh.address, nats_server.url, edge_grace_s=WAIT_S)  # however slow the machine is
     one, two = FakeEdge(mesh, "one"), FakeEdge(mesh, "two")
     async with contextlib.AsyncExitStack() as edges:
         async with mesh.router(), two.running():
