@@ -5,9 +5,9 @@ from the mesh what it needs to carry it. The peaks of QoS 1 and of QoS 0, each a
 offered: publishers that reach the peak of QoS 1 by themselves, beside as many at QoS 1, at QoS 0 at the same rate, and
 at QoS 0 as fast as TCP takes them. Medians of some rounds count. Goodput is what is delivered, as a share of the peak
 of its QoS: messages of QoS 0 cost a fraction of the others, and would otherwise hide a loss of those. It must stay; and
-of QoS 1 must come a larger share of what is offered than of QoS 0. QoS 1 is offered by
-publishers with windows: at a rate beyond what goes through, mqload writes late messages one by one, without a rest. So
-the loader of QoS 0 yields to that of QoS 1, which would wait for it otherwise, and offer less than its peak.
+of QoS 1 must come a larger share of what is offered than of QoS 0. QoS 1 is offered by publishers with windows: at a
+rate beyond what goes through, mqload writes late messages one by one, without a rest. So the loader of QoS 0 yields to
+that of QoS 1, which would wait for it otherwise, and offer less than its peak.
 
 Soak: memory of every process must be flat while messages flow and clients come and go. Run
 `python -m benchmarks.endurance --help`; see README.md.

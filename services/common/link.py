@@ -107,7 +107,7 @@ class Link(Generic[S, R]):
         self._heard = False
         self._is_beat_due = False
         self._gathers = False
-        self._goes_on = False
+        self._skips_pause = False
         self.reset()
 
     def reset(self) -> None:
@@ -154,9 +154,9 @@ class Link(Generic[S, R]):
         if count >= MANY:
             self._gathers = True
 
-    def go_on(self) -> None:
+    def skip_pause(self) -> None:
         """Note that what comes next is not to wait: the writer does not pause after the frame that is being built."""
-        self._goes_on = True
+        self._skips_pause = True
 
     def confirm(self, through: int, *, lazily: bool = False) -> None:
         """Note that the peer's frames through this number have been taken over; `lazily`: nobody waits for that."""
@@ -194,8 +194,8 @@ class Link(Generic[S, R]):
                 await write(message)
                 before, sent_at = sent_at, clock()
                 is_again = self._on_stream < len(self._unconfirmed)  # nothing more can gather for frames sent before
-                if self._goes_on:
-                    self._goes_on = False
+                if self._skips_pause:
+                    self._skips_pause = False
                 elif (self._gathers or sent_at - before < BUSY_S) and not is_again:
                     self._gathers = False
                     await asyncio.sleep(GATHER_S)

@@ -275,7 +275,7 @@ class RouterLink:
         if columns.is_first:
             self._pulse.sent(columns, self._unacknowledged)
         elif columns.sequences and self._lanes.window.is_narrow:
-            self.link.go_on()  # messages of QoS 1 and 2 that come now are not to wait for this frame's pause
+            self.link.skip_pause()  # messages of QoS 1 and 2 that come now are not to wait for this frame's pause
 
     def _ask(self, route: LocalRoute) -> None:
         self._lanes.ask(route)

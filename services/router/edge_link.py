@@ -364,7 +364,7 @@ class EdgeLink:
         if batch.is_qos0:
             is_awaited = self._qos0.sent(self.link.next_frame) or is_awaited
             if self._qos0.is_narrow:
-                self.link.go_on()
+                self.link.skip_pause()
         elif batch.payloads:
             self._qos0.passed(time.monotonic())
         response.is_awaited = is_awaited

@@ -215,7 +215,7 @@ async def test_nothing_gathers_behind_a_frame_that_nobody_is_to_wait_for(monkeyp
     monkeypatch.setattr(link_module, "BUSY_S", 10)  # however slow the machine is
     end = End()
     end.link.gather(link_module.MANY)
-    end.link.go_on()
+    end.link.skip_pause()
     assert await frames_of(end, 3) == [[1], [2], [3, 4, 5]]
 
 
