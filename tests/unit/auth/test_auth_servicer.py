@@ -35,21 +35,11 @@ class SlowContext:
         self.written += 1
 
 
-class NoAttempts:
-    """Answers nothing."""
-
-    def answer(self, *_args: object) -> list[auth_pb2.ConnectResult]:
-        """Return no result."""
-        return []
-
-
 @pytest.mark.asyncio
 async def test_the_answer_that_is_under_way_is_written_before_the_stream_is_refused() -> None:
-    gate, context = Gate(), SlowContext()
-    servicer = AuthServicer(
-        view=cast("View", None), guard=cast("Guard", None), watchers=cast("Watchers", None), gate=gate
-    )
-    servicer._attempts = cast("Any", NoAttempts())
+    view, gate, context = View(), Gate(), SlowContext()
+    guard = Guard(free_per_address=100, free_per_key=100)
+    servicer = AuthServicer(view=view, guard=guard, watchers=Watchers(view), gate=gate)
     gate.open()
     call = asyncio.create_task(servicer.AuthenticateStream(cast("Any", None), cast("Any", context)))
     await context.is_writing.wait()
