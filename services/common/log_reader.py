@@ -98,7 +98,7 @@ class LogReader:
         return len(self._flight) + len(self._waiting)
 
     def fetch(self, stream: str, sequence: int, done: Callable[[StoredMessage | None], None]) -> None:
-        """Have `done` called with a message, or with None when the stream does not have it."""
+        """Have `done` called with a message, or with None when the stream does not have it; in any order."""
         self._waiting.append(_Request(stream, b'{"seq":%d}' % sequence, done))
         self._wake.set()
 
